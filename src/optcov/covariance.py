@@ -1,0 +1,110 @@
+"""Covariances as objects: what a strategy returns and all that samplers and likelihoods ask of it.
+
+A kind is a class with the operations of :class:`Covariance`; a new one (diagonal in an orthonormal basis, diagonal plus
+low rank, matrix-free) joins by implementing them, without a change in any sampler.  Events have d dimensions in any
+shape, batches come first: ``[B, *event]``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from math import prod
+
+import torch
+from torch import Tensor
+
+from optcov.broadcast import per_sample
+
+
+class Covariance(ABC):
+    """A batch of symmetric positive semi-definite matrices on events, one per sample."""
+
+    @abstractmethod
+    def affine(self, scale: Tensor, shift: Tensor) -> Covariance:
+        """``scale * C + shift * I``; both 0-dimensional or ``[B]``, not negative."""
+
+    @abstractmethod
+    def clamp(self, low: float | Tensor, high: float | Tensor) -> Covariance:
+        """The same eigenvectors, eigenvalues clamped to ``[low, high]``."""
+
+    @abstractmethod
+    def sqrt_mul(self, z: Tensor) -> Tensor:
+        """``C^{1/2} z``: turns white noise ``[B, *event]`` into a draw from N(0, C)."""
+
+    @abstractmethod
+    def diagonal(self) -> Tensor:
+        """Variance of each coordinate, ``[B, *event]``."""
+
+    @abstractmethod
+    def inv_quad(self, v: Tensor) -> Tensor:
+        """``v^T C^{-1} v`` of each sample, ``[B]``, for ``v`` of shape ``[B, *event]``."""
+
+    @abstractmethod
+    def logdet(self) -> Tensor:
+        """``log det C`` of each sample, ``[B]``; -inf where C is singular."""
+
+
+class DiagonalCovariance(Covariance):
+    """One variance per coordinate.
+
+    Args:
+        variance: ``[B, *event]``, not negative (clamp it where it was estimated).
+    """
+
+    def __init__(self, variance: Tensor) -> None:
+        self.variance = variance
+
+    def affine(self, scale: Tensor, shift: Tensor) -> Covariance:
+        v = self.variance
+        return DiagonalCovariance(per_sample(scale, v) * v + per_sample(shift, v))
+
+    def clamp(self, low: float | Tensor, high: float | Tensor) -> Covariance:
+        v = self.variance
+        return DiagonalCovariance(v.clamp(torch.as_tensor(low).to(v), torch.as_tensor(high).to(v)))
+
+    def sqrt_mul(self, z: Tensor) -> Tensor:
+        return self.variance.sqrt() * z
+
+    def diagonal(self) -> Tensor:
+        return self.variance
+
+    def inv_quad(self, v: Tensor) -> Tensor:
+        return (v**2 / self.variance).flatten(1).sum(1)
+
+    def logdet(self) -> Tensor:
+        return self.variance.log().flatten(1).sum(1)
+
+
+class IsotropicCovariance(Covariance):
+    """One variance for all coordinates, ``C = variance * I``.
+
+    Args:
+        variance: ``[B]``, not negative.
+        event_shape: shape of one sample, of d = prod(event_shape) dimensions.
+    """
+
+    def __init__(self, variance: Tensor, event_shape: torch.Size | tuple[int, ...]) -> None:
+        self.variance = variance
+        self.event_shape = tuple(event_shape)
+
+    def affine(self, scale: Tensor, shift: Tensor) -> Covariance:
+        v = self.variance
+        return IsotropicCovariance(scale.to(v.dtype) * v + shift.to(v.dtype), self.event_shape)
+
+    def clamp(self, low: float | Tensor, high: float | Tensor) -> Covariance:
+        v = self.variance
+        clamped = v.clamp(torch.as_tensor(low).to(v), torch.as_tensor(high).to(v))
+        return IsotropicCovariance(clamped, self.event_shape)
+
+    def sqrt_mul(self, z: Tensor) -> Tensor:
+        return per_sample(self.variance.sqrt(), z) * z
+
+    def diagonal(self) -> Tensor:
+        ones = self.variance.new_ones(len(self.variance), *self.event_shape)
+        return per_sample(self.variance, ones) * ones
+
+    def inv_quad(self, v: Tensor) -> Tensor:
+        return (v**2).flatten(1).sum(1) / self.variance
+
+    def logdet(self) -> Tensor:
+        return prod(self.event_shape) * self.variance.log()

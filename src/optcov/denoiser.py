@@ -1,0 +1,108 @@
+"""A denoiser: a network, the schedule it was trained on, and what its output means.
+
+Whatever the network predicts, a :class:`Denoiser` answers with both ``E[x_0|x_t]`` and ``E[eps|x_t]``, tied by
+``x_t = alpha_t x_0 + sigma_t eps``.  What a network is fed as its time is settled here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from optcov.broadcast import per_sample
+from optcov.schedule.base import NoiseSchedule
+
+Parameterization = Literal["eps", "x0", "v"]
+
+
+class Network(Protocol):
+    """What a mean network offers: its shapes, and ``(x_t, time) -> (output, features)``."""
+
+    data_shape: tuple[int, ...]  # of one sample: (C, H, W) for images, (D,) for vectors
+    feature_channels: int  # of the last feature map, before the output norm: what heads read
+
+    def __call__(self, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is known of a batch at time t.
+
+    Args:
+        x0: ``m = E[x_0|x_t]``, ``[B, *event]``.
+        eps: ``e = E[eps|x_t]``, ``[B, *event]``.
+        features: the network's last feature map, ``[B, feature_channels, ...]``.
+    """
+
+    x0: Tensor
+    eps: Tensor
+    features: Tensor
+
+
+class Denoiser(nn.Module):
+    """Predicts clean data and noise from noisy data.
+
+    Args:
+        network: see :class:`Network`.
+        schedule: the forward process the network belongs to.
+        parameterization: what the network's output is: ``eps``, ``x0``, or ``v = alpha_t eps - sigma_t x_0``.
+        time_offset: the network is fed ``(n + time_offset) * 1000 / N``; 0 as in DDPM's CIFAR-10 network, -1 for
+            networks that count from 0.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: NoiseSchedule,
+        parameterization: Parameterization = "eps",
+        time_offset: int = 0,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.schedule = schedule
+        self.parameterization = parameterization
+        self.time_offset = time_offset
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self.network.data_shape)  # type: ignore[arg-type]
+
+    @property
+    def feature_channels(self) -> int:
+        """Channels of ``Prediction.features``."""
+        return int(self.network.feature_channels)  # type: ignore[arg-type]
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Prediction:
+        """Predict at time ``t``.
+
+        Args:
+            x_t: ``[B, *event]``.
+            t: float64 in (0, 1], 0-dimensional or ``[B]``.
+        """
+        n = t * self.schedule.num_steps + self.time_offset
+        time = (n * 1000 / self.schedule.num_steps).to(x_t.dtype).expand(len(x_t))
+        output, features = self.network(x_t, time)
+        output = output.to(x_t.dtype)  # autocast may have left it in half precision
+        alpha, sigma = per_sample(self.schedule.alpha(t), x_t), per_sample(self.schedule.sigma(t), x_t)
+        if self.parameterization == "eps":
+            return Prediction(x0=(x_t - sigma * output) / alpha, eps=output, features=features)
+        if self.parameterization == "x0":
+            return Prediction(x0=output, eps=(x_t - alpha * output) / sigma, features=features)
+        return Prediction(x0=alpha * x_t - sigma * output, eps=sigma * x_t + alpha * output, features=features)
+
+    def diffuse(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """``x_t = alpha_t x_0 + sigma_t eps`` for white noise ``eps``, each ``[B, *event]``."""
+        return per_sample(self.schedule.alpha(t), x_0) * x_0 + per_sample(self.schedule.sigma(t), x_0) * eps
+
+    def loss(self, prediction: Prediction, eps: Tensor) -> Tensor:
+        """``||eps - e||^2`` of each sample, ``[B]`` (DDPM, Eq. 14)."""
+        return ((eps - prediction.eps) ** 2).flatten(1).sum(1)
+
+
+def noise_variance(schedule: NoiseSchedule, t: Tensor) -> Tensor:
+    """``r = sigma_t^2 / alpha_t^2``, with which ``Cov[x_0|x_t] = r Cov[eps|x_t]``; float64, shape of ``t``."""
+    return torch.exp(-schedule.log_snr(t))

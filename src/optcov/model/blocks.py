@@ -1,0 +1,116 @@
+"""Layers that backbones and heads share; every one works on images ``[B, C, H, W]`` and on vectors ``[B, C]``.
+
+Source: the residual block of DDPM (arXiv:2006.11239), with the scale-shift norm of Improved DDPM (arXiv:2102.09672).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def layer(
+    in_channels: int, out_channels: int, spatial_dims: int, kernel_size: int = 3, zero: bool = False
+) -> nn.Module:
+    """A same-size convolution on images (``spatial_dims = 2``), a linear layer on vectors (0); its weights 0 on request."""
+    made: nn.Conv2d | nn.Linear
+    if spatial_dims == 2:
+        made = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+    else:
+        made = nn.Linear(in_channels, out_channels)
+    if zero:
+        nn.init.zeros_(made.weight)
+        nn.init.zeros_(made.bias)  # type: ignore[arg-type]
+    return made
+
+
+def norm(channels: int, max_groups: int = 32) -> nn.GroupNorm:
+    """Group normalisation with the largest number of groups up to ``max_groups`` that divides the channels."""
+    return nn.GroupNorm(math.gcd(channels, max_groups), channels, eps=1e-6)
+
+
+class SinusoidalEmbedding(nn.Module):
+    """Sines and cosines of the time at geometric frequencies, ``[B] -> [B, channels]`` (Transformer, as in DDPM).
+
+    Args:
+        channels: even, at least 4.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = channels // 2
+        frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / (half - 1))
+        self.frequencies: Tensor
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, time: Tensor) -> Tensor:
+        phase = time[:, None] * self.frequencies.to(time.dtype)
+        return torch.cat([phase.sin(), phase.cos()], 1)
+
+
+class LearnedEmbedding(nn.Module):
+    """A table of vectors, one per time the network can be fed (0..1000), as in Keras-DDPM; ``[B] -> [B, channels]``.
+
+    Args:
+        channels: length of a vector.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(1001, channels)
+
+    def forward(self, time: Tensor) -> Tensor:
+        return self.table(time.round().long())  # type: ignore[no-any-return]
+
+
+class TimeMLP(nn.Sequential):
+    """Two layers behind an embedding of the time, ``[B] -> [B, out_channels]``."""
+
+    def __init__(self, embedding: nn.Module, channels: int, out_channels: int) -> None:
+        super().__init__(embedding, nn.Linear(channels, out_channels), nn.SiLU(), nn.Linear(out_channels, out_channels))
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, layer, twice, around an identity; the time enters between the two.
+
+    Args:
+        in_channels, out_channels: a 1x1 layer joins them where they differ.
+        time_channels: of the embedded time.
+        spatial_dims: 2 for images, 0 for vectors.
+        dropout: before the second layer.
+        scale_shift: the time scales and shifts the second norm instead of being added before it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        time_channels: int,
+        spatial_dims: int = 2,
+        dropout: float = 0.0,
+        scale_shift: bool = False,
+    ) -> None:
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.norm1 = norm(in_channels)
+        self.layer1 = layer(in_channels, out_channels, spatial_dims)
+        self.time = nn.Linear(time_channels, out_channels * (2 if scale_shift else 1))
+        self.norm2 = norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.layer2 = layer(out_channels, out_channels, spatial_dims, zero=True)
+        same = in_channels == out_channels
+        self.shortcut = nn.Identity() if same else layer(in_channels, out_channels, spatial_dims, kernel_size=1)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.layer1(F.silu(self.norm1(x)))
+        time = self.time(F.silu(time))
+        time = time.reshape(time.shape + (1,) * (x.ndim - 2))
+        if self.scale_shift:
+            scale, shift = time.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + time)
+        return self.shortcut(x) + self.layer2(self.dropout(F.silu(h)))  # type: ignore[no-any-return]

@@ -1,0 +1,49 @@
+"""Heads: small networks on a frozen backbone's last feature map, with one output per pixel.
+
+Source: NPR-DPM and SN-DPM (arXiv:2206.07309), Sec. 5 and Appendix; on vectors the convolutions become linear layers.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from optcov.model.blocks import ResidualBlock, SinusoidalEmbedding, TimeMLP, layer, norm
+
+
+class SimpleHead(nn.Module):
+    """GroupNorm, SiLU, 3x3 convolution.
+
+    Args:
+        feature_channels: of the feature map.
+        data_shape: ``(C, H, W)`` or ``(D,)``.
+    """
+
+    def __init__(self, feature_channels: int, data_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.norm = norm(feature_channels)
+        self.output = layer(feature_channels, data_shape[0], len(data_shape) - 1, zero=True)
+
+    def forward(self, features: Tensor, t: Tensor) -> Tensor:
+        """``[B, feature_channels, ...]`` at times ``t`` in (0, 1], of no dimension or ``[B]``, to ``[B, *data_shape]``."""
+        return self.output(F.silu(self.norm(features)))  # type: ignore[no-any-return]
+
+
+class ComplexHead(SimpleHead):
+    """One residual block, which sees the time, in front of the simple head.
+
+    Args:
+        feature_channels, data_shape: as in :class:`SimpleHead`.
+        hidden_channels: of the residual block; those of the features where None.
+    """
+
+    def __init__(self, feature_channels: int, data_shape: tuple[int, ...], hidden_channels: int | None = None) -> None:
+        hidden = hidden_channels or feature_channels
+        super().__init__(hidden, data_shape)
+        width = 4 * max(hidden // 4, 8)
+        self.time = TimeMLP(SinusoidalEmbedding(width), width, width)
+        self.block = ResidualBlock(feature_channels, hidden, width, len(data_shape) - 1)
+
+    def forward(self, features: Tensor, t: Tensor) -> Tensor:
+        time = self.time((1000 * t).to(features.dtype).expand(len(features)))
+        return super().forward(self.block(features, time), t)

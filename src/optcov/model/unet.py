@@ -1,0 +1,174 @@
+"""The U-Net of DDPM (arXiv:2006.11239, Appendix B), of Improved DDPM (arXiv:2102.09672), and of Keras-DDPM.
+
+One class; the three differ in arguments: see ``conf/model``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from optcov.model.blocks import ResidualBlock, SinusoidalEmbedding, TimeMLP, layer, norm
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels of a feature map ``[B, C, H, W]``, around an identity."""
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        if channels % num_heads:
+            raise ValueError(f"num_heads = {num_heads} does not divide {channels} channels: choose a divisor")
+        self.num_heads = num_heads
+        self.norm = norm(channels)
+        self.qkv = layer(channels, 3 * channels, 2, kernel_size=1)
+        self.output = layer(channels, channels, 2, kernel_size=1, zero=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(batch, 3, self.num_heads, -1, height * width).transpose(3, 4).unbind(1)
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.output(h.transpose(2, 3).reshape(batch, channels, height, width))  # type: ignore[no-any-return]
+
+
+class Downsample(nn.Module):
+    """Halves height and width with a strided 3x3 convolution, padded to the right and below as in DDPM."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
+
+
+class Upsample(nn.Module):
+    """Doubles height and width: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+
+
+class Stage(nn.Module):
+    """A residual block and, at some resolutions, attention."""
+
+    def __init__(self, block: ResidualBlock, attention: Attention | None) -> None:
+        super().__init__()
+        self.block, self.attention = block, attention
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        x = self.block(x, time)
+        return x if self.attention is None else self.attention(x)
+
+
+class UNet(nn.Module):
+    """Predicts noise in images.
+
+    Args:
+        data_shape: ``(C, H, W)``; H and W divisible by ``2^(levels - 1)``.
+        channels: at full resolution.
+        channel_mult: factor on ``channels`` at each level; each level halves the resolution.
+        num_blocks: residual blocks at each level on the way down (one more on the way up).
+        attention_resolutions: heights at which attention follows each block.
+        middle_attention: attention between the two middle blocks.
+        num_heads: of the attention.
+        dropout: in residual blocks.
+        scale_shift: the time scales and shifts norms (Improved DDPM) instead of being added (DDPM).
+        additive_skips: skip connections are added (Keras-DDPM) instead of concatenated.
+        time_embedding: makes the embedding of the time from its number of channels.
+    Raises:
+        ValueError: if the data are not images, or their size does not fit the levels.
+    """
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        channels: int = 32,
+        channel_mult: Sequence[int] = (1, 2),
+        num_blocks: int = 1,
+        attention_resolutions: Sequence[int] = (4,),
+        middle_attention: bool = True,
+        num_heads: int = 1,
+        dropout: float = 0.0,
+        scale_shift: bool = False,
+        additive_skips: bool = False,
+        time_embedding: Callable[[int], nn.Module] = SinusoidalEmbedding,
+    ) -> None:
+        super().__init__()
+        if len(data_shape) != 3:
+            raise ValueError(f"model=unet takes images, but the data have shape {tuple(data_shape)}: set model=mlp")
+        factor = 2 ** (len(channel_mult) - 1)
+        if data_shape[1] % factor or data_shape[2] % factor:
+            raise ValueError(
+                f"model.channel_mult = {list(channel_mult)} halves images {len(channel_mult) - 1} times, but "
+                f"{data_shape[1]} x {data_shape[2]} is not divisible by {factor}: give fewer levels"
+            )
+        self.data_shape, self.feature_channels = tuple(data_shape), channels
+        self.additive_skips = additive_skips
+        time_channels = 4 * channels
+        self.time = TimeMLP(time_embedding(channels), channels, time_channels)
+
+        def stage(in_channels: int, out_channels: int, height: int) -> Stage:
+            block = ResidualBlock(in_channels, out_channels, time_channels, 2, dropout, scale_shift)
+            return Stage(block, Attention(out_channels, num_heads) if height in attention_resolutions else None)
+
+        width, height = channels, data_shape[1]
+        self.input = layer(data_shape[0], width, 2)
+        skips = [width]
+        self.down = nn.ModuleList()
+        for level, mult in enumerate(channel_mult):
+            for _ in range(num_blocks):
+                self.down.append(stage(width, channels * mult, height))
+                width = channels * mult
+                skips.append(width)
+            if level < len(channel_mult) - 1:
+                self.down.append(Downsample(width))
+                height //= 2
+                skips.append(width)
+
+        self.middle1 = Stage(
+            ResidualBlock(width, width, time_channels, 2, dropout, scale_shift),
+            Attention(width, num_heads) if middle_attention else None,
+        )
+        self.middle2 = ResidualBlock(width, width, time_channels, 2, dropout, scale_shift)
+
+        self.up = nn.ModuleList()
+        self.joins = nn.ModuleList()  # of additive skips: 1x1 convolutions where the channels differ
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            for _ in range(num_blocks + 1):
+                skip = skips.pop()
+                if additive_skips:
+                    self.joins.append(nn.Identity() if skip == width else layer(skip, width, 2, kernel_size=1))
+                self.up.append(stage(width if additive_skips else width + skip, channels * mult, height))
+                width = channels * mult
+            if level > 0:
+                self.up.append(Upsample(width))
+                height *= 2
+
+        self.norm = norm(width)
+        self.output = layer(width, data_shape[0], 2, zero=True)
+
+    def forward(self, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """``[B, C, H, W]`` and network times ``[B]`` to the output, alike in shape, and features ``[B, channels, H, W]``."""
+        embedded = self.time(time)
+        h = self.input(x_t)
+        skips = [h]
+        for module in self.down:
+            h = module(h, embedded) if isinstance(module, Stage) else module(h)
+            skips.append(h)
+        h = self.middle2(self.middle1(h, embedded), embedded)
+        joins = iter(self.joins)
+        for module in self.up:
+            if isinstance(module, Stage):
+                skip = skips.pop()
+                h = h + next(joins)(skip) if self.additive_skips else torch.cat([h, skip], 1)
+                h = module(h, embedded)
+            else:
+                h = module(h)
+        return self.output(F.silu(self.norm(h))), h

@@ -1,0 +1,157 @@
+"""Closed-form diffusion of Gaussian-mixture data: the ground truth that tests and users can hold a method against.
+
+For ``x_0 ~ sum_k w_k N(mu_k, S_k)`` and ``x_t = alpha x_0 + sigma eps`` each component stays Gaussian,
+``x_t | k ~ N(alpha mu_k, A_k)`` with ``A_k = alpha^2 S_k + sigma^2 I``, and given x_t
+
+    responsibilities  p(k | x_t) ~ w_k N(x_t; alpha mu_k, A_k)
+    E[x_0 | x_t, k]   = mu_k + alpha S_k A_k^{-1} (x_t - alpha mu_k)
+    Cov[x_0 | x_t, k] = S_k - alpha^2 S_k A_k^{-1} S_k
+
+so that mean and covariance of x_0 given x_t follow from the laws of total expectation and total variance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from optcov.schedule.base import NoiseSchedule
+
+
+class GaussianMixture:
+    """A mixture of K Gaussians in d dimensions, in float64.
+
+    Args:
+        means: ``[K, d]``.
+        covariances: ``[K, d, d]`` symmetric positive definite, or ``[K]`` variances of isotropic components.
+        weights: ``[K]`` positive, normalised here; equal when left out.
+    Raises:
+        ValueError: if the shapes do not fit together, a weight is not positive, or a covariance not positive definite.
+    """
+
+    def __init__(
+        self,
+        means: Tensor | Sequence[Sequence[float]],
+        covariances: Tensor | Sequence[float] | Sequence[Sequence[Sequence[float]]],
+        weights: Tensor | Sequence[float] | None = None,
+    ) -> None:
+        self.means = torch.as_tensor(means, dtype=torch.float64)
+        if self.means.ndim != 2:
+            raise ValueError(f"means has shape {tuple(self.means.shape)}: give [components, dimensions]")
+        count, dim = self.means.shape
+        covariances = torch.as_tensor(covariances, dtype=torch.float64)
+        if covariances.ndim == 1:
+            covariances = covariances[:, None, None] * torch.eye(dim, dtype=torch.float64)
+        if covariances.shape != (count, dim, dim):
+            raise ValueError(
+                f"covariances has shape {tuple(covariances.shape)}: give [{count}] variances or [{count}, {dim}, {dim}]"
+            )
+        self.covariances = covariances
+        weights = torch.ones(count) if weights is None else weights
+        self.weights = torch.as_tensor(weights, dtype=torch.float64)
+        if self.weights.shape != (count,) or not bool((self.weights > 0).all()):
+            raise ValueError(f"weights must be {count} positive numbers, one per component, not {weights}")
+        self.weights = self.weights / self.weights.sum()
+        # S_k = U_k diag(s_k) U_k^T once; every A_k(t) shares these axes
+        self.variances, self.axes = torch.linalg.eigh(covariances)
+        if not bool((self.variances > 0).all()):
+            raise ValueError("covariances must be positive definite: an eigenvalue is not positive")
+
+    @property
+    def dim(self) -> int:
+        """d, the number of dimensions."""
+        return int(self.means.shape[1])
+
+    def mean(self) -> Tensor:
+        """``E[x_0]``, ``[d]``."""
+        return self.weights @ self.means
+
+    def covariance(self) -> Tensor:
+        """``Cov[x_0]``, ``[d, d]``."""
+        centred = self.means - self.mean()
+        return torch.einsum("k,kij->ij", self.weights, self.covariances) + torch.einsum(
+            "k,ki,kj->ij", self.weights, centred, centred
+        )
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ``[count, d]`` in float64."""
+        component = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        z = torch.randn(count, self.dim, dtype=torch.float64, generator=generator)
+        return self.means[component] + torch.einsum(
+            "bij,bj->bi", self.axes[component], self.variances[component].sqrt() * z
+        )
+
+    def posterior(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean ``[B, d]`` and covariance ``[B, d, d]`` of ``x_0`` given ``x_t = alpha x_0 + sigma eps``.
+
+        Args:
+            x_t: ``[B, d]``.
+            alpha, sigma: amplitudes, 0-dimensional or ``[B]``.
+        """
+        alpha, sigma = alpha.double().expand(len(x_t)), sigma.double().expand(len(x_t))
+        responsibility = self._log_joint(x_t, alpha, sigma).softmax(1)
+        axes, rotated, total = self._rotate(x_t, alpha, sigma)
+        gain = alpha[:, None, None] * self.variances.to(x_t.device) / total  # of E[x_0 | x_t, k], along the axes
+        means = self.means.to(x_t.device) + torch.einsum("kij,bkj->bki", axes, gain * rotated)
+        kept = sigma[:, None, None] ** 2 * self.variances.to(x_t.device) / total  # = s_k - alpha^2 s_k^2 / a_k
+        covariances = torch.einsum("kij,bkj,klj->bkil", axes, kept, axes)
+        mean = torch.einsum("bk,bki->bi", responsibility, means)
+        centred = means - mean[:, None]
+        covariance = torch.einsum("bk,bkij->bij", responsibility, covariances)
+        return mean, covariance + torch.einsum("bk,bki,bkj->bij", responsibility, centred, centred)
+
+    def log_density(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """``log q(x_t)`` in nats, ``[B]``; arguments as in :meth:`posterior`."""
+        return self._log_joint(x_t, alpha.double().expand(len(x_t)), sigma.double().expand(len(x_t))).logsumexp(1)
+
+    def score(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """``grad log q(x_t) = -(x_t - alpha E[x_0|x_t]) / sigma^2``, ``[B, d]`` (Tweedie); ``sigma > 0``."""
+        mean, _ = self.posterior(x_t, alpha, sigma)
+        alpha, sigma = alpha.double().expand(len(x_t))[:, None], sigma.double().expand(len(x_t))[:, None]
+        return -(x_t - alpha * mean) / sigma**2
+
+    def _rotate(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Axes ``[K, d, d]``, and along them ``x_t - alpha mu_k`` and the eigenvalues of A_k, each ``[B, K, d]``."""
+        axes = self.axes.to(x_t.device)
+        centred = x_t.double()[:, None] - alpha[:, None, None] * self.means.to(x_t.device)
+        total = alpha[:, None, None] ** 2 * self.variances.to(x_t.device) + sigma[:, None, None] ** 2
+        return axes, torch.einsum("kij,bki->bkj", axes, centred), total
+
+    def _log_joint(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """``log w_k + log N(x_t; alpha mu_k, A_k)``, ``[B, K]``."""
+        _, rotated, total = self._rotate(x_t, alpha, sigma)
+        exponent = (rotated**2 / total + total.log()).sum(2) + self.dim * math.log(2 * math.pi)
+        return self.weights.log().to(x_t.device) - exponent / 2
+
+
+class OracleNetwork(nn.Module):
+    """The exact noise predictor ``E[eps|x_t]`` of a mixture; nothing to train.  Its features are x_t itself.
+
+    Args:
+        data_shape: ``(d,)``.
+        mixture: the data's distribution.
+        schedule: the schedule of the denoiser it is put into.
+        time_offset: as in the denoiser.
+    Raises:
+        ValueError: if the data are not vectors of the mixture's dimension.
+    """
+
+    def __init__(
+        self, data_shape: Sequence[int], mixture: GaussianMixture, schedule: NoiseSchedule, time_offset: int = 0
+    ) -> None:
+        super().__init__()
+        if tuple(data_shape) != (mixture.dim,):
+            raise ValueError(f"the oracle knows data of shape ({mixture.dim},), not {tuple(data_shape)}")
+        self.data_shape = (mixture.dim,)
+        self.feature_channels = mixture.dim
+        self.mixture, self.schedule, self.time_offset = mixture, schedule, time_offset
+
+    def forward(self, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        t = time.double() / 1000 - self.time_offset / self.schedule.num_steps
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        mean, _ = self.mixture.posterior(x_t, alpha, sigma)
+        eps = (x_t.double() - alpha[:, None] * mean) / sigma[:, None]
+        return eps.to(x_t.dtype), x_t

@@ -1,0 +1,22 @@
+"""Linear schedule: beta_n evenly spaced from 1e-4 to 0.02 at N = 1000, scaled by 1000 / N elsewhere.
+
+Source: DDPM (arXiv:2006.11239), Sec. 4; the scaling is Improved DDPM's.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from optcov.schedule.base import DiscreteSchedule
+
+
+class LinearSchedule(DiscreteSchedule):
+    """``beta_n = linspace(beta_min, beta_max, N) * 1000 / N``.
+
+    Args:
+        num_steps: N; above ``1000 * beta_max``, so that every beta stays below 1.
+        beta_min, beta_max: variances of the first and the last step of the 1000-step process.
+    """
+
+    def __init__(self, num_steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> None:
+        super().__init__(torch.linspace(beta_min, beta_max, num_steps, dtype=torch.float64) * 1000 / num_steps)

@@ -1,0 +1,23 @@
+"""The schedule of the Keras-DDPM implementation: amplitude ``sqrt(1 - 0.02 n / N)`` per step, so beta_n = 0.02 n / N.
+
+Written for N = 1000; scaled by 1000 / N elsewhere, as the linear schedule is, so that x_N stays close to pure noise.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from optcov.schedule.base import DiscreteSchedule
+
+
+class SqrtLinearSchedule(DiscreteSchedule):
+    """``beta_n = beta_max n / N * 1000 / N``.
+
+    Args:
+        num_steps: N; above ``1000 * beta_max``, so that every beta stays below 1.
+        beta_max: variance of the last step of the 1000-step process.
+    """
+
+    def __init__(self, num_steps: int = 1000, beta_max: float = 0.02) -> None:
+        n = torch.arange(1, num_steps + 1, dtype=torch.float64)
+        super().__init__(beta_max * n / num_steps * 1000 / num_steps)

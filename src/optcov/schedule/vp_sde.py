@@ -1,0 +1,33 @@
+"""VP-SDE schedule: ``dx = -beta(t)/2 x dt + sqrt(beta(t)) dw`` with linear beta(t), read on the grid n / N.
+
+Source: Score SDEs (arXiv:2011.13456), Eq. 11 and Appendix C.  The closed form holds at every t, so the discrete beta_n
+are exact: ``1 - exp(-int beta(t) dt)`` over each cell.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from optcov.schedule.base import NoiseSchedule
+
+
+class VPSDESchedule(NoiseSchedule):
+    """``log alpha_t = -(beta_min t + (beta_max - beta_min) t^2 / 2) / 2``.
+
+    Args:
+        num_steps: N, any number from 1.
+        beta_min, beta_max: the rate beta(t) at t = 0 and t = 1.
+    """
+
+    def __init__(self, num_steps: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
+        super().__init__(num_steps)
+        if not 0 < beta_min <= beta_max:
+            raise ValueError(
+                f"beta_min = {beta_min} and beta_max = {beta_max} are no rates: give 0 < beta_min <= beta_max"
+            )
+        self.beta_min, self.beta_max = beta_min, beta_max
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        t = t.to(torch.float64)
+        return -(self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2) / 2

@@ -1,0 +1,75 @@
+"""Analytic-DPM: the best covariance that does not depend on x_t, from one Monte-Carlo pass.
+
+    analytic              C = r (1 - E||e||^2 / d)         Analytic-DPM (arXiv:2201.06503), Eq. 8 and 9
+    analytic_diag         C = r (1 - E[e^2])               Extended-Analytic-DPM (arXiv:2206.07309), Sec. 3
+    analytic_imperfect    C = r E||eps - e||^2 / d         the same, for a mean that is not exact
+    ..._imperfect_diag    C = r E[(eps - e)^2]
+
+with ``r = sigma_t^2 / alpha_t^2``; expectations over data and noise, at each time n = 1..N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from optcov.covariance import Covariance, DiagonalCovariance, IsotropicCovariance
+from optcov.denoiser import Denoiser, Prediction, noise_variance
+from optcov.variance.base import VarianceStrategy
+
+
+class Analytic(VarianceStrategy):
+    """``C = r Cov[eps]``, with Cov[eps] measured once per time and kept as a buffer.
+
+    Args:
+        denoiser: the mean network, for its shapes.
+        per_pixel: one variance for each pixel instead of one for all.
+        imperfect_mean: measure ``E[(eps - e)^2]``, which stays the optimal variance when the mean network is not exact,
+            instead of ``1 - E[e^2]``, which equals it for an exact one.
+
+    Buffers (float64, index n = 0..N, [N + 1] or [N + 1, *event]):
+        eps_variance: the estimate of Cov[eps | x_t], averaged over x_t; 1 - Gamma_n in Analytic-DPM's notation.
+        eps_variance_se: its standard error.
+    """
+
+    fitting = "calibrate"
+
+    def __init__(self, denoiser: Denoiser, per_pixel: bool = False, imperfect_mean: bool = False) -> None:
+        super().__init__(denoiser)
+        self.per_pixel, self.imperfect_mean = per_pixel, imperfect_mean
+        shape = (denoiser.schedule.num_steps + 1, *(denoiser.data_shape if per_pixel else ()))
+        self.eps_variance: Tensor
+        self.eps_variance_se: Tensor
+        for name in ("eps_variance", "eps_variance_se"):
+            self.register_buffer(name, torch.full(shape, torch.nan, dtype=torch.float64))
+
+    @torch.no_grad()
+    def calibrate(self, denoiser: Denoiser, batches: Iterable[Tensor], seed: int = 0) -> None:
+        self.to(next(iter(batches := list(batches))).device)
+        generator = torch.Generator(batches[0].device).manual_seed(seed)
+        count = sum(len(x_0) for x_0 in batches)
+        for n, t in enumerate(
+            tqdm(denoiser.schedule.grid(batches[0].device), desc="variance: one pass", leave=False), 1
+        ):
+            measured = torch.cat([self._measure(denoiser, x_0, t, generator) for x_0 in batches])
+            self.eps_variance[n] = measured.mean(0)
+            self.eps_variance_se[n] = measured.std(0) / count**0.5
+        self.eps_variance[0], self.eps_variance_se[0] = 1.0, 0.0  # x_0 itself says nothing of the noise
+
+    def _measure(self, denoiser: Denoiser, x_0: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
+        """The estimate from each sample, float64 ``[B]`` or ``[B, *event]``."""
+        eps = torch.randn(x_0.shape, dtype=x_0.dtype, device=x_0.device, generator=generator)
+        e = denoiser(denoiser.diffuse(x_0, eps, t), t).eps.double()
+        squared = (eps.double() - e) ** 2 if self.imperfect_mean else 1 - e**2
+        return squared if self.per_pixel else squared.flatten(1).mean(1)
+
+    def covariance(self, denoiser: Denoiser, prediction: Prediction, x_t: Tensor, t: Tensor) -> Covariance:
+        variance = denoiser.schedule.interpolate(self.eps_variance, t)
+        r = noise_variance(denoiser.schedule, t)
+        if not self.per_pixel:
+            return IsotropicCovariance((r * variance).to(x_t.dtype).expand(len(x_t)), x_t.shape[1:])
+        r = r.reshape(r.shape + (1,) * (x_t.ndim - 1))
+        return DiagonalCovariance((r * variance).to(x_t.dtype).expand(x_t.shape))
