@@ -15,7 +15,7 @@ from torch.nn import functional as F
 def layer(
     in_channels: int, out_channels: int, spatial_dims: int, kernel_size: int = 3, zero: bool = False
 ) -> nn.Module:
-    """A same-size convolution on images (``spatial_dims = 2``), a linear layer on vectors (0); its weights 0 on request."""
+    """A same-size convolution on images (``spatial_dims = 2``), a linear layer on vectors (0); zeros on request."""
     made: nn.Conv2d | nn.Linear
     if spatial_dims == 2:
         made = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)

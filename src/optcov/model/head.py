@@ -25,7 +25,7 @@ class SimpleHead(nn.Module):
         self.output = layer(feature_channels, data_shape[0], len(data_shape) - 1, zero=True)
 
     def forward(self, features: Tensor, t: Tensor) -> Tensor:
-        """``[B, feature_channels, ...]`` at times ``t`` in (0, 1], of no dimension or ``[B]``, to ``[B, *data_shape]``."""
+        """``[B, feature_channels, ...]`` at times ``t``, 0-dimensional or ``[B]``, to ``[B, *data_shape]``."""
         return self.output(F.silu(self.norm(features)))  # type: ignore[no-any-return]
 
 

@@ -155,7 +155,7 @@ class UNet(nn.Module):
         self.output = layer(width, data_shape[0], 2, zero=True)
 
     def forward(self, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B, C, H, W]`` and network times ``[B]`` to the output, alike in shape, and features ``[B, channels, H, W]``."""
+        """``[B, C, H, W]`` and network times ``[B]`` to output and features ``[B, channels, H, W]``."""
         embedded = self.time(time)
         h = self.input(x_t)
         skips = [h]

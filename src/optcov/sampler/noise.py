@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from optcov.seeds import derive_seed
 
 
 class NoiseStream:
@@ -28,7 +29,7 @@ class NoiseStream:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         # PyTorch's CPU generator reads 32 bits of its seed: with start + i no two samples of a set share a stream
-        start = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        start = derive_seed(seed)
         self._generators = [torch.Generator(device).manual_seed((start + i) % 2**32) for i in indices]
         self._shape, self._device, self._dtype = tuple(shape), device, dtype
 

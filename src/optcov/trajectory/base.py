@@ -37,4 +37,4 @@ class Trajectory(ABC):
         nodes = torch.unique(self.nodes(schedule.num_steps, num_steps))
         if len(nodes) != num_steps:
             log.warning("%s gives %d times for num_steps = %d", type(self).__name__, len(nodes), num_steps)
-        return nodes.to(torch.float64) / schedule.num_steps
+        return nodes.to(torch.float64) / schedule.num_steps  # type: ignore[no-any-return]

@@ -29,6 +29,7 @@ class Analytic(VarianceStrategy):
         per_pixel: one variance for each pixel instead of one for all.
         imperfect_mean: measure ``E[(eps - e)^2]``, which stays the optimal variance when the mean network is not exact,
             instead of ``1 - E[e^2]``, which equals it for an exact one.
+        num_images: M, the images of the pass; each is seen at every time, with noise of its own.
 
     Buffers (float64, index n = 0..N, [N + 1] or [N + 1, *event]):
         eps_variance: the estimate of Cov[eps | x_t], averaged over x_t; 1 - Gamma_n in Analytic-DPM's notation.
@@ -37,9 +38,13 @@ class Analytic(VarianceStrategy):
 
     fitting = "calibrate"
 
-    def __init__(self, denoiser: Denoiser, per_pixel: bool = False, imperfect_mean: bool = False) -> None:
+    def __init__(
+        self, denoiser: Denoiser, per_pixel: bool = False, imperfect_mean: bool = False, num_images: int = 128
+    ) -> None:
         super().__init__(denoiser)
-        self.per_pixel, self.imperfect_mean = per_pixel, imperfect_mean
+        if num_images < 2:
+            raise ValueError(f"var.num_images = {num_images} gives no estimate with an error: give at least 2")
+        self.per_pixel, self.imperfect_mean, self.num_images = per_pixel, imperfect_mean, num_images
         shape = (denoiser.schedule.num_steps + 1, *(denoiser.data_shape if per_pixel else ()))
         self.eps_variance: Tensor
         self.eps_variance_se: Tensor
@@ -64,7 +69,7 @@ class Analytic(VarianceStrategy):
         eps = torch.randn(x_0.shape, dtype=x_0.dtype, device=x_0.device, generator=generator)
         e = denoiser(denoiser.diffuse(x_0, eps, t), t).eps.double()
         squared = (eps.double() - e) ** 2 if self.imperfect_mean else 1 - e**2
-        return squared if self.per_pixel else squared.flatten(1).mean(1)
+        return squared if self.per_pixel else squared.flatten(1).mean(1)  # type: ignore[no-any-return]
 
     def covariance(self, denoiser: Denoiser, prediction: Prediction, x_t: Tensor, t: Tensor) -> Covariance:
         variance = denoiser.schedule.interpolate(self.eps_variance, t)

@@ -23,9 +23,11 @@ class VarianceStrategy(nn.Module):
     Attributes:
         fitting: ``none``; ``calibrate``, one pass over data that fills buffers; or ``train``, gradient steps on
             :meth:`loss` while the denoiser is frozen and in eval mode.
+        num_images: how many images a calibration wants.
     """
 
     fitting: ClassVar[Literal["none", "calibrate", "train"]] = "none"
+    num_images: int = 0
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()

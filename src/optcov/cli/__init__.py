@@ -1,0 +1,1 @@
+"""Command line: Hydra, the pipeline of a run, and its report."""

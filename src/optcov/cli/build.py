@@ -1,0 +1,57 @@
+"""From a config to the objects it names, every refusal before anything heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+
+from optcov.cli.errors import refusals
+from optcov.data import DataModule
+from optcov.denoiser import Denoiser
+from optcov.metric import Metric
+from optcov.sampler import Sampler
+from optcov.seeds import derive_seed
+from optcov.variance.base import VarianceStrategy
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of."""
+
+    data: DataModule
+    denoiser: Denoiser
+    strategy: VarianceStrategy
+    sampler: Sampler
+    times: Tensor
+    metrics: dict[str, Metric]
+
+
+def build(cfg: DictConfig) -> Parts:
+    """Instantiate every group; new weights depend on the seed alone.
+
+    Raises:
+        ConfigError: if parts do not fit together, in one sentence.
+    """
+    with refusals("schedule"):
+        schedule = instantiate(cfg.schedule)
+    with refusals("sampler"):
+        sampler = instantiate(cfg.sampler)
+        times = instantiate(cfg.trajectory).times(schedule, sampler.num_steps)
+    with refusals("metric"):
+        metrics = {name: instantiate(metric) for name, metric in cfg.metric.items()}
+    with refusals("data"):
+        data = instantiate(cfg.data)
+        shape = data.data_shape
+    with refusals("model"):
+        torch.manual_seed(derive_seed(cfg.seed, 0))
+        network = instantiate(cfg.model, data_shape=shape)
+        denoiser = Denoiser(network, schedule, cfg.parameterization, cfg.time_offset)
+    with refusals("var"):
+        torch.manual_seed(derive_seed(cfg.seed, 1))
+        strategy = instantiate(cfg.var, denoiser=denoiser)
+        sampler.check(strategy)
+    return Parts(data, denoiser, strategy, sampler, times, metrics)

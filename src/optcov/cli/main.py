@@ -1,0 +1,92 @@
+"""The entry points: Hydra around a task, and errors of one sentence."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+Task = Literal["train", "sample", "evaluate"]
+
+
+def register_resolvers() -> None:
+    """``optcov_unique``: four hex digits, fixed within a process."""
+    OmegaConf.register_new_resolver("optcov_unique", lambda: os.urandom(2).hex(), use_cache=True, replace=True)
+
+
+def main(task: Task, script: str) -> None:
+    """Run a task with the command line's overrides.
+
+    Args:
+        task: what to run.
+        script: the calling file, beside which ``conf`` lies.
+    """
+    register_resolvers()
+    # Hydra shows the frames of a failed job unless it is told to raise: it raises here, and _sentence decides
+    wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1" and "OPTCOV_CHILD" not in os.environ
+    os.environ.update(HYDRA_FULL_ERROR="1", OPTCOV_CHILD="1")
+    conf = Path(script).resolve().parent / "conf"
+
+    @hydra.main(version_base="1.3", config_path=str(conf), config_name="config" if task == "train" else task)
+    def entry(cfg: DictConfig) -> None:
+        from optcov.cli import tasks  # torch and Lightning take seconds: a typo is answered before
+
+        getattr(tasks, task)(cfg)
+
+    try:
+        if task != "train":
+            sys.argv[1:] = with_run_overrides(sys.argv[1:])
+        entry()
+    except KeyboardInterrupt as error:
+        sys.exit(f"stopped{f': {error}' if str(error) else ''}; the same command continues from the last checkpoint")
+    except Exception as error:
+        sentence = None if wants_trace else _sentence(error)
+        if sentence is None:
+            raise
+        sys.exit(f"error: {sentence}")
+
+
+def with_run_overrides(arguments: list[str]) -> list[str]:
+    """Put the overrides of the run named by ``run=PATH`` in front of the command line's, which replace them.
+
+    Choosing another option of a group drops what the run had set inside it.
+    """
+    from optcov.cli.errors import ConfigError
+
+    runs = [argument.removeprefix("run=") for argument in arguments if argument.startswith("run=")]
+    if not runs:
+        return arguments
+    saved = Path(runs[0]) / ".hydra" / "overrides.yaml"
+    if not saved.is_file():
+        raise ConfigError(f"run = {runs[0]} is no folder of a run (no {saved}): give one that train.py has printed")
+    parser = OverridesParser.create()
+    given = [o.key_or_group for o in parser.parse_overrides([a for a in arguments if not a.startswith("-")])]
+    kept = []
+    for line in map(str, OmegaConf.load(saved)):
+        key = parser.parse_override(line).key_or_group
+        if key not in given and key.partition(".")[0] not in given and not key.startswith("hydra"):
+            kept.append(line)
+    return kept + arguments
+
+
+def _sentence(error: Exception) -> str | None:
+    """What to tell the user, or None for an error that is ours to mend and needs its frames."""
+    from optcov.cli.errors import ConfigError
+
+    if isinstance(error, (ConfigError, CompactHydraException, OmegaConfBaseException)):
+        return str(error)
+    if type(error).__name__ == "CheckpointError":
+        return str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        place = error.filename or "the output folder"
+        return (
+            f"{place} can not be written or read ({error.strerror}): free space, mend its rights, or set hydra.run.dir"
+        )
+    return None

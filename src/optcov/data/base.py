@@ -1,0 +1,71 @@
+"""The seam between data and everything else: tensors in memory, of one shape, on [-1, 1] once on the device."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+
+from optcov.data.batches import RandomBatches
+from optcov.data.pixels import from_uint8, to_uint8
+
+Split = Literal["train", "test"]
+
+
+class DataModule(LightningDataModule, ABC):
+    """A data set that fits in memory.
+
+    A subclass answers :meth:`load`; images are uint8 ``[n, C, H, W]``, vectors float ``[n, D]`` on [-1, 1].
+
+    Args:
+        batch_size: images per process and training step.
+        seed: of the order of training.
+    """
+
+    def __init__(self, batch_size: int = 64, seed: int = 0) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size = {batch_size} trains on nothing: give at least 1")
+        self.batch_size, self.seed = batch_size, seed
+
+    @abstractmethod
+    def load(self, split: Split) -> Tensor:
+        """The whole split, uint8 ``[n, C, H, W]`` or float ``[n, D]``."""
+
+    @cached_property
+    def train(self) -> Tensor:
+        """The training split, loaded once."""
+        return self.load("train")
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self.train.shape[1:])
+
+    def reference(self) -> Tensor:
+        """The training split as grey levels: what samples are compared with; uint8 ``[n, *data_shape]``."""
+        return self.train if self.train.dtype == torch.uint8 else to_uint8(self.train)
+
+    def prepare(self, batch: Tensor) -> Tensor:
+        """A raw batch, on its device, to float32 on [-1, 1]."""
+        return from_uint8(batch) if batch.dtype == torch.uint8 else batch.to(torch.float32)
+
+    def calibration(self, count: int) -> Tensor:
+        """``count`` training samples drawn with the seed, ready for a network; all of them if there are fewer."""
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.seed))
+        return self.prepare(self.train[order[:count]])
+
+    def train_dataloader(self) -> RandomBatches:
+        assert self.trainer is not None
+        trainer = self.trainer
+        num_batches = trainer.max_steps * trainer.accumulate_grad_batches
+        return RandomBatches(
+            self.train, self.batch_size, num_batches, self.seed, trainer.global_rank, trainer.world_size
+        )
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return self.prepare(batch)

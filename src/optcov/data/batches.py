@@ -1,0 +1,59 @@
+"""Shuffled batches of a tensor in memory: no worker processes, and a position that a checkpoint can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from optcov.seeds import derive_seed
+
+
+class RandomBatches:
+    """A stream of shuffled batches, epoch after epoch without a seam; what it yields depends on its position alone.
+
+    Args:
+        data: ``[n, ...]``.
+        batch_size: of this process.
+        num_batches: length of the stream.
+        seed: of the order.
+        rank, world_size: this process and how many share the data; each gets its own part of every epoch's order.
+    Raises:
+        ValueError: if there are no data.
+    """
+
+    def __init__(
+        self, data: Tensor, batch_size: int, num_batches: int, seed: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if len(data) == 0:
+            raise ValueError("the data set is empty: there is nothing to train on")
+        self.data, self.batch_size, self.num_batches = data, batch_size, num_batches
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.position = 0
+        self._orders: dict[int, Tensor] = {}  # of the last epochs
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[Tensor]:
+        while self.position < self.num_batches:
+            first = (self.position * self.world_size + self.rank) * self.batch_size
+            positions = torch.arange(first, first + self.batch_size)
+            epochs = positions // len(self.data)
+            orders = torch.stack([self._order(int(epoch)) for epoch in range(epochs[0], epochs[-1] + 1)])
+            self.position += 1
+            yield self.data[orders[epochs - epochs[0], positions % len(self.data)]]
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
+            kept = {e: order for e, order in self._orders.items() if e == epoch - 1}
+            self._orders = kept | {epoch: torch.randperm(len(self.data), generator=generator)}
+        return self._orders[epoch]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = state["position"]

@@ -1,0 +1,23 @@
+"""scikit-learn's handwritten digits: 1797 real 8 x 8 images that need no download (UCI, Alpaydin and Kaynak 1998)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from optcov.data.base import DataModule, Split
+
+
+class DigitsData(DataModule):
+    """Grey images ``(1, 8, 8)``, the 17 levels spread over 0..255; 1500 for training, 297 for testing.
+
+    Args:
+        batch_size, seed: as in :class:`DataModule`.
+    """
+
+    def load(self, split: Split) -> Tensor:
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+
+        levels = torch.from_numpy(load_digits().images)
+        images = (levels * 255 / 16).round().to(torch.uint8)[:, None]
+        return images[:1500] if split == "train" else images[1500:]

@@ -1,0 +1,34 @@
+"""Vectors from a Gaussian mixture, whose diffusion is known in closed form (``model=oracle``)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from optcov.data.base import DataModule, Split
+from optcov.oracle import GaussianMixture
+
+
+class GaussianMixtureData(DataModule):
+    """Float vectors ``(d,)``.
+
+    Args:
+        mixture: their distribution; keep it within [-1, 1].
+        num_train, num_test: how many are drawn.
+        batch_size, seed: as in :class:`DataModule`; the draw itself does not depend on the seed.
+    """
+
+    def __init__(
+        self,
+        mixture: GaussianMixture,
+        num_train: int = 20_000,
+        num_test: int = 5_000,
+        batch_size: int = 512,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, seed)
+        self.mixture, self.count = mixture, {"train": num_train, "test": num_test}
+
+    def load(self, split: Split) -> Tensor:
+        generator = torch.Generator().manual_seed({"train": 1, "test": 2}[split])
+        return self.mixture.sample(self.count[split], generator).float()

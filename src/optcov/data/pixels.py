@@ -1,0 +1,16 @@
+"""8-bit images and the [-1, 1] they are modelled on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """Grey levels 0..255 to float32 in [-1, 1]; any shape."""
+    return images.to(torch.float32) / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """[-1, 1] to the nearest grey level, clamped to 0..255; any shape, any float dtype."""
+    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

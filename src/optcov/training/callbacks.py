@@ -1,0 +1,88 @@
+"""Lightning callbacks: the averaged weights, and progress bars that name their stage."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from torch import Tensor
+
+
+class EMA(Callback):
+    """Exponential moving average of the trained parameters, which sampling uses.
+
+    A checkpoint's ``state_dict`` holds the averaged weights; the raw ones stand beside it, so that a resume continues
+    both.  When fitting ends, the averaged weights are in the module.  Buffers and frozen weights are left alone.
+
+    Args:
+        decay: of the average; it starts lower, ``min(decay, (1 + step) / (10 + step))``, and warms up.
+    """
+
+    def __init__(self, decay: float = 0.9999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"callbacks.ema.decay = {decay} is no average: give a number from 0 to below 1")
+        self.decay = decay
+        self._average: dict[str, Tensor] = {}
+        self._resumed: dict[str, Any] | None = None
+
+    @staticmethod
+    def _trained(module: LightningModule) -> dict[str, Tensor]:
+        return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # the module holds the averaged weights of a checkpoint, or those it starts with
+        self._average = {name: p.detach().clone() for name, p in self._trained(pl_module).items()}
+        if self._resumed is not None:
+            self._load(pl_module, self._resumed)
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        decay = min(self.decay, (1 + trainer.global_step) / (10 + trainer.global_step))
+        current = [p.detach() for p in self._trained(pl_module).values()]
+        torch._foreach_lerp_(list(self._average.values()), current, 1 - decay)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._load(pl_module, self._average)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["state_dict"]
+        checkpoint["raw_weights"] = {name: state[name] for name in self._average}
+        checkpoint["state_dict"] = state | self._average
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._resumed = checkpoint["raw_weights"]
+
+    @torch.no_grad()
+    def _load(self, module: LightningModule, weights: dict[str, Tensor]) -> None:
+        for name, parameter in self._trained(module).items():
+            parameter.copy_(weights[name])
+
+
+class StageProgressBar(TQDMProgressBar):
+    """A bar that names its stage; on a terminal only, unless told otherwise.
+
+    Args:
+        description: what stands in front of the bar.
+    """
+
+    def __init__(self, description: str) -> None:
+        super().__init__(refresh_rate=10 if sys.stderr.isatty() else 0)
+        self.description = description
+
+    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.set_description(self.description)
+
+    def on_predict_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        super().on_predict_batch_start(trainer, *args)
+        self.predict_progress_bar.set_description(self.description)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics

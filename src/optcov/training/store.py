@@ -1,0 +1,127 @@
+"""Fitted weights on disk: a safetensors file that says what determined it, and a cache that finds it again by hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock
+from lightning.pytorch.utilities import rank_zero_only
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+Kind = Literal["mean", "variance"]
+Identity = dict[str, Any]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint can not be used; the message is one sentence that says why and what to do."""
+
+
+def identity_key(identity: Identity) -> str:
+    """A short hash of everything that determines a set of weights."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def first_process() -> bool:
+    """Whether this process is the one that writes: the only one, or rank 0 of several."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights and what determined them."""
+
+    kind: Kind
+    identity: Identity
+    weights: dict[str, Tensor]
+
+    @property
+    def key(self) -> str:
+        """The hash of the identity."""
+        return identity_key(self.identity)
+
+    def save(self, path: Path) -> None:
+        """Write the file at once or not at all."""
+        metadata = {"kind": self.kind, "identity": json.dumps(self.identity, sort_keys=True)}
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file({name: value.contiguous().cpu() for name, value in self.weights.items()}, partial, metadata)
+            partial.replace(path)
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise OSError(f"{path} could not be written: {error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path, kind: Kind, key: str) -> Checkpoint:
+        """Read a file.
+
+        Args:
+            path: the file.
+            kind: what it must hold.
+            key: the configuration key that named it, for messages.
+        Raises:
+            CheckpointError: if it is missing, truncated, no checkpoint of ours, or of another kind.
+        """
+        if not path.is_file():
+            raise CheckpointError(f"{key} = {path} does not exist: give the {kind}.safetensors of a run's checkpoints")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                identity, found = json.loads(metadata["identity"]), metadata["kind"]
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
+            raise CheckpointError(
+                f"{key} = {path} is truncated or no optcov checkpoint ({str(error).splitlines()[0]}): "
+                f"give the {kind}.safetensors of a run's checkpoints"
+            ) from error
+        if found != kind:
+            raise CheckpointError(
+                f"{key} = {path} holds the {found} of a model, not its {kind}: give {kind}.safetensors"
+            )
+        return cls(kind, identity, weights)
+
+
+class Entry:
+    """A place in the cache for one identity: the finished file, a folder to resume from, and a lock.
+
+    Args:
+        root: the cache.
+        kind: what is kept.
+        identity: what determines it.
+    """
+
+    def __init__(self, root: Path, kind: Kind, identity: Identity) -> None:
+        self.kind, self.identity = kind, identity
+        self.folder = root / kind / identity_key(identity)
+        self.path = self.folder / f"{kind}.safetensors"
+        self.resume_folder = self.folder / "resume"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held by the one process that may fill the entry; its Lightning child processes pass, they belong to it."""
+        if not first_process():
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / ".lock"):
+            yield
+
+    def load(self) -> Checkpoint | None:
+        """The finished checkpoint, or None where there is none that can be trusted."""
+        if not self.path.is_file():
+            return None
+        try:
+            checkpoint = Checkpoint.load(self.path, self.kind, "cache_dir")
+        except CheckpointError:
+            return None
+        return checkpoint if checkpoint.identity == self.identity else None
