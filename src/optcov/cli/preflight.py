@@ -67,7 +67,7 @@ def _targets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
         if "_target_" in node:
             yield key, {str(name): node[name] for name in node}
         for name in node:
-            yield from _targets(node[name], f"{key}.{name}" if key else str(name))
+            yield from _targets(node[name], f"{key}.{name!s}" if key else str(name))
 
 
 def _check_call(key: str, node: dict[str, Any]) -> None:
