@@ -44,11 +44,16 @@ class Covariance(ABC):
         """``log det C`` of each sample, ``[B]``; -inf where C is singular."""
 
 
+def _bounds(low: float | Tensor, high: float | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Both bounds as tensors of one precision; a Python float loses nothing on the way."""
+    return torch.as_tensor(low, dtype=torch.float64).to(like), torch.as_tensor(high, dtype=torch.float64).to(like)
+
+
 class DiagonalCovariance(Covariance):
     """One variance per coordinate.
 
     Args:
-        variance: ``[B, *event]``, not negative (clamp it where it was estimated).
+        variance: ``[B, *event]``; an estimate that fell below 0 is mended by :meth:`clamp`.
     """
 
     def __init__(self, variance: Tensor) -> None:
@@ -60,7 +65,7 @@ class DiagonalCovariance(Covariance):
 
     def clamp(self, low: float | Tensor, high: float | Tensor) -> Covariance:
         v = self.variance
-        return DiagonalCovariance(v.clamp(torch.as_tensor(low).to(v), torch.as_tensor(high).to(v)))
+        return DiagonalCovariance(v.clamp(*_bounds(low, high, v)))
 
     def sqrt_mul(self, z: Tensor) -> Tensor:
         return self.variance.sqrt() * z
@@ -79,7 +84,7 @@ class IsotropicCovariance(Covariance):
     """One variance for all coordinates, ``C = variance * I``.
 
     Args:
-        variance: ``[B]``, not negative.
+        variance: ``[B]``; an estimate that fell below 0 is mended by :meth:`clamp`.
         event_shape: shape of one sample, of d = prod(event_shape) dimensions.
     """
 
@@ -93,7 +98,7 @@ class IsotropicCovariance(Covariance):
 
     def clamp(self, low: float | Tensor, high: float | Tensor) -> Covariance:
         v = self.variance
-        clamped = v.clamp(torch.as_tensor(low).to(v), torch.as_tensor(high).to(v))
+        clamped = v.clamp(*_bounds(low, high, v))
         return IsotropicCovariance(clamped, self.event_shape)
 
     def sqrt_mul(self, z: Tensor) -> Tensor:

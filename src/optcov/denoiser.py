@@ -7,7 +7,7 @@ Whatever the network predicts, a :class:`Denoiser` answers with both ``E[x_0|x_t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,8 @@ class Denoiser(nn.Module):
         parameterization: what the network's output is: ``eps``, ``x0``, or ``v = alpha_t eps - sigma_t x_0``.
         time_offset: the network is fed ``(n + time_offset) * 1000 / N``; 0 as in DDPM's CIFAR-10 network, -1 for
             networks that count from 0.
+    Raises:
+        ValueError: if the parameterization is none of these.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class Denoiser(nn.Module):
         time_offset: int = 0,
     ) -> None:
         super().__init__()
+        if parameterization not in get_args(Parameterization):
+            raise ValueError(f"parameterization = {parameterization} is unknown: give eps, x0 or v")
         self.network = network
         self.schedule = schedule
         self.parameterization = parameterization

@@ -128,7 +128,10 @@ class GaussianMixture:
 
 
 class OracleNetwork(nn.Module):
-    """The exact noise predictor ``E[eps|x_t]`` of a mixture; nothing to train.  Its features are x_t itself.
+    """The exact noise predictor ``E[eps|x_t]`` of a mixture; nothing to train.
+
+    Its features, for heads, are fixed random Fourier features of x_t and the log signal-to-noise ratio (Rahimi and
+    Recht 2007).
 
     Args:
         data_shape: ``(d,)``.
@@ -146,7 +149,15 @@ class OracleNetwork(nn.Module):
         if tuple(data_shape) != (mixture.dim,):
             raise ValueError(f"the oracle knows data of shape ({mixture.dim},), not {tuple(data_shape)}")
         self.data_shape = (mixture.dim,)
-        self.feature_channels = mixture.dim
+        self.feature_channels = 256
+        generator = torch.Generator().manual_seed(0)
+        self.frequencies: Tensor
+        self.phases: Tensor
+        frequencies = torch.randn(mixture.dim + 1, self.feature_channels, generator=generator) * 2
+        frequencies[-1] *= 0.1  # the log signal-to-noise ratio runs over some twenty units, x_t over one or two
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        phases = 2 * math.pi * torch.rand(self.feature_channels, generator=generator)
+        self.register_buffer("phases", phases, persistent=False)
         self.mixture, self.schedule, self.time_offset = mixture, schedule, time_offset
 
     def forward(self, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,4 +165,6 @@ class OracleNetwork(nn.Module):
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         mean, _ = self.mixture.posterior(x_t, alpha, sigma)
         eps = (x_t.double() - alpha[:, None] * mean) / sigma[:, None]
-        return eps.to(x_t.dtype), x_t
+        inputs = torch.cat([x_t, self.schedule.log_snr(t).to(x_t.dtype)[:, None]], 1)
+        features = torch.cos(inputs @ self.frequencies.to(x_t.dtype) + self.phases.to(x_t.dtype))
+        return eps.to(x_t.dtype), features

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hydra.errors import InstantiationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+REFUSALS = (ValueError, MisconfigurationException)
 
 
 class ConfigError(ValueError):
@@ -20,10 +23,10 @@ def refusals(key: str) -> Iterator[None]:
     except ConfigError:
         raise
     except InstantiationException as error:
-        if not isinstance(error.__cause__, ValueError):
+        if not isinstance(error.__cause__, REFUSALS):
             raise
         raise ConfigError(_named(key, error.__cause__)) from error
-    except ValueError as error:
+    except REFUSALS as error:
         raise ConfigError(_named(key, error)) from error
 
 

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import nn
 
 from optcov.cli.build import Parts
+from optcov.cli.errors import refusals
 from optcov.seeds import derive_seed
 from optcov.training import (
     Checkpoint,
@@ -103,7 +104,7 @@ def fit_variance(
         run_stage(cfg, stage, parts, loggers, entry, f"2/3 variance ({name})")
 
     def calibrate(entry: Entry) -> None:
-        trainer = Trainer(**cfg.trainer, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        trainer = make_trainer(cfg)
         device = trainer.strategy.root_device
         parts.denoiser.to(device).eval()
         clean = parts.data.calibration(strategy.num_images).to(device)
@@ -123,6 +124,25 @@ def fit_variance(
                 "or leave var_ckpt out to fit anew"
             )
     return _load_into(strategy, checkpoint, f"var_ckpt = {cfg.var_ckpt}")
+
+
+def make_trainer(cfg: DictConfig, **arguments: Any) -> Trainer:
+    """Lightning's Trainer of the config, with no more output than a run wants.
+
+    Raises:
+        ConfigError: if the machine or the versions can not do what the config asks.
+    """
+    settings: dict[str, Any] = {
+        "logger": False,
+        "callbacks": [],
+        "max_epochs": -1,
+        "enable_model_summary": False,
+    } | arguments
+    settings["enable_checkpointing"] = any(isinstance(each, ModelCheckpoint) for each in settings["callbacks"])
+    settings["enable_progress_bar"] = any(isinstance(each, ProgressBar) for each in settings["callbacks"])
+    with refusals("trainer"):
+        trainer: Trainer = instantiate(cfg.trainer, **settings)
+    return trainer
 
 
 def _find_or_fit(
@@ -151,13 +171,7 @@ def run_stage(
         entry.resume_folder, "resume", every_n_train_steps=cfg.checkpoint_every, enable_version_counter=False
     )
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
-    trainer = Trainer(
-        **cfg.trainer,
-        logger=loggers,
-        callbacks=[*callbacks, StageProgressBar(description), keep],
-        max_epochs=-1,
-        enable_model_summary=False,
-    )
+    trainer = make_trainer(cfg, logger=loggers, callbacks=[*callbacks, StageProgressBar(description), keep])
     if cfg.compile:
         parts.denoiser.network.compile()
     trainer.fit(stage, datamodule=parts.data, ckpt_path=_resumable(entry.resume_folder), weights_only=True)

@@ -7,6 +7,7 @@ no class takes.  Both are found here, before anything heavy starts.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator
 from typing import Any, get_type_hints
 
@@ -94,7 +95,9 @@ def _check_type(key: str, value: Any, annotation: Any) -> None:
     if isinstance(value, (DictConfig, ListConfig)):
         value = OmegaConf.to_container(value, resolve=True)
     try:
-        TypeAdapter(annotation, config=ConfigDict(strict=True)).validate_python(value)
+        # read as JSON, in which a list may stand for a tuple, as in yaml
+        adapter = TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+        adapter.validate_json(json.dumps(value))
     except ValidationError as error:
         _refuse(key, error)
     except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation):
@@ -103,6 +106,6 @@ def _check_type(key: str, value: Any, annotation: Any) -> None:
 
 def _refuse(key: str, error: ValidationError) -> None:
     first = error.errors()[0]
-    where = key or ".".join(str(part) for part in first["loc"])
-    problem = first["msg"][0].lower() + first["msg"][1:]
+    where = key or str(first["loc"][0])
+    problem = "; or ".join(dict.fromkeys(each["msg"][0].lower() + each["msg"][1:] for each in error.errors()))
     raise ConfigError(f"{where} = {first['input']!r} has the wrong type or range: {problem}") from error

@@ -17,7 +17,6 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
-from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -26,7 +25,7 @@ from torch.utils.data import DataLoader
 from optcov.cli import report
 from optcov.cli.build import Parts, build
 from optcov.cli.errors import ConfigError, refusals
-from optcov.cli.fit import fit_mean, fit_variance
+from optcov.cli.fit import fit_mean, fit_variance, make_trainer
 from optcov.cli.preflight import check
 from optcov.metric import with_count
 from optcov.training import SamplingStage, StageProgressBar
@@ -64,12 +63,13 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     _quiet()
     started = time.monotonic()
     config = check(cfg)
+    parts = build(cfg)
+    make_trainer(cfg)  # refuses what this machine can not do, before anything is fitted
     folder = Path(cfg.output_dir)
     done = _claim(folder, config)
     if done is not None:
         log.info("%s is finished already: nothing to do", folder)
         return done
-    parts = build(cfg)
     loggers = _loggers(cfg, config)
     try:
         mean = fit_mean(cfg, config, parts, loggers)
@@ -141,12 +141,7 @@ def draw(cfg: DictConfig, parts: Parts, folder: Path) -> tuple[Tensor, float]:
     Returns:
         uint8 ``[num_samples, *data_shape]`` on the first process (nothing on others), and the seconds it took.
     """
-    trainer = Trainer(
-        **cfg.trainer,
-        logger=False,
-        enable_checkpointing=False,
-        callbacks=[StageProgressBar("3/3 sampling")],
-    )
+    trainer = make_trainer(cfg, callbacks=[StageProgressBar("3/3 sampling")])
     parts_folder = folder / ".parts"
     parts_folder.mkdir(exist_ok=True)
     stage = SamplingStage(parts.denoiser, parts.strategy, parts.sampler, parts.times, cfg.seed, parts_folder)

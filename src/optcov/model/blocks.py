@@ -27,9 +27,13 @@ def layer(
     return made
 
 
-def norm(channels: int, max_groups: int = 32) -> nn.GroupNorm:
-    """Group normalisation with the largest number of groups up to ``max_groups`` that divides the channels."""
-    return nn.GroupNorm(math.gcd(channels, max_groups), channels, eps=1e-6)
+def norm(channels: int, spatial_dims: int) -> nn.GroupNorm:
+    """Group normalisation: 32 groups as in DDPM, fewer in narrow networks; one for vectors.
+
+    A group keeps at least 4 channels: the norm of a single channel would take the added time embedding out again.
+    """
+    groups = math.gcd(max(1, channels // 4), 32) if spatial_dims else 1
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -95,10 +99,10 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.scale_shift = scale_shift
-        self.norm1 = norm(in_channels)
+        self.norm1 = norm(in_channels, spatial_dims)
         self.layer1 = layer(in_channels, out_channels, spatial_dims)
         self.time = nn.Linear(time_channels, out_channels * (2 if scale_shift else 1))
-        self.norm2 = norm(out_channels)
+        self.norm2 = norm(out_channels, spatial_dims)
         self.dropout = nn.Dropout(dropout)
         self.layer2 = layer(out_channels, out_channels, spatial_dims, zero=True)
         same = in_channels == out_channels

@@ -21,7 +21,7 @@ class SimpleHead(nn.Module):
 
     def __init__(self, feature_channels: int, data_shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.norm = norm(feature_channels)
+        self.norm = norm(feature_channels, len(data_shape) - 1)
         self.output = layer(feature_channels, data_shape[0], len(data_shape) - 1, zero=True)
 
     def forward(self, features: Tensor, t: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class MLP(nn.Module):
         self.time = TimeMLP(SinusoidalEmbedding(channels), channels, channels)
         self.input = layer(data_shape[0], channels, 0)
         self.blocks = nn.ModuleList(ResidualBlock(channels, channels, channels, 0) for _ in range(num_blocks))
-        self.norm = norm(channels)
+        self.norm = norm(channels, 0)
         self.output = layer(channels, data_shape[0], 0, zero=True)
 
     def forward(self, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ class Attention(nn.Module):
         if channels % num_heads:
             raise ValueError(f"num_heads = {num_heads} does not divide {channels} channels: choose a divisor")
         self.num_heads = num_heads
-        self.norm = norm(channels)
+        self.norm = norm(channels, 2)
         self.qkv = layer(channels, 3 * channels, 2, kernel_size=1)
         self.output = layer(channels, channels, 2, kernel_size=1, zero=True)
 
@@ -151,7 +151,7 @@ class UNet(nn.Module):
                 self.up.append(Upsample(width))
                 height *= 2
 
-        self.norm = norm(width)
+        self.norm = norm(width, 2)
         self.output = layer(width, data_shape[0], 2, zero=True)
 
     def forward(self, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:

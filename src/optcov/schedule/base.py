@@ -12,6 +12,17 @@ import torch
 from torch import Tensor
 
 
+def at_least_one(num_steps: int) -> int:
+    """The number of steps, if it is one.
+
+    Raises:
+        ValueError: if it is below 1.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps = {num_steps} is not a number of diffusion steps: give at least 1")
+    return num_steps
+
+
 class NoiseSchedule(ABC):
     """The amplitudes of signal and noise at every time, in float64.
 
@@ -22,9 +33,7 @@ class NoiseSchedule(ABC):
     """
 
     def __init__(self, num_steps: int) -> None:
-        if num_steps < 1:
-            raise ValueError(f"num_steps = {num_steps} is not a number of diffusion steps: give at least 1")
-        self.num_steps = num_steps
+        self.num_steps = at_least_one(num_steps)
 
     @abstractmethod
     def log_alpha(self, t: Tensor) -> Tensor:
@@ -64,7 +73,7 @@ class NoiseSchedule(ABC):
             table: ``[N + 1, ...]``, on the device of ``t``.
             t: times in [0, 1]; 0-dimensional or ``[B]``.
         Returns:
-            ``[*t.shape, ...]`` in the table's dtype, exact on the grid.
+            ``[*t.shape, ...]`` in the table's dtype, exact on the grid up to rounding.
         """
         position = t.to(torch.float64) * self.num_steps
         lower = position.floor().clamp(0, self.num_steps - 1).long()
@@ -85,8 +94,9 @@ class DiscreteSchedule(NoiseSchedule):
         super().__init__(len(beta))
         if not bool(((beta > 0) & (beta < 1)).all()):
             raise ValueError(
-                f"num_steps = {len(beta)} gives this schedule step variances up to {float(beta.max()):.3g}, which must "
-                "lie below 1: take more steps, or schedule=cosine or schedule=vp_sde, which hold for any number"
+                f"num_steps = {len(beta)} gives this schedule step variances from {float(beta.min()):.3g} to "
+                f"{float(beta.max()):.3g}, which must lie above 0 and below 1: take more steps, or schedule=cosine or "
+                "schedule=vp_sde, which hold for any number"
             )
         table = torch.cat([beta.new_zeros(1), 0.5 * torch.log1p(-beta).cumsum(0)])
         self._log_alpha = {table.device: table}

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from optcov.schedule.base import DiscreteSchedule
+from optcov.schedule.base import DiscreteSchedule, at_least_one
 
 
 class CosineSchedule(DiscreteSchedule):
@@ -19,6 +19,6 @@ class CosineSchedule(DiscreteSchedule):
     """
 
     def __init__(self, num_steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999) -> None:
-        u = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+        u = torch.linspace(0, 1, at_least_one(num_steps) + 1, dtype=torch.float64)
         f = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
         super().__init__((1 - f[1:] / f[:-1]).clamp(max=beta_max))

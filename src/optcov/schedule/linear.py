@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from optcov.schedule.base import DiscreteSchedule
+from optcov.schedule.base import DiscreteSchedule, at_least_one
 
 
 class LinearSchedule(DiscreteSchedule):
@@ -19,4 +19,6 @@ class LinearSchedule(DiscreteSchedule):
     """
 
     def __init__(self, num_steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> None:
-        super().__init__(torch.linspace(beta_min, beta_max, num_steps, dtype=torch.float64) * 1000 / num_steps)
+        # counted down from the last step, so that a single step is the last one
+        beta = torch.linspace(beta_max, beta_min, at_least_one(num_steps), dtype=torch.float64).flip(0)
+        super().__init__(beta * 1000 / num_steps)

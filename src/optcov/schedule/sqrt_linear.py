@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from optcov.schedule.base import DiscreteSchedule
+from optcov.schedule.base import DiscreteSchedule, at_least_one
 
 
 class SqrtLinearSchedule(DiscreteSchedule):
@@ -19,5 +19,5 @@ class SqrtLinearSchedule(DiscreteSchedule):
     """
 
     def __init__(self, num_steps: int = 1000, beta_max: float = 0.02) -> None:
-        n = torch.arange(1, num_steps + 1, dtype=torch.float64)
+        n = torch.arange(1, at_least_one(num_steps) + 1, dtype=torch.float64)
         super().__init__(beta_max * n / num_steps * 1000 / num_steps)

@@ -25,7 +25,7 @@ class NPR(VarianceStrategy):
 
     def loss(self, denoiser: Denoiser, prediction: Prediction, eps: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         g = self.head(prediction.features, t).to(eps.dtype)
-        return (((eps - prediction.eps) ** 2 - g) ** 2).flatten(1).sum(1)  # type: ignore[no-any-return]
+        return (((eps - prediction.eps.detach()) ** 2 - g) ** 2).flatten(1).sum(1)  # type: ignore[no-any-return]
 
     def covariance(self, denoiser: Denoiser, prediction: Prediction, x_t: Tensor, t: Tensor) -> Covariance:
         g = self.head(prediction.features, t).to(x_t.dtype)

@@ -1,0 +1,45 @@
+"""Shared ground: schedules, a correlated mixture, and exact denoisers of it, in float64 on one thread."""
+
+from collections.abc import Callable
+
+import hypothesis
+import pytest
+import torch
+
+from optcov.denoiser import Denoiser
+from optcov.oracle import GaussianMixture, OracleNetwork
+from optcov.schedule import CosineSchedule, LinearSchedule, NoiseSchedule, SqrtLinearSchedule, VPSDESchedule
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("optcov", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("optcov")
+
+SCHEDULES = [
+    *[LinearSchedule(n) for n in (1000, 21)],
+    *[CosineSchedule(n) for n in (1000, 17, 4)],
+    *[SqrtLinearSchedule(n) for n in (1000, 50)],
+    *[VPSDESchedule(n) for n in (1000, 7)],
+]
+
+
+@pytest.fixture(scope="session", params=SCHEDULES, ids=lambda s: f"{type(s).__name__}-{s.num_steps}")
+def schedule(request: pytest.FixtureRequest) -> NoiseSchedule:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def mixture() -> GaussianMixture:
+    """Three correlated components in the plane, of unequal weight."""
+    means = [[-0.5, 0.2], [0.4, 0.5], [0.3, -0.6]]
+    covariances = [[[0.04, 0.03], [0.03, 0.05]], [[0.05, -0.02], [-0.02, 0.02]], [[0.03, 0.0], [0.0, 0.08]]]
+    return GaussianMixture(means, covariances, [0.5, 0.3, 0.2])
+
+
+@pytest.fixture(scope="session")
+def make_oracle() -> Callable[[GaussianMixture, NoiseSchedule], Denoiser]:
+    """Builds the exact denoiser of a mixture."""
+
+    def make(mixture: GaussianMixture, schedule: NoiseSchedule) -> Denoiser:
+        return Denoiser(OracleNetwork((mixture.means.shape[1],), mixture, schedule), schedule).eval()
+
+    return make

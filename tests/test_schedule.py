@@ -1,0 +1,174 @@
+"""Schedules against their published formulas, written here a second time, and against quadrature of the SDE."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.integrate import quad
+from torch.testing import assert_close
+
+from optcov.schedule import (
+    CosineSchedule,
+    DiscreteSchedule,
+    LinearSchedule,
+    NoiseSchedule,
+    SqrtLinearSchedule,
+    VPSDESchedule,
+)
+
+
+def published_beta(schedule: NoiseSchedule) -> np.ndarray:
+    total = schedule.num_steps
+    n = np.arange(1, total + 1)
+    if isinstance(schedule, LinearSchedule):
+        return np.linspace(1e-4, 0.02, total) * 1000 / total
+    if isinstance(schedule, SqrtLinearSchedule):
+        return 1 - np.sqrt(1 - 0.02 * (n / total) * 1000 / total) ** 2
+    if isinstance(schedule, CosineSchedule):
+        f = np.cos((np.arange(total + 1) / total + 0.008) / 1.008 * np.pi / 2) ** 2
+        return np.minimum(1 - f[1:] / f[:-1], 0.999)
+    cells = [quad(lambda u: 0.1 + 19.9 * u, (k - 1) / total, k / total)[0] for k in n]
+    return 1 - np.exp(-np.array(cells))
+
+
+def test_published_formulas(schedule: NoiseSchedule):
+    t = schedule.grid()
+    beta = torch.from_numpy(published_beta(schedule))
+    assert_close(schedule.alpha(t) ** 2, (1 - beta).cumprod(0), rtol=1e-9, atol=0)  # N products
+    ratio = schedule.alpha(t) / schedule.alpha(t - 1 / schedule.num_steps)
+    assert_close(1 - ratio**2, beta, rtol=1e-8, atol=1e-14)  # 1 - ratio^2 cancels where beta is 1e-4
+    assert_close(schedule.sigma(t[:1]) ** 2, beta[:1], rtol=1e-10, atol=0)  # no cancellation allowed here
+
+
+@pytest.mark.parametrize(
+    ("schedule_", "first", "last"),
+    [
+        (LinearSchedule(1000), 1e-4, 0.02),
+        (LinearSchedule(4000), 2.5e-5, 0.005),
+        (SqrtLinearSchedule(1000), 2e-5, 0.02),
+        (CosineSchedule(1000), 4.128e-5, 0.999),
+    ],
+)
+def test_known_ends(schedule_: NoiseSchedule, first: float, last: float):
+    n = schedule_.num_steps
+    s, t = torch.tensor([[0, n - 1], [1, n]], dtype=torch.float64) / n
+    expected = torch.tensor([first, last], dtype=torch.float64)
+    assert_close(schedule_.variance_between(s, t), expected, rtol=1e-3, atol=0)  # digits printed above
+
+
+@pytest.mark.parametrize("t", [1e-4, 0.013, 0.5, 1.0])
+def test_vp_sde_is_the_integral_of_its_rate_at_any_time(t: float):
+    schedule = VPSDESchedule(10, beta_min=0.3, beta_max=7.0)
+    integral, _ = quad(lambda u: 0.3 + 6.7 * u, 0, t)
+    time = torch.tensor(t, dtype=torch.float64)
+    assert schedule.alpha(time).item() == pytest.approx(np.exp(-integral / 2), rel=1e-12)
+    assert schedule.sigma(time).item() == pytest.approx(np.sqrt(-np.expm1(-integral)), rel=1e-12)
+
+
+def test_amplitudes(schedule: NoiseSchedule):
+    t = torch.linspace(0, 1, 777, dtype=torch.float64)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    assert alpha.dtype == sigma.dtype == schedule.log_snr(t).dtype == torch.float64
+    assert_close(alpha**2 + sigma**2, torch.ones_like(t), rtol=1e-14, atol=0)
+    assert alpha[0] == 1
+    assert sigma[0] == 0
+    assert (alpha > 0).all()
+    assert (sigma < 1).all()
+    assert_close(schedule.log_alpha(t), alpha.log(), rtol=1e-10, atol=1e-15)
+
+
+def test_log_snr_decreases(schedule: NoiseSchedule):
+    t = torch.linspace(0, 1, 777, dtype=torch.float64)
+    log_snr = schedule.log_snr(t)
+    assert log_snr[0] == torch.inf
+    assert torch.isfinite(log_snr[1:]).all()
+    assert (log_snr.diff() < 0).all()
+    assert_close(log_snr[1:], 2 * (schedule.alpha(t) / schedule.sigma(t)).log()[1:], rtol=1e-10, atol=1e-10)
+
+
+def test_variance_between_at_any_stride(schedule: NoiseSchedule):
+    total = schedule.num_steps
+    product = torch.cat([torch.ones(1), torch.from_numpy(1 - published_beta(schedule))]).cumprod(0)
+    g = torch.Generator().manual_seed(0)
+    pairs = torch.randint(0, total + 1, (200, 2), generator=g).sort(1).values
+    s, t = pairs.double().T / total
+    variance = schedule.variance_between(s, t)
+    assert variance.dtype == torch.float64
+    assert_close(variance, 1 - product[pairs[:, 1]] / product[pairs[:, 0]], rtol=1e-8, atol=1e-12)
+    ratio = schedule.alpha(t) / schedule.alpha(s)
+    assert_close(variance, schedule.sigma(t) ** 2 - ratio**2 * schedule.sigma(s) ** 2, rtol=1e-8, atol=1e-12)
+    assert (variance[s == t] == 0).all()
+    assert (variance[s < t] > 0).all()
+
+
+def test_shapes_broadcast(schedule: NoiseSchedule):
+    t = schedule.grid()[-3:]
+    table = schedule.variance_between((t - 1 / schedule.num_steps)[:, None] * 0, t)
+    assert table.shape == (3, 3)
+    assert schedule.alpha(t[0]).shape == ()
+    assert_close(schedule.sigma(t.reshape(3, 1)), schedule.sigma(t).reshape(3, 1), rtol=0, atol=0)
+
+
+@given(total=st.integers(1, 3000))
+def test_grid_and_interpolation_are_exact(total: int):
+    schedule = CosineSchedule(total)
+    t = schedule.grid()
+    assert torch.equal(t, torch.arange(1, total + 1, dtype=torch.float64) / total)
+    table = torch.randn(total + 1, 2, generator=torch.Generator().manual_seed(total), dtype=torch.float64)
+    # n / N times N is n to an ulp, so the value is exact to the rounding of the table
+    assert_close(schedule.interpolate(table, t), table[1:], rtol=0, atol=1e-11)
+    assert torch.equal(schedule.interpolate(table, torch.zeros((), dtype=torch.float64)), table[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_interpolation_is_linear_between_nodes(dtype: torch.dtype):
+    schedule = VPSDESchedule(4)
+    table = torch.tensor([0, 1, 4, 9, 16], dtype=dtype)
+    t = torch.tensor([0.125, 0.4375, 0.95], dtype=torch.float64)
+    value = schedule.interpolate(table, t)
+    assert value.dtype == dtype
+    assert_close(value, torch.tensor([0.5, 1 + 0.75 * 3, 9 + 0.8 * 7], dtype=dtype), rtol=1e-6, atol=0)
+    assert schedule.interpolate(table, t[0]).shape == ()
+    assert schedule.interpolate(table[:, None, None].expand(5, 2, 3), t).shape == (3, 2, 3)
+
+
+@given(beta=st.lists(st.floats(1e-6, 0.999), min_size=1, max_size=40))
+def test_any_list_of_variances(beta: list[float]):
+    schedule = DiscreteSchedule(torch.tensor(beta, dtype=torch.float64))
+    assert schedule.num_steps == len(beta)
+    s = torch.cat([torch.zeros(1, dtype=torch.float64), schedule.grid()])
+    assert_close(schedule.variance_between(s[:-1], s[1:]), torch.tensor(beta).double(), rtol=1e-6, atol=1e-14)
+    middle = schedule.log_alpha((s[:-1] + s[1:]) / 2)  # linear between nodes, as in DPM-Solver
+    expected = (schedule.log_alpha(s[:-1]) + schedule.log_alpha(s[1:])) / 2
+    assert_close(middle, expected, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", [LinearSchedule, CosineSchedule, SqrtLinearSchedule, VPSDESchedule])
+@pytest.mark.parametrize("num_steps", [0, -5])
+def test_refuses_no_steps(kind: type[NoiseSchedule], num_steps: int):
+    with pytest.raises(ValueError, match=rf"num_steps.*{num_steps}"):
+        kind(num_steps)
+
+
+@pytest.mark.parametrize("kind", [LinearSchedule, SqrtLinearSchedule])
+def test_refuses_so_few_steps_that_a_variance_reaches_one(kind: type[NoiseSchedule]):
+    kind(21)
+    for num_steps in (1, 10, 20):
+        with pytest.raises(ValueError, match="num_steps"):
+            kind(num_steps)
+
+
+@pytest.mark.parametrize(
+    ("beta", "says"),
+    [
+        ([0.1, 1.0], "num_steps.*below 1"),
+        ([0.1, 1.5], "num_steps.*below 1"),
+        ([0.1, 0.0], "above 0"),
+        ([-0.1, 0.5], "above 0"),
+        ([0.1, float("nan")], "nan"),
+    ],
+)
+def test_refuses_variances_outside_the_unit_interval(beta: list[float], says: str):
+    with pytest.raises(ValueError, match=says):
+        DiscreteSchedule(torch.tensor(beta, dtype=torch.float64))
