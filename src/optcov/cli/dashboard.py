@@ -41,6 +41,7 @@ def wandb_logger(
     mode = os.environ.get("WANDB_MODE", mode)
     if mode == "auto":
         mode = "online" if _logged_in() and _reachable() else "offline"
+    os.environ.setdefault("WANDB_SILENT", "true")  # a run says where it is when it ends
     sweep = sweep_folder()
     name = Path(save_dir).name
     return WandbLogger(

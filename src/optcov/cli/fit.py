@@ -13,11 +13,13 @@ from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from omegaconf import DictConfig
 from torch import nn
 
 from optcov.cli.build import Parts
-from optcov.cli.errors import refusals
+from optcov.cli.dashboard import sweep_folder
+from optcov.cli.errors import ConfigError, refusals
 from optcov.seeds import derive_seed
 from optcov.training import (
     Checkpoint,
@@ -28,7 +30,7 @@ from optcov.training import (
     StageProgressBar,
     VarianceStage,
 )
-from optcov.training.store import Identity, Kind, first_process
+from optcov.training.store import FORMAT, Identity, Kind, first_process
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ def mean_identity(config: dict[str, Any]) -> Identity:
 
 def _training_identity(config: dict[str, Any]) -> Identity:
     return {
+        "format": FORMAT,
         "data": {key: value for key, value in config["data"].items() if key not in NOT_IDENTITY},
         "trainer": {key: config["trainer"].get(key) for key in TRAINER_IDENTITY},
         "ema": config["callbacks"].get("ema"),
@@ -130,7 +133,7 @@ def make_trainer(cfg: DictConfig, **arguments: Any) -> Trainer:
     """Lightning's Trainer of the config, with no more output than a run wants.
 
     Raises:
-        ConfigError: if the machine or the versions can not do what the config asks.
+        ConfigError: if the machine or the versions can not do what the config asks, or a sweep can not.
     """
     settings: dict[str, Any] = {
         "logger": False,
@@ -142,6 +145,11 @@ def make_trainer(cfg: DictConfig, **arguments: Any) -> Trainer:
     settings["enable_progress_bar"] = any(isinstance(each, ProgressBar) for each in settings["callbacks"])
     with refusals("trainer"):
         trainer: Trainer = instantiate(cfg.trainer, **settings)
+    if sweep_folder() is not None and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+        raise ConfigError(
+            f"trainer.strategy = {cfg.trainer.strategy} would start the whole sweep again in each of its processes: "
+            "set trainer.strategy=ddp_fork, or start the jobs one by one"
+        )
     return trainer
 
 
@@ -174,9 +182,10 @@ def run_stage(
     trainer = make_trainer(cfg, logger=loggers, callbacks=[*callbacks, StageProgressBar(description), keep])
     if cfg.compile:
         parts.denoiser.network.compile()
-    trainer.fit(stage, datamodule=parts.data, ckpt_path=_resumable(entry.resume_folder), weights_only=True)
-    if trainer.global_step < trainer.max_steps:
-        raise KeyboardInterrupt(f"{description} stopped at step {trainer.global_step} of {trainer.max_steps}")
+    try:
+        trainer.fit(stage, datamodule=parts.data, ckpt_path=_resumable(entry.resume_folder), weights_only=True)
+    except SystemExit:  # how Lightning ends on Ctrl+C
+        raise KeyboardInterrupt(description) from None
 
 
 def _resumable(folder: Path) -> Path | None:

@@ -275,6 +275,8 @@ def _close(loggers: list[Logger]) -> None:
     if any(isinstance(logger, WandbLogger) for logger in loggers):
         import wandb
 
+        if wandb.run is not None and wandb.run.url:
+            log.info("W&B: %s", wandb.run.url)
         wandb.finish()
 
 

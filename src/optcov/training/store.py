@@ -20,6 +20,8 @@ from torch import Tensor
 Kind = Literal["mean", "variance"]
 Identity = dict[str, Any]
 
+FORMAT = 1  # raise it when a change of code gives weights of the same config another meaning
+
 
 class CheckpointError(ValueError):
     """A checkpoint can not be used; the message is one sentence that says why and what to do."""
