@@ -21,6 +21,24 @@ from optcov.denoiser import Denoiser, Prediction, noise_variance
 from optcov.variance.base import VarianceStrategy
 
 
+def mean_with_control(values: Tensor, control: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of random values, made sharper by a control variate of known mean 0 (regression estimator).
+
+    At large t, e is nearly eps, and ``1 - E[e^2]`` is a small difference that ``r`` enlarges a thousandfold: with
+    ``eps^2 - 1`` as control its error shrinks by orders of magnitude, for the same expectation.
+
+    Args:
+        values, control: float64 ``[M, ...]``, M at least 3.
+    Returns:
+        The mean and its standard error, each ``[...]``.
+    """
+    count = len(values)
+    centred = control - control.mean(0)
+    slope = (values * centred).sum(0) / (centred**2).sum(0)
+    residual = values - slope * control
+    return residual.mean(0), residual.std(0) * ((count - 1) / (count - 2) / count) ** 0.5
+
+
 class Analytic(VarianceStrategy):
     """``C = r Cov[eps]``, with Cov[eps] measured once per time and kept as a buffer.
 
@@ -42,8 +60,8 @@ class Analytic(VarianceStrategy):
         self, denoiser: Denoiser, per_pixel: bool = False, imperfect_mean: bool = False, num_images: int = 128
     ) -> None:
         super().__init__(denoiser)
-        if num_images < 2:
-            raise ValueError(f"var.num_images = {num_images} gives no estimate with an error: give at least 2")
+        if num_images < 3:
+            raise ValueError(f"var.num_images = {num_images} gives no estimate with an error: give at least 3")
         self.per_pixel, self.imperfect_mean, self.num_images = per_pixel, imperfect_mean, num_images
         shape = (denoiser.schedule.num_steps + 1, *(denoiser.data_shape if per_pixel else ()))
         self.eps_variance: Tensor
@@ -53,23 +71,23 @@ class Analytic(VarianceStrategy):
 
     @torch.no_grad()
     def calibrate(self, denoiser: Denoiser, batches: Iterable[Tensor], seed: int = 0) -> None:
-        self.to(next(iter(batches := list(batches))).device)
-        generator = torch.Generator(batches[0].device).manual_seed(seed)
-        count = sum(len(x_0) for x_0 in batches)
-        for n, t in enumerate(
-            tqdm(denoiser.schedule.grid(batches[0].device), desc="variance: one pass", leave=False), 1
-        ):
-            measured = torch.cat([self._measure(denoiser, x_0, t, generator) for x_0 in batches])
-            self.eps_variance[n] = measured.mean(0)
-            self.eps_variance_se[n] = measured.std(0) / count**0.5
+        batches = list(batches)
+        device = batches[0].device
+        self.to(device)
+        generator = torch.Generator(device).manual_seed(seed)
+        times = denoiser.schedule.grid(device)
+        for n, t in enumerate(tqdm(times, desc="2/3 variance: one pass", leave=False), start=1):
+            drawn = [self._measure(denoiser, x_0, t, generator) for x_0 in batches]
+            measured, control = (torch.cat(values) for values in zip(*drawn, strict=True))
+            self.eps_variance[n], self.eps_variance_se[n] = mean_with_control(measured, control)
         self.eps_variance[0], self.eps_variance_se[0] = 1.0, 0.0  # x_0 itself says nothing of the noise
 
-    def _measure(self, denoiser: Denoiser, x_0: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
-        """The estimate from each sample, float64 ``[B]`` or ``[B, *event]``."""
+    def _measure(self, denoiser: Denoiser, x_0: Tensor, t: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The estimate from each sample, and a variable of mean 0 that goes with it; ``[B]`` or ``[B, *event]``."""
         eps = torch.randn(x_0.shape, dtype=x_0.dtype, device=x_0.device, generator=generator)
-        e = denoiser(denoiser.diffuse(x_0, eps, t), t).eps.double()
-        squared = (eps.double() - e) ** 2 if self.imperfect_mean else 1 - e**2
-        return squared if self.per_pixel else squared.flatten(1).mean(1)  # type: ignore[no-any-return]
+        e, eps = denoiser(denoiser.diffuse(x_0, eps, t), t).eps.double(), eps.double()
+        measured, control = (eps - e) ** 2 if self.imperfect_mean else 1 - e**2, eps**2 - 1
+        return (measured, control) if self.per_pixel else (measured.flatten(1).mean(1), control.flatten(1).mean(1))
 
     def covariance(self, denoiser: Denoiser, prediction: Prediction, x_t: Tensor, t: Tensor) -> Covariance:
         variance = denoiser.schedule.interpolate(self.eps_variance, t)
