@@ -155,7 +155,7 @@ def test_clipping(num_steps: int, eta: float):
 def test_ddim_at_eta_one_is_ddpm_until_x0_is_clipped(schedule: NoiseSchedule, strategy: type[VarianceStrategy]):
     denoiser = Denoiser(Recorder(), schedule, "x0")
     times = EvenTrajectory().times(schedule, 4)
-    z = 10 * noise(4, 20, 4)
+    z = 4 * noise(4, 20, 4)  # large enough that some of x_0 is clipped, not all of it
 
     def both(clip_x0: bool) -> list[Tensor]:
         samplers = DDPMSampler(4, clip_x0, cut=2.0), DDIMSampler(4, 1.0, clip_x0, cut=2.0)
@@ -238,3 +238,11 @@ def test_learned_range_is_refused_by_ddim(make_oracle):
     DDPMSampler(5).check(strategy)
     with pytest.raises(ValueError, match="eta"):
         DDIMSampler(5, eta=0.0).check(strategy)
+
+
+@pytest.mark.parametrize("strategy", [BetaTilde, Beta])
+def test_the_prescribed_variances_of_ddpm_are_not_cut(make_oracle, strategy: type[VarianceStrategy]):
+    denoiser = make_oracle(GAUSSIAN, LinearSchedule(1000))
+    times, z = EvenTrajectory().times(denoiser.schedule, 5), noise(5, 20, 1)
+    cut, uncut = (DDPMSampler(5, cut=c).sample(denoiser, strategy(denoiser), times, Scripted(z)) for c in (0.0, None))
+    assert torch.equal(cut, uncut)

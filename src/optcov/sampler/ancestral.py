@@ -26,7 +26,7 @@ class DDIMSampler(Sampler):
         num_steps: K, the number of network calls.
         eta: 0 for DDIM's kernel, 1 for DDPM's.
         clip_x0: clamp the predicted x_0 to [-1, 1] before each step.
-        cut: bound on the noise of the last stochastic step, in grey levels of 255: its variance is at most
+        cut: bound on the noise of the last stochastic step, in grey levels of 255, for fitted variances: at most
             ``(cut * 2/255 * sqrt(pi/2))^2`` (Analytic-DPM, Sec. 3.1 and Appendix H.1); None for no bound.
     Raises:
         ValueError: if an argument is out of range.
@@ -66,7 +66,7 @@ class DDIMSampler(Sampler):
             if i == 0:
                 return mean
             covariance = strategy.transition(steps[i], denoiser, prediction, x, times[i])
-            if i == 1:
+            if i == 1 and strategy.cut_last:
                 covariance = covariance.clamp(0.0, self.max_last_variance)
             x = mean + covariance.sqrt_mul(noise.draw())
         raise ValueError("times is empty: give at least one")

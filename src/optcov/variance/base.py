@@ -23,10 +23,13 @@ class VarianceStrategy(nn.Module):
     Attributes:
         fitting: ``none``; ``calibrate``, one pass over data that fills buffers; or ``train``, gradient steps on
             :meth:`loss` while the denoiser is frozen and in eval mode.
+        cut_last: whether a sampler may bound the noise of its last stochastic step, as was published for fitted
+            variances; those that DDPM and Improved DDPM prescribe were published as they are.
         num_images: how many images a calibration wants.
     """
 
     fitting: ClassVar[Literal["none", "calibrate", "train"]] = "none"
+    cut_last: ClassVar[bool] = True
     num_images: int = 0
 
     def __init__(self, denoiser: Denoiser) -> None:

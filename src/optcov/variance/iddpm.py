@@ -28,6 +28,7 @@ class LearnedRange(VarianceStrategy):
     """
 
     fitting = "train"
+    cut_last = False
 
     def __init__(self, denoiser: Denoiser, head: HeadFactory) -> None:
         super().__init__(denoiser)
