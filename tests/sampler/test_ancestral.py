@@ -167,7 +167,7 @@ def test_ddim_at_eta_one_is_ddpm_until_x0_is_clipped(schedule: NoiseSchedule, st
         assert_close(ddpm, ddim, rtol=1e-9, atol=1e-10)
         ddpm, ddim = both(clip_x0=True, scale=scale)
         differences.append((ddpm - ddim).abs().max())
-    assert max(differences) > 1e-3
+    assert max(differences) > 1e-6  # against 1e-9 above; a clipped x_0 shrinks what reaches the end
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3])
