@@ -25,7 +25,7 @@ def wandb_logger(
     tags: list[str] | None = None,
     mode: str = "auto",
 ) -> WandbLogger:
-    """A Lightning logger whose run has the folder's name; nothing starts before the first thing is logged.
+    """Start a run that has the folder's name, as a Lightning logger.
 
     Args:
         project, entity, tags: as in ``wandb.init``.
@@ -35,26 +35,27 @@ def wandb_logger(
     Raises:
         ValueError: if the mode is none of these.
     """
+    import wandb  # a good part of a second, for those who log to it
+
     modes = ("auto", "online", "offline", "disabled")
     if mode not in modes:
         raise ValueError(f"logger.wandb.mode = {mode} is unknown: give one of {', '.join(modes)}")
     mode = os.environ.get("WANDB_MODE", mode)
     if mode == "auto":
         mode = "online" if _logged_in() and _reachable() else "offline"
-    os.environ.setdefault("WANDB_SILENT", "true")  # a run says where it is when it ends
     sweep = sweep_folder()
     name = Path(save_dir).name
-    return WandbLogger(
+    run = wandb.init(
         project=project,
         entity=entity,
         name=name if sweep is None else f"{sweep.name}/{name}",
         group=group or (None if sweep is None else sweep.name),
         tags=tags,
-        save_dir=save_dir,
-        mode=mode,
-        offline=mode == "offline",
-        settings={"silent": True, "console": "off"},
+        dir=save_dir,
+        mode=mode,  # type: ignore[arg-type]
+        settings=wandb.Settings(silent=True, console="off"),  # a run says where it is when it ends
     )
+    return WandbLogger(experiment=run)
 
 
 def sweep_folder() -> Path | None:

@@ -1,0 +1,68 @@
+"""The code in README.md and CONTRIBUTING.md does what they say."""
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from optcov.denoiser import Denoiser
+from optcov.model import UNet
+from optcov.sampler import DDPMSampler, sample
+from optcov.schedule import LinearSchedule
+from optcov.trajectory import EvenTrajectory
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(document: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+
+
+def test_the_notebook_of_the_readme_draws_images():
+    (code,) = blocks("README.md", "python")
+    namespace: dict[str, object] = {}
+    exec(code.replace("LinearSchedule(1000)", "LinearSchedule(40)"), namespace)
+    assert namespace["images"].shape == (4, 1, 8, 8)
+
+
+def test_the_strategy_of_contributing_works(monkeypatch: pytest.MonkeyPatch):
+    strategy, test = blocks("CONTRIBUTING.md", "python")
+    (yaml,) = blocks("CONTRIBUTING.md", "yaml")
+    module = types.ModuleType("optcov.variance.gaussian")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(strategy, module.__dict__)
+    namespace: dict[str, object] = {}
+    exec(test, namespace)
+    namespace["test_it_is_the_posterior_covariance_of_gaussian_data"]()
+    settings = OmegaConf.create(yaml)
+    schedule = LinearSchedule(100)
+    denoiser = Denoiser(UNet((1, 8, 8), channels=8), schedule)
+    assert settings.pop("_target_") == "optcov.variance.gaussian.Gaussian"
+    built = module.Gaussian(denoiser, **settings)
+    images = sample(denoiser, built, DDPMSampler(3), EvenTrajectory().times(schedule, 3), count=2, progress=False)
+    assert images.isfinite().all()
+
+
+@pytest.mark.parametrize("document", ["README.md", "conf/config.yaml"])
+def test_every_group_option_named_in_the_readme_exists(document: str):
+    named = re.findall(r"(?<![\w./-])(\w+)=([a-z][a-z_0-9,]*)(?![\w.])", (ROOT / document).read_text())
+    groups = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()}
+    checked = 0
+    for group, options in named:
+        for option in options.split(","):
+            if group in groups and option != "launcher":
+                assert (ROOT / "conf" / group / f"{option}.yaml").is_file(), f"{group}={option}"
+                checked += 1
+    assert checked > 1
+
+
+def test_every_target_of_the_config_can_be_imported():
+    paths = list((ROOT / "conf").glob("*/*.yaml"))
+    targets = {target for path in paths for target in re.findall(r"_target_: (\S+)", path.read_text())}
+    assert len(targets) > 20
+    for target in targets:
+        assert callable(get_object(target))
