@@ -145,6 +145,16 @@ def make_trainer(cfg: DictConfig, **arguments: Any) -> Trainer:
     settings["enable_progress_bar"] = any(isinstance(each, ProgressBar) for each in settings["callbacks"])
     with refusals("trainer"):
         trainer: Trainer = instantiate(cfg.trainer, **settings)
+    if trainer.precision.endswith("-true") and trainer.precision != "32-true":
+        raise ConfigError(
+            f"trainer.precision = {cfg.trainer.precision} would keep weights or schedules in half or double precision: "
+            "set 32-true, bf16-mixed or 16-mixed"
+        )
+    if trainer.strategy.root_device.type == "mps":
+        raise ConfigError(
+            f"trainer.accelerator = {cfg.trainer.accelerator} finds Apple's MPS, which has no float64 for schedules: "
+            "set trainer=cpu"
+        )
     if sweep_folder() is not None and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
         raise ConfigError(
             f"trainer.strategy = {cfg.trainer.strategy} would start the whole sweep again in each of its processes: "

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
-import platform
 import shutil
-import subprocess
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
@@ -27,27 +22,12 @@ from optcov.cli.build import Parts, build
 from optcov.cli.errors import ConfigError, refusals
 from optcov.cli.fit import fit_mean, fit_variance, make_trainer
 from optcov.cli.preflight import check
+from optcov.cli.run_folder import choices, claim, overrides, provenance
 from optcov.metric import with_count
 from optcov.training import SamplingStage, StageProgressBar
 from optcov.training.store import first_process
 
 log = logging.getLogger(__name__)
-
-GROUPS = (
-    "data",
-    "model",
-    "schedule",
-    "var",
-    "head",
-    "sampler",
-    "trajectory",
-    "metric",
-    "trainer",
-    "optimizer",
-    "logger",
-    "callbacks",
-    "experiment",
-)
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -66,7 +46,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     parts = build(cfg)
     make_trainer(cfg)  # refuses what this machine can not do, before anything is fitted
     folder = Path(cfg.output_dir)
-    done = _claim(folder, config)
+    done = claim(folder, config) if first_process() else None
     if done is not None:
         log.info("%s is finished already: nothing to do", folder)
         return done
@@ -174,19 +154,16 @@ def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
             scores[with_count(metric.name, len(images))] = metric.compute()
     return {
         "metrics": scores,
-        "reference": f"{_choices()['data']} train ({len(reference)})",
+        "reference": f"{choices()['data']} train ({len(reference)})",
         "num_samples": len(images),
-        **{key: value for key, value in _choices().items() if key != "metric"},
+        **{key: value for key, value in choices().items() if key != "metric"},
         "num_steps": parts.sampler.num_steps,
         "nfe": len(parts.times),
         "seed": cfg.seed,
-        "overrides": _overrides(),
+        "overrides": overrides(),
         "throughput_images_per_s": len(images) / seconds,
         "wall_time_s": {"sampling": seconds},
-        "git_revision": _git_revision(),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "lightning", "optcov")}
-        | {"python": platform.python_version()},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        **provenance(),
         "output_dir": str(folder),
     }
 
@@ -205,45 +182,14 @@ def _restore(cfg: DictConfig) -> tuple[Parts, Path]:
     parts = build(cfg)
     if parts.strategy.fitting != "none" and config["var"] != OmegaConf.to_container(saved["var"]):
         raise ConfigError(
-            f"var = {_choices()['var']} was not fitted in run = {run}: fit it with "
-            f"train.py var={_choices()['var']} mean_ckpt={cfg.mean_ckpt}, then give that run"
+            f"var = {choices()['var']} was not fitted in run = {run}: fit it with "
+            f"train.py var={choices()['var']} mean_ckpt={cfg.mean_ckpt}, then give that run"
         )
     mean = fit_mean(cfg, config, parts, [])
     fit_variance(cfg, config, parts, mean, [])
     folder = Path(cfg.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     return parts, folder
-
-
-def _claim(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
-    """Take a folder for this run; what is there already is kept.
-
-    Returns:
-        The results of the same run, if it ended here before.
-    """
-    settings = {key: value for key, value in config.items() if key != "output_dir"}
-    saved = folder / ".hydra" / "config.yaml"
-    if not first_process():
-        return None
-    if saved.is_file():
-        earlier = OmegaConf.to_container(OmegaConf.load(saved))
-        assert isinstance(earlier, dict)
-        if {key: value for key, value in earlier.items() if key != "output_dir"} != _plain(settings):
-            raise ConfigError(f"output_dir = {folder} holds a run with another config: choose another hydra.run.dir")
-        if (folder / "results.json").is_file():
-            return dict(json.loads((folder / "results.json").read_text()))
-        return None
-    if (folder / "results.json").is_file():
-        raise ConfigError(f"output_dir = {folder} holds another run's results.json: choose another hydra.run.dir")
-    saved.parent.mkdir(parents=True, exist_ok=True)
-    overrides = list(HydraConfig.get().overrides.task)
-    report.write_atomically(saved.with_name("overrides.yaml"), OmegaConf.to_yaml(OmegaConf.create(overrides)))
-    report.write_atomically(saved, OmegaConf.to_yaml(OmegaConf.create(config)))
-    return None
-
-
-def _plain(settings: dict[str, Any]) -> Any:
-    return OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(settings))))
 
 
 def _finish(results: dict[str, Any], folder: Path, loggers: list[Logger], step: int) -> None:
@@ -265,7 +211,7 @@ def _loggers(cfg: DictConfig, config: dict[str, Any]) -> list[Logger]:
         loggers = [instantiate(logger) for logger in cfg.logger.values()]
     for logger in loggers:
         if not isinstance(logger, CSVLogger):  # its folder holds .hydra/config.yaml
-            logger.log_hyperparams(config | {"choices": _choices()})
+            logger.log_hyperparams(config | {"choices": choices()})
     return loggers
 
 
@@ -275,32 +221,9 @@ def _close(loggers: list[Logger]) -> None:
     if any(isinstance(logger, WandbLogger) for logger in loggers):
         import wandb
 
-        if wandb.run is not None and wandb.run.url:
+        if wandb.run is not None and not wandb.run.offline:
             log.info("W&B: %s", wandb.run.url)
         wandb.finish()
-
-
-def _choices() -> dict[str, str]:
-    """The option chosen in each group."""
-    chosen = HydraConfig.get().runtime.choices
-    return {group: str(chosen[group]) for group in GROUPS if group in chosen}
-
-
-def _overrides() -> dict[str, Any]:
-    """The overrides of this job inside groups and at the top level, by key."""
-    parsed = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
-    return {override.key_or_group: str(override.value()) for override in parsed if override.key_or_group not in GROUPS}
-
-
-def _git_revision() -> str | None:
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True, text=True, check=True, cwd=Path(__file__).parent,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()
 
 
 def _quiet() -> None:
@@ -311,3 +234,4 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")
     warnings.filterwarnings("ignore", message=".*predict returned None.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")

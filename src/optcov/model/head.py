@@ -45,5 +45,5 @@ class ComplexHead(SimpleHead):
         self.block = ResidualBlock(feature_channels, hidden, width, len(data_shape) - 1)
 
     def forward(self, features: Tensor, t: Tensor) -> Tensor:
-        time = self.time((1000 * t).to(features.dtype).expand(len(features)))
+        time = self.time((1000 * t).to(self.norm.weight.dtype).expand(len(features)))  # features may be bfloat16
         return super().forward(self.block(features, time), t)

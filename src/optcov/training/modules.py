@@ -135,5 +135,7 @@ class SamplingStage(LightningModule):
         self._images.append(to_uint8(x_0).cpu())
 
     def on_predict_end(self) -> None:
+        if not self._indices:  # fewer samples than processes
+            return
         part = {"indices": torch.cat(self._indices), "images": torch.cat(self._images)}
         torch.save(part, self.folder / f"part_{self.global_rank}.pt")
