@@ -49,6 +49,8 @@ def build(cfg: DictConfig) -> Parts:
     with refusals("model"):
         torch.manual_seed(derive_seed(cfg.seed, 0))
         network = instantiate(cfg.model, data_shape=shape)
+        if cfg.compile:
+            network.compile()
         denoiser = Denoiser(network, schedule, cfg.parameterization, cfg.time_offset)
     with refusals("var"):
         torch.manual_seed(derive_seed(cfg.seed, 1))

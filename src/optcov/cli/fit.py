@@ -190,8 +190,6 @@ def run_stage(
     )
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
     trainer = make_trainer(cfg, logger=loggers, callbacks=[*callbacks, StageProgressBar(description), keep])
-    if cfg.compile:
-        parts.denoiser.network.compile()
     try:
         trainer.fit(stage, datamodule=parts.data, ckpt_path=_resumable(entry.resume_folder), weights_only=True)
     except SystemExit:  # how Lightning ends on Ctrl+C

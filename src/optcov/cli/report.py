@@ -84,9 +84,9 @@ def show_run(results: dict[str, Any]) -> None:
 
 
 def collect(folder: Path) -> pd.DataFrame:
-    """The results of every run below a folder, a row each, with the overrides that tell them apart."""
+    """The results of every run in a folder, a row each, with the overrides that tell them apart."""
     rows = []
-    for path in sorted(folder.glob("**/results.json")):
+    for path in sorted(folder.glob("*/results.json")):
         results = json.loads(path.read_text())
         row: dict[str, Any] = {"run": str(path.parent.relative_to(folder)), **results["overrides"]}
         row |= {key: results[key] for key in ("data", "model", "schedule", "var", "sampler", "trajectory")}

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
@@ -67,8 +68,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
                 "total": time.monotonic() - started,
             }
             _finish(results, folder, loggers, cfg.trainer.max_steps)
-    finally:
-        _close(loggers)
+    except BaseException:
+        _close(loggers, failed=True)
+        raise
+    _close(loggers)
     return results
 
 
@@ -80,16 +83,17 @@ def sample(cfg: DictConfig) -> Path:
     Returns:
         The folder of the samples.
     """
+    if cfg.format not in ("npz", "png"):
+        raise ConfigError(f"format = {cfg.format} is unknown: give npz or png")
     parts, folder = _restore(cfg)
+    if cfg.format == "png" and len(parts.denoiser.data_shape) != 3:
+        raise ConfigError("format = png writes images, but the samples are vectors: set format=npz")
     images, seconds = draw(cfg, parts, folder)
     if first_process():
         report.picture(images, folder / "samples.png")
         if cfg.format == "npz":
-            import numpy as np
-
-            np.savez_compressed(folder / "samples.npz", images.movedim(1, -1).numpy() if images.ndim == 4 else images)
-        elif images.ndim != 4:
-            raise ConfigError("format = png writes images, but the samples are vectors: set format=npz")
+            channels_last = images.movedim(1, -1) if images.ndim == 4 else images
+            np.savez_compressed(folder / "samples.npz", channels_last.numpy())
         else:
             (folder / "samples").mkdir()
             for i, image in enumerate(images):
@@ -215,15 +219,15 @@ def _loggers(cfg: DictConfig, config: dict[str, Any]) -> list[Logger]:
     return loggers
 
 
-def _close(loggers: list[Logger]) -> None:
+def _close(loggers: list[Logger], failed: bool = False) -> None:
     for logger in loggers:
-        logger.finalize("success")
+        logger.finalize("failed" if failed else "success")
     if any(isinstance(logger, WandbLogger) for logger in loggers):
         import wandb
 
         if wandb.run is not None and not wandb.run.offline:
             log.info("W&B: %s", wandb.run.url)
-        wandb.finish()
+        wandb.finish(exit_code=int(failed))
 
 
 def _quiet() -> None:
