@@ -61,7 +61,9 @@ def with_run_overrides(arguments: list[str]) -> list[str]:
     from optcov.cli.errors import ConfigError
 
     runs = [argument.removeprefix("run=") for argument in arguments if argument.startswith("run=")]
-    if not runs:
+    if not runs and not any(argument.startswith("-") for argument in arguments):
+        raise ConfigError("run is missing: give run=FOLDER, the folder that train.py printed when it ended")
+    if not runs:  # --help and its kind
         return arguments
     saved = Path(runs[0]) / ".hydra" / "overrides.yaml"
     if not saved.is_file():

@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.nn import functional
 
 matplotlib.use("Agg")
 log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ def picture(images: Tensor, path: Path, count: int = 64, scale: int | None = Non
     images = images[:count]
     columns = max(1, int(len(images) ** 0.5))
     images = images[: len(images) // columns * columns]
+    if columns > 1:
+        images = functional.pad(images, (0, 1, 0, 1), value=96)  # a line between neighbours
     _, channels, height, width = images.shape
     grid = images.reshape(-1, columns, channels, height, width).permute(0, 3, 1, 4, 2)
     grid = grid.reshape(-1, columns * width, channels)
