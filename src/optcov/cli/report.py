@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def show_run(results: dict[str, Any]) -> None:
 def collect(folder: Path) -> pd.DataFrame:
     """The results of every run in a folder, a row each, with the overrides that tell them apart."""
     rows = []
-    for path in sorted(folder.glob("*/results.json")):
+    for path in sorted(folder.glob("*/results.json"), key=_natural):
         results = json.loads(path.read_text())
         row: dict[str, Any] = {"run": str(path.parent.relative_to(folder)), **results["overrides"]}
         row |= {key: results[key] for key in ("data", "model", "schedule", "var", "sampler", "trajectory")}
@@ -98,11 +99,15 @@ def collect(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _natural(path: Path) -> list[str | int]:
+    """Sorts job 2 before job 10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
+
+
 def labels(runs: pd.DataFrame) -> pd.Series[str]:
     """What tells each run from the others, apart from steps and seed: ``sn_dpm``, or ``var=sn_dpm, sampler=ddim``."""
-    keys = [key for key in runs if key == "var" or "." in str(key) or key in ("data", "model", "schedule", "head")]
-    keys += [key for key in runs if key in ("sampler", "trajectory", "parameterization")]
-    telling = [key for key in keys if key not in NOT_LABELS and runs[key].nunique(dropna=False) > 1] or ["var"]
+    settings = runs.columns[1 : runs.columns.get_loc("nfe")].drop([*NOT_LABELS, "num_steps"], errors="ignore")
+    telling = [key for key in settings if runs[key].nunique(dropna=False) > 1] or ["var"]
     if len(telling) == 1:
         return runs[telling[0]].astype(str)
     return runs[telling].apply(lambda row: ", ".join(f"{key}={row[key]}" for key in telling), axis=1)
@@ -110,7 +115,7 @@ def labels(runs: pd.DataFrame) -> pd.Series[str]:
 
 def metric_names(runs: pd.DataFrame) -> list[str]:
     """The columns of :func:`collect` that follow the seed: the metrics."""
-    return [str(name) for name in runs.columns[list(runs.columns).index("nfe") + 1 :] if name != "seed"]
+    return [str(name) for name in runs.loc[:, "nfe":].columns if name not in ("nfe", "seed")]
 
 
 def table(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -127,7 +132,7 @@ def table(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 def plot(runs: pd.DataFrame, metric: str, path: Path) -> None:
     """The metric against the number of steps, a line for each label, bars over seeds."""
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     for label, rows in runs.assign(label=labels(runs)).groupby("label", sort=False):
@@ -138,6 +143,8 @@ def plot(runs: pd.DataFrame, metric: str, path: Path) -> None:
     axes.set(xlabel="steps", ylabel=metric, xscale="log", yscale="log")
     axes.set_xticks(steps, [str(step) for step in steps])
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
