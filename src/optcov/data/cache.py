@@ -39,7 +39,7 @@ class StoredImages:
     Attributes:
         images: uint8 ``[n, C, H, W]``, mapped from the file; writing to it changes this process's copy alone.
         labels: int64 ``[n]`` or None.
-        manifest: origin, identity, count, shape, sha256 of the pixels, names of skipped images.
+        manifest: origin, identity, count, labels or none, shape, sha256 of the pixels, names of skipped images.
         folder: the entry.
     """
 
@@ -150,7 +150,9 @@ class PixelCache:
                         good.append(np.ascontiguousarray(records.image(index)).tobytes())
                     except CorruptImageError as error:
                         if not skip_corrupt:
-                            raise
+                            raise CorruptImageError(
+                                f"data.root: {error}: mend or delete it, or set data.skip_corrupt=true to leave it out"
+                            ) from error
                         log.warning("left out: %s", error)
                         skipped.append(str(error))
                     else:
@@ -172,6 +174,7 @@ class PixelCache:
             "origin": origin,
             "identity": {"format": FORMAT, **identity},
             "count": len(kept),
+            "labels": records.labels is not None,
             "shape": list(shape),
             "sha256": digest.hexdigest(),
             "skipped": skipped,
@@ -220,9 +223,9 @@ def _open(entry: Path) -> StoredImages | None:
     try:
         manifest = json.loads((entry / "manifest.json").read_text())
         images = np.load(entry / "images.npy", mmap_mode="c")
-        labels = np.load(entry / "labels.npy") if (entry / "labels.npy").is_file() else None
+        labels = np.load(entry / "labels.npy") if manifest["labels"] else None
         whole = images.dtype == np.uint8 and list(images.shape) == [manifest["count"], *manifest["shape"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
         whole = False
     if not whole:
         log.warning("%s is damaged: decoding its images again", entry)

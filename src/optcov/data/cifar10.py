@@ -27,7 +27,7 @@ class CIFAR10Data(ImageData):
         mirrors: addresses of the official archive, tried in turn.
         checksums: MD5 of the official archives by name; an archive that is not named is not checked.
         val_size: images held out for validation, the last of the training files (which are in random order).
-        cache_dir, limit, random_flip, batch_size, seed: as in :class:`ImageData`.
+        cache_dir, limit, random_flip, skip_corrupt, batch_size, seed: as in :class:`ImageData`.
     """
 
     shape = SHAPE
@@ -42,10 +42,11 @@ class CIFAR10Data(ImageData):
         val_size: int = 0,
         limit: int | None = None,
         random_flip: bool = True,
+        skip_corrupt: bool = False,
         batch_size: int = 128,
         seed: int = 0,
     ) -> None:
-        super().__init__("cifar10", root, cache_dir, limit, random_flip, False, batch_size, seed)
+        super().__init__("cifar10", root, cache_dir, limit, random_flip, skip_corrupt, batch_size, seed)
         if val_size < 0:
             raise ValueError(f"data.val_size = {val_size} is negative: give 0 for no validation split")
         self.download, self.mirrors, self.checksums = download, mirrors, dict(checksums or {})

@@ -50,11 +50,11 @@ class FolderFiles(Files):
     """A folder and all below it."""
 
     def fingerprint(self) -> str:
-        """Of names and sizes."""
+        """Of names, sizes and times of change: sizes alone do not tell one folder of bitmaps from another."""
         return hashlib.sha256(repr(sorted(_walk(self.place))).encode()).hexdigest()
 
     def names(self) -> list[str]:
-        return sorted(name for name, _ in _walk(self.place))
+        return sorted(name for name, *_ in _walk(self.place))
 
     def read(self, name: str) -> bytes:
         try:
@@ -117,8 +117,8 @@ def file_fingerprint(path: Path) -> str:
         return hashlib.sha256(str(size).encode() + file.read()).hexdigest()
 
 
-def _walk(root: Path) -> list[tuple[str, int]]:
-    """Names and sizes of all files below a folder; links are followed, each folder is entered once."""
+def _walk(root: Path) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of change (ns) of all files below a folder; links are followed, no folder is seen twice."""
     found, seen = [], set()
     folders = [(str(root), "")]
     while folders:
@@ -132,5 +132,6 @@ def _walk(root: Path) -> list[tuple[str, int]]:
                 if entry.is_dir():
                     folders.append((entry.path, f"{prefix}{entry.name}/"))
                 elif entry.is_file():
-                    found.append((prefix + entry.name, entry.stat().st_size))
+                    stat = entry.stat()
+                    found.append((prefix + entry.name, stat.st_size, stat.st_mtime_ns))
     return found

@@ -79,11 +79,11 @@ def heights_of(height: int, width: int) -> list[int]:
 class UNet(nn.Module):
     """Predicts noise in images.
 
-    What is None follows the size of the images; 32 x 32 gets the levels and the attention of DDPM at half its width.
+    What is None follows the size of the images; 32 x 32 gets the levels and the attention of DDPM.
 
     Args:
         data_shape: ``(C, H, W)``; H and W divisible by ``2^(levels - 1)``.
-        channels: at full resolution; None for 32, or 64 above 16 pixels.
+        channels: at full resolution.
         channel_mult: factor on ``channels`` at each level; each level halves the resolution; None for 1, 2, 2, ...
             down to 4 pixels.
         num_blocks: residual blocks at each level on the way down (one more on the way up).
@@ -102,7 +102,7 @@ class UNet(nn.Module):
     def __init__(
         self,
         data_shape: Sequence[int],
-        channels: int | None = None,
+        channels: int = 32,
         channel_mult: Sequence[int] | None = None,
         num_blocks: int = 1,
         attention_resolutions: Sequence[int] | None = None,
@@ -117,8 +117,6 @@ class UNet(nn.Module):
         if len(data_shape) != 3:
             raise ValueError(f"model=unet takes images, but the data have shape {tuple(data_shape)}: set model=mlp")
         heights = heights_of(data_shape[1], data_shape[2])
-        if channels is None:
-            channels = 32 if data_shape[1] <= 16 else 64
         if channel_mult is None:
             channel_mult = [1] + [2] * (len(heights) - 1)
         if attention_resolutions is None:
