@@ -118,7 +118,7 @@ def file_fingerprint(path: Path) -> str:
 
 
 def _walk(root: Path) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of change (ns) of all files below a folder; links are followed, no folder is seen twice."""
+    """Name, size and time of change (ns) of each file below a folder; links are followed, no folder is seen twice."""
     found, seen = [], set()
     folders = [(str(root), "")]
     while folders:
