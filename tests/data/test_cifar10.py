@@ -267,7 +267,9 @@ def test_validation_is_the_end_of_the_training_files(tmp_path: Path) -> None:
 
 
 def test_limit_takes_evenly_spaced_images_of_each_split(tmp_path: Path) -> None:
-    data = cifar10(hub_folder(tmp_path), tmp_path, limit=5)
+    root = hub_folder(tmp_path)
+    assert len(cifar10(root, tmp_path).train) == 25  # and an entry without a limit does not answer
+    data = cifar10(root, tmp_path, limit=5)
     assert np.array_equal(data.train, IMAGES["train"][::5])
     assert np.array_equal(data.labels("train"), LABELS["train"][::5])
     assert len(data.load("test")) == 4

@@ -64,6 +64,11 @@ def test_a_damaged_entry_is_decoded_again(file: str, content: int, tmp_path: Pat
     assert opened == [1]
 
 
+def test_an_entry_with_fewer_images_than_its_manifest_is_decoded_again(tmp_path: Path) -> None:
+    np.save(build(tmp_path).folder / "images.npy", IMAGES[:200])
+    assert np.array_equal(build(tmp_path).images, IMAGES)
+
+
 def test_a_changed_pixel_is_found_by_the_checksum(tmp_path: Path) -> None:
     path = build(tmp_path).folder / "images.npy"
     content = bytearray(path.read_bytes())
