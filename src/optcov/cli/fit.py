@@ -34,7 +34,8 @@ from optcov.training.store import FORMAT, Identity, Kind, first_process
 
 log = logging.getLogger(__name__)
 
-NOT_IDENTITY = ("root", "num_workers")  # keys of data that say where, not what
+# keys of data that say where and how, not what; what root holds is in DataModule.identity
+NOT_IDENTITY = ("root", "num_workers", "cache_dir", "download", "mirrors", "checksums", "skip_corrupt")
 TRAINER_IDENTITY = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "devices", "num_nodes")
 NETWORK = ("model", "schedule", "parameterization", "time_offset")  # what a checkpoint must share with a config
 
@@ -54,6 +55,11 @@ def _training_identity(config: dict[str, Any]) -> Identity:
     }
 
 
+def _with_content(config: dict[str, Any], parts: Parts) -> dict[str, Any]:
+    """The config, with what the files of the data hold."""
+    return config | {"data": config["data"] | parts.data.identity()}
+
+
 def fit_mean(cfg: DictConfig, config: dict[str, Any], parts: Parts, loggers: list[Logger]) -> Checkpoint | None:
     """Stage 1: put the trained weights into ``parts.denoiser``.
 
@@ -64,7 +70,7 @@ def fit_mean(cfg: DictConfig, config: dict[str, Any], parts: Parts, loggers: lis
     """
     if not list(parts.denoiser.parameters()):
         return None
-    identity = mean_identity(config)
+    identity = mean_identity(_with_content(config, parts))
 
     def train(entry: Entry) -> None:
         stage = MeanStage(parts.denoiser, instantiate(cfg.optimizer), cfg.warmup_steps, cfg.seed)
@@ -98,6 +104,7 @@ def fit_variance(
     strategy = parts.strategy
     if strategy.fitting == "none":
         return None
+    config = _with_content(config, parts)
     network = {key: config[key] for key in NETWORK} if mean is None else mean.key
     identity = {"mean": network, "var": config["var"], **_training_identity(config)}
     name = config["var"]["_target_"].rpartition(".")[2]

@@ -57,9 +57,18 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         TopLevel.model_validate(resolved)
     except ValidationError as error:
         _refuse("", error)
-    for key, node in _targets(cfg, ""):
-        _check_call(key, node)
+    check_targets(cfg)
     return {str(key): value for key, value in resolved.items()}
+
+
+def check_targets(cfg: DictConfig, key: str = "") -> None:
+    """Refuse an argument that its class does not take, or of a wrong type, anywhere below ``key``.
+
+    Raises:
+        ConfigError: naming key, value and what is valid.
+    """
+    for full_key, node in _targets(cfg, key):
+        _check_call(full_key, node)
 
 
 def _targets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -10,10 +10,10 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
-from optcov.data.batches import RandomBatches
+from optcov.data.batches import FlippedBatch, RandomBatches
 from optcov.data.pixels import from_uint8, to_uint8
 
-Split = Literal["train", "test"]
+Split = Literal["train", "val", "test"]
 
 
 class DataModule(LightningDataModule, ABC):
@@ -23,18 +23,35 @@ class DataModule(LightningDataModule, ABC):
 
     Args:
         batch_size: images per process and training step.
-        seed: of the order of training.
+        seed: of the order of training, and of its flips.
+        random_flip: mirror half of the training images, drawn anew in each step.
     """
 
-    def __init__(self, batch_size: int = 64, seed: int = 0) -> None:
+    def __init__(self, batch_size: int = 64, seed: int = 0, random_flip: bool = False) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"data.batch_size = {batch_size} trains on nothing: give at least 1")
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.random_flip = batch_size, seed, random_flip
 
     @abstractmethod
     def load(self, split: Split) -> Tensor:
-        """The whole split, uint8 ``[n, C, H, W]`` or float ``[n, D]``."""
+        """The whole split, uint8 ``[n, C, H, W]`` or float ``[n, D]``.
+
+        Raises:
+            ValueError: if the data have no such split, or it can not be read.
+        """
+
+    def labels(self, split: Split) -> Tensor:
+        """The class of each sample of :meth:`load`, int64 ``[n]``.
+
+        Raises:
+            ValueError: if the data have no classes.
+        """
+        raise ValueError(f"{type(self).__name__} has no classes: choose data that have, such as data=cifar10")
+
+    def identity(self) -> dict[str, Any]:
+        """What determines the training data and stands in no config, as JSON: nothing, unless they come from files."""
+        return {}
 
     @cached_property
     def train(self) -> Tensor:
@@ -64,8 +81,14 @@ class DataModule(LightningDataModule, ABC):
         trainer = self.trainer
         num_batches = trainer.max_steps * trainer.accumulate_grad_batches
         return RandomBatches(
-            self.train, self.batch_size, num_batches, self.seed, trainer.global_rank, trainer.world_size
+            self.train,
+            self.batch_size,
+            num_batches,
+            self.seed,
+            trainer.global_rank,
+            trainer.world_size,
+            self.random_flip,
         )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return self.prepare(batch)
+        return self.prepare(batch.flipped() if isinstance(batch, FlippedBatch) else batch)

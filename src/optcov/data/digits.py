@@ -20,4 +20,7 @@ class DigitsData(DataModule):
 
         levels = torch.from_numpy(load_digits().images)
         images = (levels * 255 / 16).round().to(torch.uint8)[:, None]
-        return images[:1500] if split == "train" else images[1500:]
+        parts = {"train": images[:1500], "test": images[1500:]}
+        if split not in parts:
+            raise ValueError(f"data=digits has no {split} split: it has train and test")
+        return parts[split]

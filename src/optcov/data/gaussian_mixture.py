@@ -30,5 +30,7 @@ class GaussianMixtureData(DataModule):
         self.mixture, self.count = mixture, {"train": num_train, "test": num_test}
 
     def load(self, split: Split) -> Tensor:
+        if split not in self.count:
+            raise ValueError(f"data=gaussian_mixture has no {split} split: it has train and test")
         generator = torch.Generator().manual_seed({"train": 1, "test": 2}[split])
         return self.mixture.sample(self.count[split], generator).float()

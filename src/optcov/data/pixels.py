@@ -8,7 +8,7 @@ from torch import Tensor
 
 def from_uint8(images: Tensor) -> Tensor:
     """Grey levels 0..255 to float32 in [-1, 1]; any shape."""
-    return images.to(torch.float32) / 127.5 - 1
+    return images.to(torch.float32, copy=True).div_(127.5).sub_(1)
 
 
 def to_uint8(x: Tensor) -> Tensor:

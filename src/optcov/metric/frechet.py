@@ -7,6 +7,8 @@ Source: Dowson and Landau 1982; for images, Heusel et al. (arXiv:1706.08500).  S
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -58,16 +60,59 @@ class Moments:
         return mean, (self._outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
 
 
+def frechet_distance_of_few(few: Tensor, many: Sequence[Tensor]) -> Tensor:
+    """The same distance between two sets of images, for fewer of one set than dimensions.
+
+    With centred features A of one set and B of the other, each over the root of its count less one,
+    ``tr (S_1 S_2)^{1/2}`` is the sum of the singular values of ``A B^T``: nothing of size ``[d, d]`` is formed.
+
+    Args:
+        few: features ``[n, d]``, on [-1, 1], n at least 2.
+        many: chunks of uint8 images ``[m_i, ...]`` of the other set; together at least 2.
+    Returns:
+        float64, 0-dimensional.
+    """
+    mean_1 = few.double().mean(0)
+    a = (few.double() - mean_1) / (len(few) - 1) ** 0.5
+    count = sum(map(len, many))
+    mean_2 = sum((_features(chunk).sum(0) for chunk in many), torch.zeros_like(mean_1)) / count
+    gram = torch.zeros(len(few), len(few), dtype=torch.float64)
+    trace = torch.zeros((), dtype=torch.float64)
+    for chunk in many:
+        b = (_features(chunk) - mean_2) / (count - 1) ** 0.5
+        product = a @ b.T
+        gram += product @ product.T
+        trace += (b**2).sum()
+    cross = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()
+    distance: Tensor = ((mean_1 - mean_2) ** 2).sum() + (a**2).sum() + trace - 2 * cross
+    return distance
+
+
+def _features(images: Tensor) -> Tensor:
+    """float64 ``[B, d]`` on [-1, 1] of uint8 images."""
+    return from_uint8(images).flatten(1).double()
+
+
 class FrechetPixelDistance(Metric):
     """Frechet distance on raw pixels, on the scale [-1, 1]: without any network, for small images and vectors."""
 
     name = "fd_pixel"
 
     def __init__(self) -> None:
-        self._real, self._fake = Moments(), Moments()
+        self._images: dict[bool, list[Tensor]] = {True: [], False: []}
 
     def update(self, images: Tensor, real: bool) -> None:
-        (self._real if real else self._fake).update(from_uint8(images).flatten(1))
+        self._images[real] += torch.split(images, 1024)
 
     def compute(self) -> float:
-        return float(frechet_distance(*self._fake.mean_and_covariance(), *self._real.mean_and_covariance()))
+        few, many = sorted(self._images.values(), key=lambda chunks: sum(map(len, chunks)))
+        count = sum(map(len, few))
+        if count < 2:
+            raise ValueError(f"num_samples = {count} has no covariance: give at least 2")
+        if count < few[0][0].numel():
+            return float(frechet_distance_of_few(torch.cat([_features(chunk) for chunk in few]), many))
+        moments = Moments(), Moments()
+        for side, chunks in zip(moments, (few, many), strict=True):
+            for chunk in chunks:
+                side.update(_features(chunk))
+        return float(frechet_distance(*moments[0].mean_and_covariance(), *moments[1].mean_and_covariance()))

@@ -1,8 +1,9 @@
 """Backbones, which predict the mean, and heads, which read their features."""
 
 from optcov.model.blocks import LearnedEmbedding, SinusoidalEmbedding
+from optcov.model.default import default_model
 from optcov.model.head import ComplexHead, SimpleHead
 from optcov.model.mlp import MLP
 from optcov.model.unet import UNet
 
-__all__ = ["MLP", "ComplexHead", "LearnedEmbedding", "SimpleHead", "SinusoidalEmbedding", "UNet"]
+__all__ = ["MLP", "ComplexHead", "LearnedEmbedding", "SimpleHead", "SinusoidalEmbedding", "UNet", "default_model"]

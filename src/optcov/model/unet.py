@@ -67,15 +67,28 @@ class Stage(nn.Module):
         return x if self.attention is None else self.attention(x)
 
 
+def heights_of(height: int, width: int) -> list[int]:
+    """The heights of a U-Net's levels by default: halved down to 4 pixels, as far as both sides are even."""
+    heights = [height]
+    while height % 2 == width % 2 == 0 and min(height, width) >= 8:
+        height, width = height // 2, width // 2
+        heights.append(height)
+    return heights
+
+
 class UNet(nn.Module):
     """Predicts noise in images.
+
+    What is None follows the size of the images; 32 x 32 gets the levels and the attention of DDPM.
 
     Args:
         data_shape: ``(C, H, W)``; H and W divisible by ``2^(levels - 1)``.
         channels: at full resolution.
-        channel_mult: factor on ``channels`` at each level; each level halves the resolution.
+        channel_mult: factor on ``channels`` at each level; each level halves the resolution; None for 1, 2, 2, ...
+            down to 4 pixels.
         num_blocks: residual blocks at each level on the way down (one more on the way up).
-        attention_resolutions: heights at which attention follows each block.
+        attention_resolutions: heights at which attention follows each block; None for the largest up to 16 below
+            the images' own.
         middle_attention: attention between the two middle blocks.
         num_heads: of the attention.
         dropout: in residual blocks.
@@ -90,9 +103,9 @@ class UNet(nn.Module):
         self,
         data_shape: Sequence[int],
         channels: int = 32,
-        channel_mult: Sequence[int] = (1, 2),
+        channel_mult: Sequence[int] | None = None,
         num_blocks: int = 1,
-        attention_resolutions: Sequence[int] = (4,),
+        attention_resolutions: Sequence[int] | None = None,
         middle_attention: bool = True,
         num_heads: int = 1,
         dropout: float = 0.0,
@@ -103,6 +116,11 @@ class UNet(nn.Module):
         super().__init__()
         if len(data_shape) != 3:
             raise ValueError(f"model=unet takes images, but the data have shape {tuple(data_shape)}: set model=mlp")
+        heights = heights_of(data_shape[1], data_shape[2])
+        if channel_mult is None:
+            channel_mult = [1] + [2] * (len(heights) - 1)
+        if attention_resolutions is None:
+            attention_resolutions = [height for height in heights[1:] if height <= 16][:1]
         factor = 2 ** (len(channel_mult) - 1)
         if data_shape[1] % factor or data_shape[2] % factor:
             raise ValueError(

@@ -1,0 +1,172 @@
+"""Training batches per second: optcov's data modules beside loaders that decode in every epoch.
+
+    python benchmarks/data_loading.py --cifar10 DATA/cifar10 --celeba DATA/celeba [--seconds 5] [--rounds 3]
+
+Every loader delivers the same: shuffled batches of 128 images, float32 on [-1, 1], ``[128, 3, H, W]``, half of them
+mirrored.  The decoders are a plain ``Dataset`` of Pillow images and Hugging Face ``datasets`` (where installed), each
+in a ``DataLoader`` with 0 and with 2 worker processes; optcov has none.  The main process has one thread, so that what
+is measured is work and not the waiting of threads for each other on a busy machine.  Loaders take turns; the table
+shows the median of the rounds and, since timings differ between machines, the ratio to optcov.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import statistics
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from optcov.data import CelebAData, CIFAR10Data, DataModule
+from optcov.data.batches import RandomBatches
+from optcov.data.celeba import published_box
+
+BATCH = 128
+
+
+def cifar10_images(root: Path) -> list[bytes]:
+    """The encoded training images."""
+    shards = sorted(root.glob("**/train-*.parquet"))
+    return [row["bytes"] for shard in shards for row in pq.read_table(shard)["img"].to_pylist()]
+
+
+def celeba_images(root: Path) -> list[bytes]:
+    """The encoded images."""
+    with zipfile.ZipFile(next(root.glob("*.zip"))) as file:
+        return [file.read(name) for name in sorted(file.namelist()) if name.endswith(".jpg")]
+
+
+def plain(image: Image.Image) -> Image.Image:
+    return image.convert("RGB")
+
+
+def face(image: Image.Image) -> Image.Image:
+    box = published_box(image.width, image.height)
+    return image.convert("RGB").crop(box).resize((64, 64), Image.Resampling.BILINEAR)
+
+
+def to_float(image: Image.Image) -> Tensor:
+    """What each decoder ends with: maybe mirrored, float32 ``[3, H, W]`` on [-1, 1]."""
+    if torch.rand(()) < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+class PillowDataset(Dataset[Tensor]):
+    """Decodes an image whenever it is asked for."""
+
+    def __init__(self, encoded: list[bytes], crop: Callable[[Image.Image], Image.Image]) -> None:
+        self.encoded, self.crop = encoded, crop
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return to_float(self.crop(Image.open(io.BytesIO(self.encoded[index]))))
+
+
+def hugging_face(encoded: list[bytes], crop: Callable[[Image.Image], Image.Image], folder: str) -> Any:
+    """The images in a memory-mapped Arrow file, decoded by a transform; None where ``datasets`` is not installed."""
+    try:
+        import datasets
+    except ImportError:
+        return None
+    datasets.disable_progress_bars()
+    rows = datasets.Dataset.from_dict({"image": [{"bytes": image, "path": None} for image in encoded]})
+    rows.cast_column("image", datasets.Image()).save_to_disk(folder)
+    return datasets.load_from_disk(folder).with_transform(
+        lambda batch: {"image": [to_float(crop(image)) for image in batch["image"]]}
+    )
+
+
+def optcov_batches(data: DataModule) -> Iterator[Tensor]:
+    """What the trainer is fed: the loader, then the hook that runs on the device."""
+    stream = RandomBatches(data.train, BATCH, 10**9, data.seed, random_flip=data.random_flip)
+    for batch in stream:
+        yield data.on_after_batch_transfer(batch, 0)
+
+
+def decoding(dataset: Any, workers: int) -> Iterator[Any]:
+    while True:
+        loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, drop_last=True)
+        yield from loader
+
+
+def images_per_second(batches: Iterator[Any], seconds: float) -> float:
+    """After a first batch, which starts workers."""
+    next(batches)
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        batch = next(batches)
+        count += len(batch["image"] if isinstance(batch, dict) else batch)
+    return count / (time.perf_counter() - started)
+
+
+def compare(
+    name: str,
+    encoded: list[bytes],
+    crop: Callable[[Image.Image], Image.Image],
+    data: DataModule,
+    seconds: float,
+    rounds: int,
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        loaders: dict[str, Callable[[], Iterator[Any]]] = {"optcov": lambda: optcov_batches(data)}
+        for workers in (0, 2):
+            pillow, hub = PillowDataset(encoded, crop), hugging_face(encoded, crop, f"{folder}/{workers}")
+            loaders[f"Pillow Dataset, {workers} workers"] = lambda d=pillow, w=workers: decoding(d, w)
+            if hub is not None:
+                loaders[f"Hugging Face datasets, {workers} workers"] = lambda d=hub, w=workers: decoding(d, w)
+        speeds: dict[str, list[float]] = {loader: [] for loader in loaders}
+        for _ in range(rounds):
+            for loader, make in loaders.items():
+                speeds[loader].append(images_per_second(make(), seconds))
+    ours = statistics.median(speeds["optcov"])
+    print(f"\n| {name} | images/s | optcov is faster by |\n|---|---|---|")
+    for loader, values in speeds.items():
+        print(f"| {loader} | {statistics.median(values):,.0f} | {ours / statistics.median(values):.1f} |")
+
+
+def timed(make: Callable[[], DataModule]) -> tuple[DataModule, float]:
+    started = time.perf_counter()
+    data = make()
+    _ = data.data_shape
+    return data, time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--cifar10", type=Path)
+    parser.add_argument("--celeba", type=Path)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{os.cpu_count()} cores, torch {torch.__version__}")
+    with tempfile.TemporaryDirectory() as cache:
+        for name, root, kind, read, crop in (
+            ("CIFAR-10, 32 x 32", arguments.cifar10, CIFAR10Data, cifar10_images, plain),
+            ("CelebA, 64 x 64", arguments.celeba, CelebAData, celeba_images, face),
+        ):
+            if root is None:
+                continue
+            _, first = timed(lambda kind=kind, root=root: kind(str(root), cache))
+            data, later = timed(lambda kind=kind, root=root: kind(str(root), cache))
+            print(f"\n{name}: {len(data.train):,} images decoded once in {first:.1f} s, opened later in {later:.2f} s")
+            compare(name, read(root), crop, data, arguments.seconds, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""Decoded images on disk: one memory-mapped uint8 array, with a manifest that says what it was made from.
+
+An entry is a folder ``NAME-KEY`` that holds ``images.npy`` (uint8 ``[n, C, H, W]``), ``labels.npy`` (int64 ``[n]``, for
+data with classes) and ``manifest.json``.  It is written beside its place and renamed into it when complete, under a
+lock, so that what carries the name of an entry is whole, and was decoded once however many processes wanted it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+from tqdm import tqdm
+
+from optcov.data.records import CorruptImageError, Records
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+CHUNK = 256  # images decoded between two writes
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """An entry that was opened.
+
+    Attributes:
+        images: uint8 ``[n, C, H, W]``, mapped from the file; writing to it changes this process's copy alone.
+        labels: int64 ``[n]`` or None.
+        manifest: origin, identity, count, labels or none, shape, sha256 of the pixels, names of skipped images.
+        folder: the entry.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    manifest: dict[str, Any]
+    folder: Path
+
+    def is_intact(self) -> bool:
+        """Whether the pixels on disk still have the checksum of the manifest; reads the whole file."""
+        digest = hashlib.sha256()
+        for chunk in torch.split(self.images, 4096):
+            digest.update(chunk.numpy().tobytes())
+        return digest.hexdigest() == str(self.manifest["sha256"])
+
+
+class PixelCache:
+    """A folder of decoded image sets.
+
+    Args:
+        folder: made when the first entry is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def entry(self, name: str, identity: dict[str, Any]) -> Path:
+        """Where the images with this identity are, or will be."""
+        text = json.dumps({"format": FORMAT, **identity}, sort_keys=True)
+        return self.folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    def open_or_build(
+        self,
+        name: str,
+        identity: dict[str, Any],
+        origin: str,
+        records: Callable[[], Records],
+        shape: tuple[int, int, int],
+        skip_corrupt: bool = False,
+    ) -> StoredImages:
+        """Open an entry; decode it first where it is missing or damaged.
+
+        Args:
+            name: for people.
+            identity: everything that determines the pixels, as JSON.
+            origin: where the images come from, for the manifest.
+            records: opens the images; called only to fill the entry.
+            shape: ``(C, H, W)`` of each image.
+            skip_corrupt: leave out images that can not be decoded, with a warning that names them.
+        Raises:
+            CorruptImageError: for the first image that can not be decoded, unless they are skipped.
+            ValueError: if there are no images, or the entry can not be written.
+        """
+        entry = self.entry(name, identity)
+        stored = _open(entry)
+        if stored is not None:
+            return stored
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / f".{entry.name}.lock")
+        with self._writing():
+            lock.acquire()
+        try:
+            stored = _open(entry)  # another process may have been first
+            if stored is not None:
+                return stored
+            partial = self.folder / f".{entry.name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+            try:
+                self._fill(partial, name, identity, origin, records(), shape, skip_corrupt)
+                with self._writing():
+                    shutil.rmtree(entry, ignore_errors=True)  # damaged, or _open had returned it
+                    partial.rename(entry)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        finally:
+            lock.release()
+        stored = _open(entry)
+        if stored is None:
+            raise ValueError(f"data.cache_dir = {self.folder} lost {entry.name} right after it was written: run again")
+        return stored
+
+    def _fill(
+        self,
+        partial: Path,
+        name: str,
+        identity: dict[str, Any],
+        origin: str,
+        records: Records,
+        shape: tuple[int, int, int],
+        skip_corrupt: bool,
+    ) -> None:
+        if len(records) == 0:
+            raise ValueError(f"data.root = {origin} holds no images for {name}: give another folder or split")
+        self._refuse_without_space(len(records) * int(np.prod(shape)))
+        log.info("%s: decoding %d images of %s, once, into %s", name, len(records), origin, self.folder)
+        digest, kept, skipped = hashlib.sha256(), [], []
+        with self._writing():
+            partial.mkdir()
+        with self._opened(partial / "images.npy") as file, tqdm(total=len(records), desc=name, disable=None) as bar:
+            with self._writing():
+                _write_header(file, (len(records), *shape))
+            for first in range(0, len(records), CHUNK):
+                chunk = range(first, min(first + CHUNK, len(records)))
+                good = []
+                for index in chunk:
+                    try:
+                        good.append(np.ascontiguousarray(records.image(index)).tobytes())
+                    except CorruptImageError as error:
+                        if not skip_corrupt:
+                            raise CorruptImageError(
+                                f"data.root: {error}: mend or delete it, or set data.skip_corrupt=true to leave it out"
+                            ) from error
+                        log.warning("left out: %s", error)
+                        skipped.append(str(error))
+                    else:
+                        kept.append(index)
+                pixels = b"".join(good)
+                digest.update(pixels)
+                with self._writing():
+                    file.write(pixels)
+                bar.update(len(chunk))
+            if not kept:
+                raise ValueError(f"data.root = {origin} holds no image that can be decoded: {skipped[0]}")
+            with self._writing():
+                file.seek(0)
+                _write_header(file, (len(kept), *shape))
+        if records.labels is not None:
+            with self._opened(partial / "labels.npy") as file, self._writing():
+                np.save(file, records.labels[kept])
+        manifest = {
+            "origin": origin,
+            "identity": {"format": FORMAT, **identity},
+            "count": len(kept),
+            "labels": records.labels is not None,
+            "shape": list(shape),
+            "sha256": digest.hexdigest(),
+            "skipped": skipped,
+        }
+        with self._opened(partial / "manifest.json") as file, self._writing():
+            file.write(json.dumps(manifest, indent=2).encode())
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[BinaryIO]:
+        """A new file, on disk when the block ends."""
+        with self._writing():
+            file = path.open("wb")
+        try:
+            yield file
+            with self._writing():
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            with self._writing():
+                file.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns what the disk refuses into a sentence."""
+        try:
+            yield
+        except OSError as error:
+            raise ValueError(
+                f"data.cache_dir = {self.folder} can not be written ({error.strerror or error}): "
+                "free space there or set data.cache_dir to another disk; nothing half-written is kept"
+            ) from error
+
+    def _refuse_without_space(self, needed: int) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise ValueError(
+                f"data.cache_dir = {self.folder} has {free / 1e9:.2f} GB free, but the decoded images take "
+                f"{needed / 1e9:.2f} GB: free space there or set data.cache_dir to another disk"
+            )
+
+
+def _open(entry: Path) -> StoredImages | None:
+    """The entry, in milliseconds; None where it is missing or not whole."""
+    if not entry.is_dir():
+        return None
+    try:
+        manifest = json.loads((entry / "manifest.json").read_text())
+        images = np.load(entry / "images.npy", mmap_mode="c")
+        labels = np.load(entry / "labels.npy") if manifest["labels"] else None
+        whole = images.dtype == np.uint8 and list(images.shape) == [manifest["count"], *manifest["shape"]]
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        log.warning("%s is damaged: decoding its images again", entry)
+        return None
+    return StoredImages(torch.from_numpy(images), None if labels is None else torch.from_numpy(labels), manifest, entry)
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    # numpy pads the header so that its length does not depend on the number of images
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})

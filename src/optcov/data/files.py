@@ -1,0 +1,137 @@
+"""Image files in a folder or in a zip archive, read where they lie: nothing is ever unpacked to disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from pathlib import Path, PurePosixPath
+
+from optcov.data.records import CorruptImageError
+
+SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
+TAIL = 64 * 2**20  # bytes of a large file that identify it
+
+
+class Files(ABC):
+    """Files with names.
+
+    Args:
+        place: the folder or archive.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash that changes with the files, wherever they lie; takes well under a second for 200,000 images."""
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """All files, sorted, with ``/`` between folders."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            CorruptImageError: if it can not be read.
+        """
+
+    def images(self) -> list[str]:
+        """The names that end like an image and are not hidden."""
+        return [name for name in self.names() if is_image(name)]
+
+
+class FolderFiles(Files):
+    """A folder and all below it."""
+
+    def fingerprint(self) -> str:
+        """Of names, sizes and times of change: sizes alone do not tell one folder of bitmaps from another."""
+        return hashlib.sha256(repr(sorted(_walk(self.place))).encode()).hexdigest()
+
+    def names(self) -> list[str]:
+        return sorted(name for name, *_ in _walk(self.place))
+
+    def read(self, name: str) -> bytes:
+        try:
+            return (self.place / name).read_bytes()
+        except OSError as error:
+            raise CorruptImageError(f"{self.place / name} can not be read ({error.strerror})") from error
+
+
+class ZipFiles(Files):
+    """A zip archive.
+
+    Raises:
+        ValueError: if it is truncated or no zip archive.
+    """
+
+    _archive: zipfile.ZipFile | None = None
+
+    @property
+    def archive(self) -> zipfile.ZipFile:
+        """Opened when first needed: reading the table of 200,000 files takes seconds."""
+        if self._archive is None:
+            try:
+                self._archive = zipfile.ZipFile(self.place)
+            except (zipfile.BadZipFile, OSError) as error:
+                raise ValueError(
+                    f"data.root: {self.place} is truncated or no zip archive ({error}): copy or download it again"
+                ) from error
+        return self._archive
+
+    def fingerprint(self) -> str:
+        """Of the size and the end, where a zip archive keeps names, sizes and checksums of all its files."""
+        return file_fingerprint(self.place)
+
+    def names(self) -> list[str]:
+        return sorted(name for name in self.archive.namelist() if not name.endswith("/"))
+
+    def read(self, name: str) -> bytes:
+        try:
+            return self.archive.read(name)
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+            raise CorruptImageError(f"{name} in {self.place} can not be read ({error})") from error
+
+
+def files_in(place: Path) -> Files:
+    """The files of a folder or of a zip archive."""
+    return FolderFiles(place) if place.is_dir() else ZipFiles(place)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name is that of an image, not hidden and not of macOS's shadow folder."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and "__MACOSX" not in path.parts
+
+
+def file_fingerprint(path: Path) -> str:
+    """A hash of a file's size and of its last 64 MiB."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - TAIL))
+        return hashlib.sha256(str(size).encode() + file.read()).hexdigest()
+
+
+def _walk(root: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change (ns) of each file below a folder; links are followed, no folder is seen twice."""
+    found, seen = [], set()
+    folders = [(str(root), "")]
+    while folders:
+        folder, prefix = folders.pop()
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    folders.append((entry.path, f"{prefix}{entry.name}/"))
+                elif entry.is_file():
+                    stat = entry.stat()
+                    found.append((prefix + entry.name, stat.st_size, stat.st_mtime_ns))
+    return found

@@ -1,0 +1,76 @@
+"""Images that are decoded one at a time: what a :class:`PixelCache` is filled from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+
+
+class CorruptImageError(ValueError):
+    """One image of many can not be decoded; the message names it."""
+
+
+class Records(ABC):
+    """The images of a split in their order, opened but not yet decoded.
+
+    Attributes:
+        labels: int64 ``[n]``, or None for data without classes.
+    """
+
+    labels: NDArray[np.int64] | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def image(self, index: int) -> Pixels:
+        """One image, uint8 ``[C, H, W]``.
+
+        Raises:
+            CorruptImageError: if it can not be decoded.
+        """
+
+
+class ArrayRecords(Records):
+    """Images that are decoded already.
+
+    Args:
+        images: uint8 ``[n, C, H, W]``.
+        labels: int64 ``[n]`` or None.
+    """
+
+    def __init__(self, images: Pixels, labels: NDArray[np.int64] | None = None) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image(self, index: int) -> Pixels:
+        pixels: Pixels = self.images[index]
+        return pixels
+
+
+class Selection(Records):
+    """Some images of others, by index."""
+
+    def __init__(self, records: Records, indices: Sequence[int]) -> None:
+        self.records, self.indices = records, indices
+        self.labels = None if records.labels is None else records.labels[np.asarray(indices, dtype=np.int64)]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def image(self, index: int) -> Pixels:
+        return self.records.image(self.indices[index])
+
+
+def evenly_spaced(count: int, limit: int | None) -> range | list[int]:
+    """At most ``limit`` of ``count`` indices, spread over all, so that data sorted by class keep each."""
+    if limit is None or limit >= count:
+        return range(count)
+    return [i * count // limit for i in range(limit)]

@@ -1,0 +1,193 @@
+"""Any folder or zip archive of images: modes, crops, splits, and damaged or hostile files."""
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from optcov.data import ImageFolderData
+
+RNG = np.random.default_rng(2)
+
+
+def folder_data(root: Path, tmp_path: Path, **settings: Any) -> ImageFolderData:
+    return ImageFolderData(str(root), str(tmp_path / "cache"), **{"image_size": 8} | settings)
+
+
+def write(path: Path, image: Image.Image | np.ndarray, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path, **options)
+
+
+def colours(count: int, height: int = 8, width: int = 8) -> np.ndarray:
+    return RNG.integers(0, 256, (count, height, width, 3), np.uint8)
+
+
+def first(images: np.ndarray) -> np.ndarray:
+    return images.transpose(0, 3, 1, 2)
+
+
+def test_a_folder_and_a_zip_give_its_images_in_the_order_of_their_names(tmp_path: Path) -> None:
+    images = colours(4)
+    for name, image in zip(("a/2.png", "a/10.png", "b/1.BMP", "c.png"), images, strict=True):
+        write(tmp_path / "root" / name, image)
+    (tmp_path / "root" / "notes.txt").write_text("no image")
+    (tmp_path / "root" / ".hidden.png").write_text("no image")
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as file:
+        for path in (tmp_path / "root").rglob("*"):
+            file.write(path, path.relative_to(tmp_path / "root"))
+        file.writestr("__MACOSX/a/._2.png", "no image")
+    for root in ("root", "images.zip"):
+        assert np.array_equal(folder_data(tmp_path / root, tmp_path).train, first(images[[1, 0, 2, 3]]))
+
+
+def test_every_mode_becomes_what_is_asked_for(tmp_path: Path) -> None:
+    grey = RNG.integers(0, 256, (8, 8), np.uint8)
+    root = tmp_path / "root"
+    write(root / "1-grey.png", grey)
+    write(root / "2-palette.png", Image.fromarray(grey).convert("P"))
+    write(root / "3-alpha.png", Image.merge("RGBA", [Image.fromarray(grey)] * 4))
+    write(root / "4-grey-alpha.png", Image.merge("LA", [Image.fromarray(grey)] * 2))
+    write(root / "5-deep.png", grey.astype(np.uint16) * 256 + 77)
+    write(root / "6-cmyk.tif", Image.fromarray(grey).convert("RGB").convert("CMYK"))
+    for channels in (3, 1):
+        images = folder_data(root, tmp_path, channels=channels).train
+        assert images.shape == (6, channels, 8, 8)
+        for image in images.numpy():
+            assert abs(image.astype(int) - grey).max() <= 1
+    write(tmp_path / "bits" / "1.png", Image.fromarray(grey > 127))
+    assert set(np.unique(folder_data(tmp_path / "bits", tmp_path).train)) == {0, 255}
+
+
+def test_photographs_are_turned_upright(tmp_path: Path) -> None:
+    image = colours(1)[0]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    write(tmp_path / "root" / "1.png", image, exif=exif)
+    assert np.array_equal(folder_data(tmp_path / "root", tmp_path).train[0], np.rot90(image, -1).transpose(2, 0, 1))
+
+
+def test_the_crop_is_central_and_as_large_as_asked(tmp_path: Path) -> None:
+    image = colours(1, 12, 20)
+    write(tmp_path / "root" / "1.png", image[0])
+    assert np.array_equal(folder_data(tmp_path / "root", tmp_path, image_size=12).train, first(image[:, :, 4:16]))
+    assert np.array_equal(folder_data(tmp_path / "root", tmp_path, crop=8).train, first(image[:, 2:10, 6:14]))
+    box = folder_data(tmp_path / "root", tmp_path, image_size=6, resample="box").train
+    means = image[0, :, 4:16].reshape(6, 2, 6, 2, 3).mean((1, 3)).transpose(2, 0, 1)
+    assert abs(box[0].numpy() - means).max() < 1.01  # rounded on each axis
+    with pytest.raises(ValueError, match=r"1.png in .* has 20 x 12 pixels, less than data.crop = 13"):
+        folder_data(tmp_path / "root", tmp_path, crop=13).load("train")
+    for key in ("crop", "image_size"):
+        with pytest.raises(ValueError, match=rf"data.{key} = 0"):
+            folder_data(tmp_path / "root", tmp_path, **{key: 0})
+
+
+def test_a_corrupt_image_among_many_is_named_and_skipped_only_if_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = colours(5)
+    root = tmp_path / "root"
+    for i, image in enumerate(images):
+        write(root / f"{i}.png", image)
+    path = root / "2.png"
+    path.write_bytes(path.read_bytes()[:100])
+    (root / "4.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"2.png in .*root can not be decoded .*data.skip_corrupt=true") as error:
+        folder_data(root, tmp_path).load("train")
+    assert "\n" not in str(error.value)
+    data = folder_data(root, tmp_path, skip_corrupt=True)
+    assert np.array_equal(data.train, first(images[[0, 1, 3]]))
+    assert "left out: 2.png" in caplog.text
+    assert len(data.stored("train").manifest["skipped"]) == 2
+    with pytest.raises(ValueError, match=r"2.png"):  # what was made with some left out does not answer
+        folder_data(root, tmp_path).load("train")
+
+
+def test_only_corrupt_images_are_no_data(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "1.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"holds no image that can be decoded: 1.png"):
+        folder_data(tmp_path / "root", tmp_path, skip_corrupt=True).load("train")
+
+
+def test_an_image_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "root" / "1.png", colours(1)[0])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 16)
+    with pytest.raises(ValueError, match=r"1.png in .* can not be decoded \(Image size \(64 pixels\) exceeds limit"):
+        folder_data(tmp_path / "root", tmp_path).load("train")
+
+
+def test_damaged_zips_are_refused_and_their_damaged_members_named(tmp_path: Path) -> None:
+    path = tmp_path / "images.zip"
+    encoded = io.BytesIO()
+    Image.fromarray(colours(1)[0]).save(encoded, "PNG")
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("1.png", encoded.getvalue())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:150])
+    with pytest.raises(ValueError, match=r"images.zip is truncated or no zip archive"):
+        folder_data(path, tmp_path).load("train")
+    place = whole.index(b"IDAT") + 10
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+    with pytest.raises(ValueError, match=r"1.png in .*images.zip can not be read \(Bad CRC-32"):
+        folder_data(path, tmp_path).load("train")
+
+
+def test_a_zip_that_points_outside_is_read_and_never_unpacked(tmp_path: Path) -> None:
+    image = colours(1)
+    encoded = io.BytesIO()
+    Image.fromarray(image[0]).save(encoded, "PNG")
+    (tmp_path / "inner").mkdir()
+    with zipfile.ZipFile(tmp_path / "inner" / "images.zip", "w") as file:
+        file.writestr("../evil.png", encoded.getvalue())
+        file.writestr(str(tmp_path / "evil2.png"), encoded.getvalue())
+    assert np.array_equal(folder_data(tmp_path / "inner" / "images.zip", tmp_path).train, first(image[[0, 0]]))
+    assert not list(tmp_path.rglob("evil*"))
+
+
+def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data.root = .*nowhere does not exist \(looked for .*nowhere\)"):
+        folder_data(tmp_path / "nowhere", tmp_path).load("train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty holds no images"):
+        folder_data(tmp_path / "empty", tmp_path).load("train")
+
+
+def test_what_is_held_out_is_fixed_disjoint_and_the_rest_is_for_training(tmp_path: Path) -> None:
+    for i in range(20):
+        write(tmp_path / "root" / f"{i:02d}.png", np.full((8, 8, 3), i, np.uint8))
+    data = folder_data(tmp_path / "root", tmp_path, val_size=3, test_size=4)
+    seen = [data.load(split)[:, 0, 0, 0].tolist() for split in ("train", "val", "test")]
+    assert [len(part) for part in seen] == [13, 3, 4]
+    assert sorted(i for part in seen for i in part) == list(range(20))
+    assert seen[1] != [17, 18, 19]
+    with pytest.raises(ValueError, match=r"data.val_size = 16 and data.test_size = 4 leave nothing of 20 images"):
+        folder_data(tmp_path / "root", tmp_path, val_size=16, test_size=4).load("train")
+    with pytest.raises(ValueError, match=r"holds no images for image_folder-val"):
+        folder_data(tmp_path / "root", tmp_path).load("val")
+
+
+def test_folders_that_link_to_each_other_are_searched_once(tmp_path: Path) -> None:
+    write(tmp_path / "root" / "a" / "1.png", colours(1)[0])
+    (tmp_path / "root" / "a" / "up").symlink_to(tmp_path / "root")
+    assert len(folder_data(tmp_path / "root", tmp_path).train) == 1
+
+
+def test_two_folders_with_equal_settings_are_different_data(tmp_path: Path) -> None:
+    for name, image in zip(("cats", "dogs"), colours(2), strict=True):
+        write(tmp_path / name / "1.bmp", image)  # the same name and the same size
+    cats, dogs = (folder_data(tmp_path / name, tmp_path) for name in ("cats", "dogs"))
+    assert not np.array_equal(cats.train, dogs.train)
+    assert cats.identity() != dogs.identity()
+    (tmp_path / "cats").rename(tmp_path / "moved")
+    assert folder_data(tmp_path / "moved", tmp_path).identity() == cats.identity()
+
+
+def test_data_without_classes_say_so(tmp_path: Path) -> None:
+    write(tmp_path / "root" / "1.png", colours(1)[0])
+    with pytest.raises(ValueError, match=r"ImageFolderData has no classes"):
+        folder_data(tmp_path / "root", tmp_path).labels("train")
