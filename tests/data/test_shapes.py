@@ -1,8 +1,8 @@
-"""The default model follows the shape of the data; one of another shape is refused by name."""
+"""The default U-Net follows the shape of the data; one of another shape is refused by name."""
 
 import pytest
 
-from optcov.model import MLP, UNet, default_model
+from optcov.model import MLP, UNet
 
 
 @pytest.mark.parametrize(
@@ -10,13 +10,8 @@ from optcov.model import MLP, UNet, default_model
     [((1, 8, 8), 2), ((3, 16, 16), 3), ((1, 28, 28), 3), ((3, 32, 32), 4), ((3, 64, 64), 5), ((3, 7, 9), 1)],
 )
 def test_images_get_a_unet_with_as_many_levels_as_fit(shape: tuple[int, ...], heights: int) -> None:
-    model = default_model(shape)
-    assert isinstance(model, UNet)
+    model = UNet(shape)
     assert sum(type(module).__name__ == "Downsample" for module in model.down) == heights - 1
-
-
-def test_vectors_get_an_mlp() -> None:
-    assert isinstance(default_model((2,)), MLP)
 
 
 def test_a_model_for_another_shape_is_refused_by_name() -> None:

@@ -56,4 +56,9 @@ def build(cfg: DictConfig) -> Parts:
         torch.manual_seed(derive_seed(cfg.seed, 1))
         strategy = instantiate(cfg.var, denoiser=denoiser)
         sampler.check(strategy)
+    with refusals("optimizer"):
+        instantiate(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+    with refusals("callbacks"):
+        for callback in cfg.callbacks.values():
+            instantiate(callback)
     return Parts(data, denoiser, strategy, sampler, times, metrics)

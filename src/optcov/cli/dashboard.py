@@ -8,6 +8,7 @@ import os
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Literal, get_args
 from urllib.parse import urlparse
 
 from hydra.core.hydra_config import HydraConfig
@@ -16,6 +17,8 @@ from lightning.pytorch.loggers import WandbLogger
 
 log = logging.getLogger(__name__)
 
+Mode = Literal["auto", "online", "offline", "disabled"]
+
 
 def wandb_logger(
     project: str,
@@ -23,7 +26,7 @@ def wandb_logger(
     entity: str | None = None,
     group: str | None = None,
     tags: list[str] | None = None,
-    mode: str = "auto",
+    mode: Mode = "auto",
 ) -> WandbLogger:
     """Start a run that has the folder's name, as a Lightning logger.
 
@@ -37,12 +40,11 @@ def wandb_logger(
     """
     import wandb  # a good part of a second, for those who log to it
 
-    modes = ("auto", "online", "offline", "disabled")
-    if mode not in modes:
-        raise ValueError(f"logger.wandb.mode = {mode} is unknown: give one of {', '.join(modes)}")
-    mode = os.environ.get("WANDB_MODE", mode)
-    if mode == "auto":
-        mode = "online" if _logged_in() and _reachable() else "offline"
+    chosen = os.environ.get("WANDB_MODE", mode)
+    if chosen not in get_args(Mode):
+        raise ValueError(f"logger.wandb.mode = {chosen} is unknown: give one of {', '.join(get_args(Mode))}")
+    if chosen == "auto":
+        chosen = "online" if _logged_in() and _reachable() else "offline"
     sweep = sweep_folder()
     name = Path(save_dir).name
     run = wandb.init(
@@ -52,7 +54,7 @@ def wandb_logger(
         group=group or (None if sweep is None else sweep.name),
         tags=tags,
         dir=save_dir,
-        mode=mode,  # type: ignore[arg-type]
+        mode=chosen,  # type: ignore[arg-type]
         settings=wandb.Settings(silent=True, console="off"),  # a run says where it is when it ends
     )
     return WandbLogger(experiment=run)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
+import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from optcov.training import (
     StageProgressBar,
     VarianceStage,
 )
-from optcov.training.store import FORMAT, Identity, Kind, first_process
+from optcov.training.store import FORMAT, Identity, Kind, first_process, identity_key
 
 log = logging.getLogger(__name__)
 
@@ -55,63 +57,86 @@ def _training_identity(config: dict[str, Any]) -> Identity:
     }
 
 
-def _with_content(config: dict[str, Any], parts: Parts) -> dict[str, Any]:
-    """The config, with what the files of the data hold."""
-    return config | {"data": config["data"] | parts.data.identity()}
+@dataclass(frozen=True)
+class Plan:
+    """What determines the two fits of a run, and the checkpoints it was given instead.
+
+    Args:
+        mean, variance: the identities; None where there is nothing to fit.
+        given: loaded into the run's modules already.
+    """
+
+    mean: Identity | None
+    variance: Identity | None
+    given: dict[Kind, Checkpoint]
 
 
-def fit_mean(cfg: DictConfig, config: dict[str, Any], parts: Parts, loggers: list[Logger]) -> Checkpoint | None:
+def plan(cfg: DictConfig, config: dict[str, Any], parts: Parts) -> Plan:
+    """Work out what is to be fitted, and load ``mean_ckpt`` and ``var_ckpt``; nothing is written.
+
+    Args:
+        cfg, config: composed, and resolved.
+        parts: whose denoiser and strategy take given weights.
+    Raises:
+        CheckpointError: if a given checkpoint can not be used.
+    """
+    config = config | {"data": config["data"] | parts.data.identity()}  # with what the files hold
+    given: dict[Kind, Checkpoint] = {}
+    mean = mean_identity(config) if list(parts.denoiser.parameters()) else None
+    if mean is not None and cfg.mean_ckpt is not None:
+        given["mean"] = Checkpoint.load(Path(cfg.mean_ckpt), "mean", "mean_ckpt")
+        for key in NETWORK:
+            if given["mean"].identity.get(key) != mean[key]:
+                difference = _difference(key, given["mean"].identity.get(key), mean[key])
+                raise CheckpointError(
+                    f"mean_ckpt = {cfg.mean_ckpt} was trained with {difference}: "
+                    f"give the {key} it was trained with, or leave mean_ckpt out to train anew"
+                )
+        mean = given["mean"].identity
+        _load_into(parts.denoiser, given["mean"], f"mean_ckpt = {cfg.mean_ckpt}")
+    if parts.strategy.fitting == "none":
+        return Plan(mean, None, given)
+    network = {key: config[key] for key in NETWORK} if mean is None else identity_key(mean)
+    variance = {"mean": network, "var": config["var"], **_training_identity(config)}
+    if cfg.var_ckpt is not None:
+        given["variance"] = Checkpoint.load(Path(cfg.var_ckpt), "variance", "var_ckpt")
+        for key, what in (("mean", "another mean network"), ("var", "other settings of var")):
+            if given["variance"].identity.get(key) != variance[key]:
+                raise CheckpointError(
+                    f"var_ckpt = {cfg.var_ckpt} was fitted to {what}: give the one fitted here, "
+                    "or leave var_ckpt out to fit anew"
+                )
+        _load_into(parts.strategy, given["variance"], f"var_ckpt = {cfg.var_ckpt}")
+    return Plan(mean, variance, given)
+
+
+def fit_mean(cfg: DictConfig, parts: Parts, plan: Plan, loggers: list[Logger]) -> Checkpoint | None:
     """Stage 1: put the trained weights into ``parts.denoiser``.
 
     Returns:
         The checkpoint, or None for a network without weights.
-    Raises:
-        CheckpointError: if ``mean_ckpt`` can not be used.
     """
-    if not list(parts.denoiser.parameters()):
-        return None
-    identity = mean_identity(_with_content(config, parts))
 
     def train(entry: Entry) -> None:
         stage = MeanStage(parts.denoiser, instantiate(cfg.optimizer), cfg.warmup_steps, cfg.seed)
         run_stage(cfg, stage, parts, loggers, entry, "1/3 mean network")
 
-    if cfg.mean_ckpt is None:
-        return _find_or_fit(cfg, "mean", identity, parts.denoiser, train)
-    checkpoint = Checkpoint.load(Path(cfg.mean_ckpt), "mean", "mean_ckpt")
-    for key in NETWORK:
-        if checkpoint.identity[key] != identity[key]:
-            difference = _difference(key, checkpoint.identity[key], identity[key])
-            raise CheckpointError(
-                f"mean_ckpt = {cfg.mean_ckpt} was trained with {difference}: "
-                f"give the {key} it was trained with, or leave mean_ckpt out to train anew"
-            )
-    return _load_into(parts.denoiser, checkpoint, f"mean_ckpt = {cfg.mean_ckpt}")
+    if plan.mean is None or "mean" in plan.given:
+        return plan.given.get("mean")
+    return _find_or_fit(cfg, "mean", plan.mean, parts.denoiser, train)
 
 
-def fit_variance(
-    cfg: DictConfig, config: dict[str, Any], parts: Parts, mean: Checkpoint | None, loggers: list[Logger]
-) -> Checkpoint | None:
-    """Stage 2: put what was fitted into ``parts.strategy``.
+def fit_variance(cfg: DictConfig, parts: Parts, plan: Plan, loggers: list[Logger]) -> Checkpoint | None:
+    """Stage 2: put what was fitted into ``parts.strategy``, on the mean network that is in ``parts.denoiser``.
 
-    Args:
-        mean: what :func:`fit_mean` returned; a variance belongs to one mean network.
     Returns:
         The checkpoint, or None for a strategy with nothing to fit.
-    Raises:
-        CheckpointError: if ``var_ckpt`` can not be used.
     """
     strategy = parts.strategy
-    if strategy.fitting == "none":
-        return None
-    config = _with_content(config, parts)
-    network = {key: config[key] for key in NETWORK} if mean is None else mean.key
-    identity = {"mean": network, "var": config["var"], **_training_identity(config)}
-    name = config["var"]["_target_"].rpartition(".")[2]
 
     def train(entry: Entry) -> None:
         stage = VarianceStage(parts.denoiser, strategy, instantiate(cfg.optimizer), cfg.warmup_steps, cfg.seed)
-        run_stage(cfg, stage, parts, loggers, entry, f"2/3 variance ({name})")
+        run_stage(cfg, stage, parts, loggers, entry, f"2/3 variance ({type(strategy).__name__})")
 
     def calibrate(entry: Entry) -> None:
         trainer = make_trainer(cfg)
@@ -119,21 +144,13 @@ def fit_variance(
         parts.denoiser.to(device).eval()
         clean = parts.data.calibration(strategy.num_images).to(device)
         with trainer.precision_plugin.forward_context():
-            strategy.calibrate(
-                parts.denoiser, list(torch.split(clean, cfg.sample_batch_size)), derive_seed(cfg.seed, 2)
-            )
+            batches = torch.split(clean, parts.data.batch_size)
+            strategy.calibrate(parts.denoiser, batches, derive_seed(cfg.seed, 2))
 
+    if plan.variance is None or "variance" in plan.given:
+        return plan.given.get("variance")
     fit = train if strategy.fitting == "train" else calibrate
-    if cfg.var_ckpt is None:
-        return _find_or_fit(cfg, "variance", identity, strategy, fit)
-    checkpoint = Checkpoint.load(Path(cfg.var_ckpt), "variance", "var_ckpt")
-    for key, what in (("mean", "another mean network"), ("var", "other settings of var")):
-        if checkpoint.identity[key] != identity[key]:
-            raise CheckpointError(
-                f"var_ckpt = {cfg.var_ckpt} was fitted to {what}: give the one fitted here, "
-                "or leave var_ckpt out to fit anew"
-            )
-    return _load_into(strategy, checkpoint, f"var_ckpt = {cfg.var_ckpt}")
+    return _find_or_fit(cfg, "variance", plan.variance, strategy, fit)
 
 
 def make_trainer(cfg: DictConfig, **arguments: Any) -> Trainer:
@@ -157,6 +174,8 @@ def make_trainer(cfg: DictConfig, **arguments: Any) -> Trainer:
             f"trainer.precision = {cfg.trainer.precision} would keep weights or schedules in half or double precision: "
             "set 32-true, bf16-mixed or 16-mixed"
         )
+    if trainer.max_steps < 1:
+        raise ConfigError(f"trainer.max_steps = {trainer.max_steps} trains nothing: give at least 1")
     if trainer.strategy.root_device.type == "mps":
         raise ConfigError(
             f"trainer.accelerator = {cfg.trainer.accelerator} finds Apple's MPS, which has no float64 for schedules: "
@@ -208,6 +227,9 @@ def _resumable(folder: Path) -> Path | None:
     if not path.is_file():
         return None
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # torch.load does not look at checksums
+                raise zipfile.BadZipFile
         step = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
     except Exception as error:  # whatever a damaged file makes the reader say
         log.warning("%s can not be read (%s): starting from the first step", path, type(error).__name__)
@@ -229,7 +251,7 @@ def _load_into(module: nn.Module, checkpoint: Checkpoint, name: str) -> Checkpoi
 def _difference(key: str, theirs: Any, ours: Any) -> str:
     """The first setting in which two configs differ, in words."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
-        for name in theirs.keys() | ours.keys():
+        for name in sorted(theirs.keys() | ours.keys()):  # _target_ comes first
             if theirs.get(name) != ours.get(name):
                 return _difference(f"{key}.{name}", theirs.get(name), ours.get(name))
     return f"{key} = {theirs}, not {ours}"

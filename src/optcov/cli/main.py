@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -32,18 +34,26 @@ def main(task: Task, script: str) -> None:
     # Hydra shows the frames of a failed job unless it is told to raise: it raises here, and _sentence decides
     wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1" and "OPTCOV_CHILD" not in os.environ
     os.environ.update(HYDRA_FULL_ERROR="1", OPTCOV_CHILD="1")
+    failed: list[Exception] = []
     conf = Path(script).resolve().parent / "conf"
 
     @hydra.main(version_base="1.3", config_path=str(conf), config_name="config" if task == "train" else task)
     def entry(cfg: DictConfig) -> None:
         from optcov.cli import tasks  # torch and Lightning take seconds: a typo is answered before
 
-        getattr(tasks, task)(cfg)
+        try:
+            getattr(tasks, task)(cfg)
+        except Exception as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # ends the sweep
+            failed.append(error)  # past Hydra, which would add a line of its own
 
     try:
         if task != "train":
             sys.argv[1:] = with_run_overrides(sys.argv[1:])
         entry()
+        if failed:
+            raise failed[0]
     except KeyboardInterrupt as error:
         sys.exit(f"stopped{f': {error}' if str(error) else ''}; the same command continues from the last checkpoint")
     except Exception as error:
@@ -54,7 +64,7 @@ def main(task: Task, script: str) -> None:
 
 
 def with_run_overrides(arguments: list[str]) -> list[str]:
-    """Put the overrides of the run named by ``run=PATH`` in front of the command line's, which replace them.
+    """Add the overrides of the run named by ``run=PATH`` to the command line's, which go first.
 
     Choosing another option of a group drops what the run had set inside it.
     """
@@ -73,9 +83,10 @@ def with_run_overrides(arguments: list[str]) -> list[str]:
     kept = []
     for line in map(str, OmegaConf.load(saved)):
         key = parser.parse_override(line).key_or_group
-        if key not in given and key.partition(".")[0] not in given and not key.startswith("hydra"):
+        of_the_run = key == "output_dir" or key.startswith("hydra")
+        if key not in given and key.partition(".")[0] not in given and not of_the_run:
             kept.append(line)
-    return kept + arguments
+    return arguments + kept
 
 
 def _sentence(error: Exception) -> str | None:
@@ -86,9 +97,10 @@ def _sentence(error: Exception) -> str | None:
         return str(error)
     if type(error).__name__ == "CheckpointError":
         return str(error)
+    if isinstance(error, RuntimeError) and ("inline_container" in str(error) or "iostream" in str(error)):
+        return "a file could not be written whole (as on a full disk): free space, or set hydra.run.dir or cache_dir"
     if isinstance(error, OSError) and error.errno is not None:
         place = error.filename or "the output folder"
-        return (
-            f"{place} can not be written or read ({error.strerror}): free space, mend its rights, or set hydra.run.dir"
-        )
+        remedy = "free space, mend its rights, or set hydra.run.dir or cache_dir"
+        return f"{place} can not be written or read ({error.strerror}): {remedy}"
     return None

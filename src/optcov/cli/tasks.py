@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from optcov.cli import report
 from optcov.cli.build import Parts, build
 from optcov.cli.errors import ConfigError, refusals
-from optcov.cli.fit import fit_mean, fit_variance, make_trainer
+from optcov.cli.fit import fit_mean, fit_variance, make_trainer, plan
 from optcov.cli.preflight import check
 from optcov.cli.run_folder import choices, claim, overrides, provenance
 from optcov.metric import with_count
@@ -45,7 +45,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     started = time.monotonic()
     config = check(cfg)
     parts = build(cfg)
-    make_trainer(cfg)  # refuses what this machine can not do, before anything is fitted
+    make_trainer(cfg)  # refuses what this machine can not do
+    fits = plan(cfg, config, parts)
     folder = Path(cfg.output_dir)
     done = claim(folder, config) if first_process() else None
     if done is not None:
@@ -53,9 +54,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         return done
     loggers = _loggers(cfg, config)
     try:
-        mean = fit_mean(cfg, config, parts, loggers)
+        mean = fit_mean(cfg, parts, fits, loggers)
         mean_fitted = time.monotonic()
-        variance = fit_variance(cfg, config, parts, mean, loggers)
+        variance = fit_variance(cfg, parts, fits, loggers)
         variance_fitted = time.monotonic()
         if first_process():
             for checkpoint in filter(None, (mean, variance)):
@@ -189,9 +190,10 @@ def _restore(cfg: DictConfig) -> tuple[Parts, Path]:
             f"var = {choices()['var']} was not fitted in run = {run}: fit it with "
             f"train.py var={choices()['var']} mean_ckpt={cfg.mean_ckpt}, then give that run"
         )
-    mean = fit_mean(cfg, config, parts, [])
-    fit_variance(cfg, config, parts, mean, [])
+    plan(cfg, config, parts)
     folder = Path(cfg.output_dir)
+    if (folder / "results.json").exists():
+        raise ConfigError(f"output_dir = {folder} holds a run's results: choose another hydra.run.dir")
     folder.mkdir(parents=True, exist_ok=True)
     return parts, folder
 

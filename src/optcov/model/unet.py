@@ -96,7 +96,7 @@ class UNet(nn.Module):
         additive_skips: skip connections are added (Keras-DDPM) instead of concatenated.
         time_embedding: makes the embedding of the time from its number of channels.
     Raises:
-        ValueError: if the data are not images, or their size does not fit the levels.
+        ValueError: if the data are not images, or their size does not fit the levels, or channels is no width.
     """
 
     def __init__(
@@ -116,6 +116,8 @@ class UNet(nn.Module):
         super().__init__()
         if len(data_shape) != 3:
             raise ValueError(f"model=unet takes images, but the data have shape {tuple(data_shape)}: set model=mlp")
+        if channels < 4 or channels % 2:
+            raise ValueError(f"model.channels = {channels} is no width of a network: give an even number from 4")
         heights = heights_of(data_shape[1], data_shape[2])
         if channel_mult is None:
             channel_mult = [1] + [2] * (len(heights) - 1)

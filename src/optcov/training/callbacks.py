@@ -26,6 +26,7 @@ class EMA(Callback):
             raise ValueError(f"callbacks.ema.decay = {decay} is no average: give a number from 0 to below 1")
         self.decay = decay
         self._average: dict[str, Tensor] = {}
+        self._step = 0
         self._resumed: dict[str, Any] | None = None
 
     @staticmethod
@@ -35,6 +36,7 @@ class EMA(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # the module holds the averaged weights of a checkpoint, or those it starts with
         self._average = {name: p.detach().clone() for name, p in self._trained(pl_module).items()}
+        self._step = trainer.global_step
         if self._resumed is not None:
             self._load(pl_module, self._resumed)
 
@@ -42,12 +44,16 @@ class EMA(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if trainer.global_step == self._step:  # gradients are being accumulated
+            return
+        self._step = trainer.global_step
         decay = min(self.decay, (1 + trainer.global_step) / (10 + trainer.global_step))
         current = [p.detach() for p in self._trained(pl_module).values()]
         torch._foreach_lerp_(list(self._average.values()), current, 1 - decay)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._load(pl_module, self._average)
+        if self._average:
+            self._load(pl_module, self._average)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors import SafetensorError, safe_open
@@ -30,6 +32,15 @@ class CheckpointError(ValueError):
 def identity_key(identity: Identity) -> str:
     """A short hash of everything that determines a set of weights."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _digest(weights: dict[str, Tensor]) -> str:
+    """SHA-256 over names and bytes, for what changed on disk after it was written."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def first_process() -> bool:
@@ -52,14 +63,16 @@ class Checkpoint:
 
     def save(self, path: Path) -> None:
         """Write the file at once or not at all."""
-        metadata = {"kind": self.kind, "identity": json.dumps(self.identity, sort_keys=True)}
+        weights = {name: value.contiguous().cpu() for name, value in self.weights.items()}
+        identity = json.dumps(self.identity, sort_keys=True)
+        metadata = {"kind": self.kind, "identity": identity, "sha256": _digest(weights)}
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            save_file({name: value.contiguous().cpu() for name, value in self.weights.items()}, partial, metadata)
+            save_file(weights, partial, metadata)
             partial.replace(path)
         except SafetensorError as error:  # how safetensors reports a full disk
-            raise OSError(f"{path} could not be written: {error}") from error
+            raise OSError(errno.EIO, f"could not be written: {error}", str(path)) from error
         finally:
             partial.unlink(missing_ok=True)
 
@@ -79,11 +92,13 @@ class Checkpoint:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                identity, found = json.loads(metadata["identity"]), metadata["kind"]
+                identity, found = dict(json.loads(metadata["identity"])), metadata["kind"]
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
+            if _digest(weights) != metadata["sha256"]:
+                raise ValueError("the weights are not those that were saved")
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise CheckpointError(
-                f"{key} = {path} is truncated or no optcov checkpoint ({str(error).splitlines()[0]}): "
+                f"{key} = {path} is damaged or no optcov checkpoint ({str(error).splitlines()[0]}): "
                 f"give the {kind}.safetensors of a run's checkpoints"
             ) from error
         if found != kind:

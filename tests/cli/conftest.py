@@ -1,0 +1,55 @@
+"""Fixtures of the command line's tests."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import CLI, contents
+from hydra._internal.hydra import Hydra
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _compose_once() -> Iterator[None]:
+    """Hydra composes a config twice, once to learn that no file sets ``hydra.mode``: half of a tiny run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Hydra, "get_mode", lambda *args, **kwargs: None)
+        yield
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> CLI:
+    """The command line, in a folder of the test's own."""
+    return CLI(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of var=sn_dpm, to be read only; its cache is ``../outputs/cache``."""
+    folder = tmp_path_factory.mktemp("trained")
+    return CLI(folder)("var=sn_dpm")
+
+
+@pytest.fixture
+def untouched(trained: Path) -> Iterator[Path]:
+    """The same, checked afterwards to be what it was."""
+    before = contents(trained.parent)
+    yield trained
+    assert contents(trained.parent) == before
+
+
+@pytest.fixture
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str], list[tuple[Any, ...]]]:
+    """Wraps a function so that the arguments of its calls are kept."""
+
+    def wrap(owner: Any, name: str) -> list[tuple[Any, ...]]:
+        original, calls = getattr(owner, name), []
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            calls.append(args)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+        return calls
+
+    return wrap

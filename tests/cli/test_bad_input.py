@@ -1,0 +1,363 @@
+"""Bad input: one sentence that names key, value and remedy, at once, and nothing that was on disk is changed."""
+
+import errno
+import os
+import pickle
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import CLI, ROOT, TINY, UNET, contents, files
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from optcov.cli import fit, report, run_folder
+from optcov.training import store
+from optcov.training.store import Checkpoint
+
+
+@pytest.fixture(autouse=True)
+def _no_fit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is refused is refused before anything heavy; tests of a failing disk are marked as fitting."""
+    if "fits" in request.fixturenames:
+        return
+
+    def heavy(*args: Any) -> None:
+        raise AssertionError("a stage was fitted before the bad value was refused")
+
+    monkeypatch.setattr(fit, "run_stage", heavy)
+
+
+@pytest.fixture
+def fits() -> None:
+    """Marks a test whose command may train."""
+
+
+def one_sentence(sentence: str, *parts: str) -> None:
+    assert "\n" not in sentence
+    assert "Traceback" not in sentence
+    assert len(sentence) < 600
+    for part in parts:
+        assert part in sentence, f"{part!r} is not in {sentence!r}"
+
+
+# what Hydra answers itself may take lines: it lists the options
+@pytest.mark.parametrize(
+    ("argument", "parts"),
+    [
+        ("var=sn_dmp", ["var", "sn_dmp", "sn_dpm", "npr_dpm"]),
+        ("sampler=dpm", ["sampler", "dpm", "ddpm", "ddim"]),
+        ("schedule=linaer", ["schedule", "linaer", "cosine"]),
+        ("experiment=none_such", ["experiment", "none_such", "oracle"]),
+        ("samplr=ddim", ["samplr"]),
+        ("sampler.num_step=3", ["num_step"]),
+        ("model.chanels=3", ["chanels"]),
+        ("seeed=1", ["seeed"]),
+    ],
+)
+def test_unknown_groups_options_and_keys(run: CLI, argument: str, parts: list[str]):
+    sentence = run.refused(argument)
+    for part in parts:
+        assert part in sentence
+    assert "Traceback" not in sentence
+    assert files(run.folder) == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["sampler.num_steps=0"], ["sampler.num_steps", "0", "1"]),
+        (["sampler.num_steps=-3"], ["sampler.num_steps", "-3", "1"]),
+        (["sampler.num_steps=51"], ["sampler.num_steps", "51", "50"]),
+        (["sampler.num_steps=51", "trajectory=quadratic"], ["sampler.num_steps", "51", "50"]),
+        (["sampler.num_steps=ten"], ["sampler.num_steps", "ten", "integer"]),
+        (["sampler.num_steps=2.5"], ["sampler.num_steps", "2.5", "integer"]),
+        (["sampler.num_steps=null"], ["sampler.num_steps", "None", "integer"]),
+        (["sampler.clip_x0=maybe"], ["sampler.clip_x0", "maybe"]),
+        (["sampler=ddim", "sampler.eta=2"], ["sampler.eta", "2"]),
+        (["sampler=ddim", "sampler.eta=high"], ["sampler.eta", "high"]),
+        (["sampler.cut=-1"], ["sampler.cut", "-1"]),
+        (["+sampler.temperature=2"], ["sampler.temperature", "num_steps"]),
+        (["+var.cut=2"], ["var.cut", "head"]),
+        (["+model.depth=2"], ["model.depth", "channels"]),
+        (["schedule.num_steps=0"], ["schedule", "0"]),
+        (["schedule.num_steps=many"], ["schedule.num_steps", "many"]),
+        (["schedule.num_steps=10"], ["num_steps = 10"]),
+        (["model.channels=wide"], ["model.channels", "wide"]),
+        (["model.channels=0"], ["model.channels", "0"]),
+        (["model.channels=[8]"], ["model.channels", "8"]),
+        (["model.channel_mult=[1,1,1,1,1]"], ["model.channel_mult", "8 x 8"]),
+        (["model.dropout=2"], ["dropout", "2"]),
+        (["model.num_heads=3", "model.middle_attention=true"], ["num_heads", "3"]),
+        (["trainer.precision=64-true"], ["trainer.precision", "64-true", "32-true"]),
+        (["model._target_=optcov.model.VNet"], ["model._target_", "optcov.model.VNet"]),
+        (["model=mlp"], ["mlp", "unet"]),
+        (["model=oracle"], ["data"]),
+        (["data=gaussian_mixture"], ["model", "mlp"]),
+        (["data.batch_size=0"], ["data.batch_size", "0"]),
+        (["seed=-1"], ["seed", "-1"]),
+        (["seed=zero"], ["seed", "zero"]),
+        (["num_samples=0"], ["num_samples", "0"]),
+        (["num_samples=1"], ["num_samples", "1", "2"]),
+        (["sample_batch_size=0"], ["sample_batch_size", "0"]),
+        (["warmup_steps=-1"], ["warmup_steps", "-1"]),
+        (["checkpoint_every=0"], ["checkpoint_every", "0"]),
+        (["parameterization=score"], ["parameterization", "score", "eps"]),
+        (["optimizer.lr=fast"], ["optimizer.lr", "fast"]),
+        (["optimizer.lr=-1"], ["optimizer", "-1"]),
+        (["callbacks.ema.decay=2"], ["callbacks.ema.decay", "2"]),
+        (["trainer.max_steps=many"], ["trainer.max_steps", "many"]),
+        (["trainer.max_steps=0"], ["trainer.max_steps", "0"]),
+        (["trainer.max_steps=-1"], ["trainer.max_steps", "-1"]),
+        (["trainer.precision=9"], ["trainer.precision", "9"]),
+        (["trainer.strategy=magic"], ["trainer", "magic"]),
+        (["trainer.accelerator=quantum"], ["trainer", "quantum"]),
+        (["var=analytic", "var.num_images=1"], ["var.num_images", "1"]),
+        (["var=iddpm", "sampler=ddim"], ["var=iddpm", "sampler.eta = 0", "sampler=ddpm"]),
+        (["logger=wandb", "logger.wandb.mode=sometimes"], ["logger.wandb.mode", "sometimes", "offline"]),
+    ],
+    ids=lambda value: "_".join(value) if "=" in "".join(value) else "",
+)
+def test_bad_values(run: CLI, arguments: list[str], parts: list[str]):
+    one_sentence(run.refused(*arguments), *parts)
+    assert files(run.folder) == set()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what is asked for")
+def test_a_device_that_is_not_there(run: CLI):
+    one_sentence(run.refused("trainer=gpu"), "trainer")
+    assert files(run.folder) == set()
+
+
+def png(trained: Path) -> bytes:
+    return (trained / "samples.png").read_bytes()
+
+
+def truncated(trained: Path) -> bytes:
+    return (trained / "checkpoints" / "mean.safetensors").read_bytes()[:-100]
+
+
+def headless(trained: Path) -> bytes:
+    return (trained / "checkpoints" / "mean.safetensors").read_bytes()[:5]
+
+
+def empty(trained: Path) -> bytes:
+    return b""
+
+
+class Trap:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.mkdir, ("the_pickle_was_loaded",)
+
+
+def pickled(trained: Path) -> bytes:
+    return pickle.dumps(Trap())
+
+
+def text(trained: Path) -> bytes:
+    return b"{}\n" * 200
+
+
+@pytest.mark.parametrize("key", ["mean_ckpt", "var_ckpt"])
+@pytest.mark.parametrize("make", [png, truncated, headless, empty, pickled, text])
+def test_a_file_that_is_no_checkpoint(run: CLI, untouched: Path, key: str, make: Callable[[Path], bytes]):
+    path = run.folder / "given.safetensors"
+    path.write_bytes(make(untouched))
+    mean = [] if key == "mean_ckpt" else [f"mean_ckpt={untouched}/checkpoints/mean.safetensors"]
+    one_sentence(run.refused(*mean, f"{key}={path}"), f"{key} = {path}", "give")
+    assert files(run.folder) == {"given.safetensors"}
+
+
+@pytest.mark.parametrize("key", ["mean_ckpt", "var_ckpt"])
+def test_a_checkpoint_of_someone_else(run: CLI, untouched: Path, key: str):
+    """A safetensors file without our header, and one whose header says less than ours."""
+    kind = {"mean_ckpt": "mean", "var_ckpt": "variance"}[key]
+    mean = [] if key == "mean_ckpt" else [f"mean_ckpt={untouched}/checkpoints/mean.safetensors"]
+    for metadata in (None, {"kind": kind, "identity": "{}"}, {"kind": kind, "identity": "[]"}):
+        path = run.folder / "given.safetensors"
+        save_file({"weight": torch.zeros(2)}, path, metadata)
+        one_sentence(run.refused(*mean, f"{key}={path}"), f"{key} = {path}")
+    assert files(run.folder) == {"given.safetensors"}
+
+
+@pytest.mark.parametrize("key", ["mean_ckpt", "var_ckpt"])
+@pytest.mark.parametrize("path", ["nowhere.safetensors", "."])
+def test_a_checkpoint_that_is_not_there(run: CLI, untouched: Path, key: str, path: str):
+    """With an empty cache, too, var_ckpt is refused before a mean network is trained for it."""
+    kind = {"mean_ckpt": "mean", "var_ckpt": "variance"}[key]
+    one_sentence(run.refused(f"{key}={path}"), f"{key} = {path}", f"{kind}.safetensors")
+    assert files(run.folder) == set()
+
+
+def test_the_two_checkpoints_swapped(run: CLI, untouched: Path):
+    mean, variance = (untouched / "checkpoints" / f"{kind}.safetensors" for kind in ("mean", "variance"))
+    one_sentence(run.refused(f"mean_ckpt={variance}"), f"mean_ckpt = {variance}", "mean.safetensors")
+    one_sentence(run.refused(f"mean_ckpt={mean}", f"var_ckpt={mean}"), f"var_ckpt = {mean}", "variance.safetensors")
+    assert files(run.folder) == set()
+
+
+@pytest.mark.parametrize(
+    ("other", "parts"),
+    [
+        ("model.channels=16", ["model.channels", "8", "16"]),
+        ("model.dropout=0.5", ["model.dropout", "0.5"]),
+        ("model=unet_keras_ddpm", ["model"]),
+        ("schedule.num_steps=40", ["schedule.num_steps", "50", "40"]),
+        ("schedule=cosine", ["schedule", "Cosine"]),
+        ("parameterization=v", ["parameterization", "eps", "v"]),
+        ("time_offset=-1", ["time_offset", "0", "-1"]),
+    ],
+)
+def test_a_mean_of_another_network_or_schedule(run: CLI, untouched: Path, other: str, parts: list[str]):
+    path = untouched / "checkpoints" / "mean.safetensors"
+    one_sentence(run.refused(other, f"mean_ckpt={path}"), f"mean_ckpt = {path}", *parts)
+    assert files(run.folder) == set()
+
+
+def test_a_mean_whose_header_lies_about_its_weights(run: CLI, untouched: Path):
+    honest = Checkpoint.load(untouched / "checkpoints" / "mean.safetensors", "mean", "mean_ckpt")
+    path = run.folder / "given.safetensors"
+    for weights in ({"weight": torch.zeros(2)}, dict(list(honest.weights.items())[1:])):
+        Checkpoint("mean", honest.identity, weights).save(path)
+        one_sentence(run.refused(f"mean_ckpt={path}"), f"mean_ckpt = {path}", "another network")
+    assert files(run.folder) == {"given.safetensors"}
+
+
+def test_a_variance_of_another_mean_or_strategy(run: CLI, untouched: Path, fits: None):
+    other = run("var=beta", "seed=1", "hydra.run.dir=other")
+    before = contents(run.folder)
+    mean = f"mean_ckpt={other}/checkpoints/mean.safetensors"
+    variance = untouched / "checkpoints" / "variance.safetensors"
+    one_sentence(run.refused(mean, f"var_ckpt={variance}"), f"var_ckpt = {variance}", "another mean", "leave var_ckpt")
+    mean = f"mean_ckpt={untouched}/checkpoints/mean.safetensors"
+    for var in (["var=npr_dpm"], ["var=sn_dpm", "head=complex"]):
+        sentence = run.refused(mean, f"var_ckpt={variance}", *var)
+        one_sentence(sentence, f"var_ckpt = {variance}", "var", "leave var_ckpt")
+    assert contents(run.folder) == before | {"run": "folder"}  # Hydra's, empty but for its log
+
+
+def test_the_mended_command_runs_in_the_same_folder(run: CLI, untouched: Path):
+    """A refused run has not taken the folder: the user mends the value and repeats the command."""
+    run.refused("mean_ckpt=nowhere.safetensors", "var=beta")
+    run(f"mean_ckpt={untouched}/checkpoints/mean.safetensors", "var=beta")
+
+
+def test_an_output_folder_that_can_not_be_made(run: CLI):
+    (run.folder / "file").write_text("mine")
+    for folder in ("file", "file/below", "/proc/none_such"):
+        one_sentence(run.refused(f"hydra.run.dir={folder}"), folder.partition("/none")[0], "hydra.run.dir")
+    assert contents(run.folder).keys() == {"file"}
+    assert (run.folder / "file").read_text() == "mine"
+
+
+def test_a_cache_that_can_not_be_made(run: CLI):
+    (run.folder / "file").write_text("mine")
+    one_sentence(run.refused("cache_dir=file", "var=beta"), "cache_dir")
+    assert (run.folder / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="no folder is read-only for root")
+def test_a_read_only_folder(run: CLI):
+    folder = run.folder / "locked"
+    folder.mkdir()
+    folder.chmod(0o555)
+    one_sentence(run.refused("hydra.run.dir=locked"), "locked", "hydra.run.dir")
+    assert not list(folder.iterdir())
+
+
+def test_a_folder_that_refuses_writing(run: CLI, monkeypatch: pytest.MonkeyPatch):
+    """As a read-only folder does, for root as well."""
+
+    def write(path: Path, text: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(run_folder, "write_atomically", write)
+    one_sentence(run.refused("var=beta"), ".hydra", "Permission denied", "hydra.run.dir")
+
+
+@contextmanager
+def full_disk(limit: int) -> Iterator[None]:
+    """Files can not grow beyond ``limit`` bytes: real writes fail half way, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def no_scraps(folder: Path) -> None:
+    """No half-written file, and no file that claims to be whole."""
+    names = files(folder)
+    assert not [name for name in names if "partial" in name or name.endswith((".tmp", ".part"))]
+    assert not [name for name in names if name.endswith("results.json")]
+
+
+def test_a_disk_that_is_full_when_a_checkpoint_is_written(
+    run: CLI, trained: Path, monkeypatch: pytest.MonkeyPatch, fits: None
+):
+    shutil.copytree(trained.parent, run.folder, dirs_exist_ok=True)
+    before = contents(run.folder)
+
+    def save(weights: Any, path: Path, metadata: Any) -> None:
+        Path(path).write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(store, "save_file", save)
+    sentence = run.refused("var=npr_dpm", "hydra.run.dir=new")
+    one_sentence(sentence, "variance.safetensors", "No space left", "free space")
+    no_scraps(run.folder / "new")
+    after = contents(run.folder)
+    assert {name: after.get(name) for name in before} == before
+    assert not [name for name in after.keys() - before.keys() if name.startswith("outputs/cache") and "." in name]
+
+
+@pytest.mark.parametrize("failing", ["checkpoint", "resume", "samples"])
+def test_a_file_that_can_not_grow(run: CLI, failing: str, fits: None):
+    """Real failing writes: of the fitted weights, of the point to resume from, and of the samples."""
+    arguments = {
+        "checkpoint": ["var=beta"],
+        "resume": ["var=beta", "checkpoint_every=1"],
+        "samples": ["experiment=oracle", "var=beta", "num_samples=5000"],
+    }[failing]
+    with full_disk(20_000):
+        sentence = run.refused(*arguments, tiny=failing != "samples")
+    one_sentence(sentence, "free space")
+    no_scraps(run.folder)
+    assert not list(run.folder.rglob("*.safetensors"))
+    run(*arguments, tiny=failing != "samples")  # with room again
+
+
+def test_a_disk_that_is_full_when_the_results_are_written(run: CLI, monkeypatch: pytest.MonkeyPatch, fits: None):
+    write = report.write_atomically
+
+    def full(path: Path, text: str) -> None:
+        if path.name == "results.json":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, text)
+
+    monkeypatch.setattr(report, "write_atomically", full)
+    sentence = run.refused("var=beta")
+    one_sentence(sentence, "results.json", "No space left on device", "free space")
+    no_scraps(run.folder / "run")
+    monkeypatch.undo()
+    run("var=beta")  # the same command, with room again, ends the run
+
+
+def test_as_a_user_sees_it(tmp_path: Path):
+    """A process of its own: one line on the terminal, exit code 1."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", *TINY, *UNET, "sampler.num_steps=0"],
+        cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    one_sentence(line, "error: sampler.num_steps = 0", "give a number from 1")

@@ -1,0 +1,182 @@
+"""Everything in conf/ works: options are found by globbing, so that a new yaml is tested without a line here."""
+
+import inspect
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import CLI, ROOT, composed, results
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig
+
+from optcov.cli.build import Parts, build
+from optcov.cli.errors import ConfigError
+from optcov.cli.preflight import check
+from optcov.sampler import sample
+
+CONF = ROOT / "conf"
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+GIVEN_BY_US = {"denoiser", "data_shape", "feature_channels", "self", "args", "kwargs"}
+# what an option needs beside it
+BESIDE = {
+    "model=oracle": ["data=gaussian_mixture"],
+    "model=mlp": ["data=gaussian_mixture"],
+    "data=gaussian_mixture": ["model=mlp"],
+}
+
+
+def test_the_groups_are_those_of_the_design():
+    assert set(GROUPS) >= {
+        "data", "model", "schedule", "var", "sampler", "trajectory", "metric", "trainer", "logger", "callbacks",
+        "experiment",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("choice", [f"{group}={option}" for group in GROUPS for option in options(group)])
+def test_every_option_composes_passes_the_preflight_and_shows_all_that_can_be_set(choice: str):
+    cfg = composed(choice, *BESIDE.get(choice, []), tiny=False)
+    config = check(cfg)
+    assert "${" not in str(config)
+    group = choice.partition("=")[0]
+    if group == "experiment":
+        return
+    for node in [cfg[group]] if "_target_" in cfg[group] else list(cfg[group].values()):
+        target = get_object(node["_target_"])
+        if target.__module__.startswith("optcov"):
+            hidden = set(inspect.signature(target).parameters) - GIVEN_BY_US - set(node)
+            assert not hidden, f"{choice} does not list {hidden}"
+
+
+def fitted(*arguments: str) -> tuple[DictConfig, Parts]:
+    """The parts of a tiny config; what calibrates is calibrated on few images, heads keep their first weights."""
+    cfg = composed(*arguments)
+    check(cfg)
+    parts = build(cfg)
+    torch.manual_seed(0)
+    for parameter in parts.denoiser.parameters():  # the last layer starts at zero: let it say something
+        torch.nn.init.normal_(parameter, std=0.1) if parameter.ndim > 1 else None
+    parts.denoiser.eval()
+    if parts.strategy.fitting == "calibrate":
+        parts.strategy.calibrate(parts.denoiser, [parts.data.calibration(4)], 0)
+    return cfg, parts
+
+
+def drawn(cfg: DictConfig, parts: Parts, steps: int) -> torch.Tensor:
+    """Two samples in a number of steps."""
+    times = instantiate(cfg.trajectory).times(parts.denoiser.schedule, steps)
+    assert times.diff().gt(0).all()
+    assert 0 < times[0] <= times[-1] <= 1
+    return sample(parts.denoiser, parts.strategy, parts.sampler, times, 2, progress=False)
+
+
+def is_refused(pair: tuple[str, str]) -> bool:
+    """Pairs without meaning: iddpm learns the variance of a DDPM step."""
+    return pair == ("iddpm", "ddim")
+
+
+@pytest.mark.parametrize(("var", "sampler"), product(options("var"), options("sampler")))
+def test_every_variance_with_every_sampler(var: str, sampler: str):
+    arguments = [f"var={var}", f"sampler={sampler}"]
+    if is_refused((var, sampler)):
+        with pytest.raises(ConfigError) as refusal:
+            fitted(*arguments)
+        assert f"var={var}" in str(refusal.value)
+        assert "sampler" in str(refusal.value)
+        assert "\n" not in str(refusal.value)
+        return
+    cfg, parts = fitted(*arguments)
+    for steps in (1, 2, 3, 10):
+        x = drawn(cfg, parts, steps)
+        assert x.shape == (2, 1, 8, 8)
+        assert x.isfinite().all()
+        assert x.abs().max() <= 1 + 1e-5  # the last step returns the clipped mean
+        assert not torch.equal(x[0], x[1])
+        assert torch.equal(x, drawn(cfg, parts, steps))
+
+
+@pytest.mark.parametrize(("schedule", "trajectory"), product(options("schedule"), options("trajectory")))
+def test_every_schedule_with_every_trajectory(schedule: str, trajectory: str):
+    """From one step to all N."""
+    cfg, parts = fitted(f"schedule={schedule}", f"trajectory={trajectory}", "var=beta")
+    assert parts.denoiser.schedule.num_steps == 50
+    for steps in (1, 2, 7, 50):
+        assert drawn(cfg, parts, steps).isfinite().all()
+
+
+@pytest.mark.parametrize("head", options("head"))
+@pytest.mark.parametrize("beside", [[], ["data=gaussian_mixture", "model=mlp"]], ids=["images", "vectors"])
+def test_every_head_reads_every_kind_of_data(head: str, beside: list[str]):
+    cfg = composed(f"head={head}", *beside)
+    check(cfg)
+    parts = build(cfg)
+    assert drawn(cfg, parts, 3).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["model=unet_keras_ddpm"],
+        [
+            "model.scale_shift=true",
+            "model.num_heads=2",
+            "model.attention_resolutions=[8,4]",
+            "model.channel_mult=[1,2]",
+        ],
+        ["model=unet_iddpm_cifar10", "model.channel_mult=[1,1]", "model.num_blocks=1"],
+        ["parameterization=v"],
+        ["parameterization=x0", "time_offset=-1"],
+        ["schedule=cosine", "var=iddpm"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_variants_run_whole(run: CLI, arguments: list[str]):
+    found = results(run(*arguments))
+    assert found["metrics"]["fd_pixel_8"] > 0
+    assert found["model"] == dict(a.split("=") for a in arguments).get("model", "unet")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["data=gaussian_mixture", "model=mlp", "var=sn_dpm"], ["data=gaussian_mixture", "model=oracle", "var=analytic"],
+     ["experiment=oracle", "var=npr_dpm", "num_samples=8"]],
+    ids=["mlp", "oracle", "experiment"],
+)  # fmt: skip
+def test_vectors_run_whole(run: CLI, arguments: list[str]):
+    few = ["data.num_train=64", "data.batch_size=16", "sample_batch_size=8"]
+    folder = run(*arguments, *few, *(["var.num_images=4"] if "var=analytic" in arguments else []))
+    found = results(folder)
+    assert found["data"] == "gaussian_mixture"
+    assert found["metrics"]["fd_pixel_8"] > 0
+    assert (folder / "checkpoints" / "mean.safetensors").exists() == ("model=mlp" in arguments)
+    assert (folder / "checkpoints" / "variance.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["config", "sample", "evaluate"])
+def test_every_entry_point_shows_its_config(run: CLI, name: str, capsys: pytest.CaptureFixture[str]):
+    task = "train" if name == "config" else name
+    run.raw("--cfg", "job", task=task)
+    shown = capsys.readouterr().out
+    for group in GROUPS:
+        assert group == "experiment" or f"\n{group}:" in f"\n{shown}"
+    assert "seed: 0" in shown
+    with pytest.raises(SystemExit, match="0"):
+        run.raw("--help", task=task)
+    shown = capsys.readouterr().out
+    assert "python train.py model=unet var=sn_dpm" in shown
+    assert "var: " in shown
+    assert "sn_dpm" in shown
+    assert not list(Path(run.folder).iterdir())
+
+
+def test_a_new_file_in_a_group_is_all_that_an_option_needs(tmp_path: Path):
+    """An optimizer by ``_target_``, as a user would add one."""
+    cfg = composed("optimizer._target_=torch.optim.SGD", "~optimizer.betas", "~optimizer.weight_decay")
+    check(cfg)
+    assert instantiate(cfg.optimizer).func is torch.optim.SGD

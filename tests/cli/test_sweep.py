@@ -1,0 +1,177 @@
+"""A multirun: one mean network, one fit per strategy, one table over all jobs; and taken up where it stopped."""
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from command_line import CLI, TINY, UNET, contents, results
+from PIL import Image
+
+from optcov.cli import fit, tasks
+from optcov.training import MeanStage, VarianceStage
+from optcov.variance.analytic import Analytic
+
+STRATEGIES = ["beta", "beta_tilde", "analytic", "npr_dpm", "sn_dpm"]
+STEPS = [2, 3, 4]
+WITHOUT_STEPS = [argument for argument in [*TINY, *UNET] if not argument.startswith("sampler.num_steps")]
+
+
+def scores(folder: Path) -> dict[tuple[str, int, int], float]:
+    """The metric in each job's results.json, by strategy, steps and seed."""
+    found = {}
+    for path in folder.glob("*/results.json"):
+        job = results(path.parent)
+        (score,) = job["metrics"].values()
+        found[job["var"], job["num_steps"], job["seed"]] = score
+    return found
+
+
+def cells(folder: Path) -> dict[tuple[str, int], str]:
+    """The cells of table.md, by row and number of steps."""
+    lines = [line for line in (folder / "table.md").read_text().splitlines() if line.startswith("|")]
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    steps = [int(name.removesuffix(" steps")) for name in header[1:]]
+    return {(row[0], step): cell for row in rows for step, cell in zip(steps, row[1:], strict=True)}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The folder of the sweep of five strategies over three numbers of steps, and the fits it made, in order."""
+    cli, fits = CLI(tmp_path_factory.mktemp("sweep")), []
+    with pytest.MonkeyPatch.context() as patch:
+        stage, calibrate = fit.run_stage, Analytic.calibrate
+
+        def run_stage(cfg, stage_, *rest):
+            fits.append("mean" if isinstance(stage_, MeanStage) else type(stage_.strategy).__name__)
+            assert isinstance(stage_, (MeanStage, VarianceStage))
+            return stage(cfg, stage_, *rest)
+
+        def counted(strategy, *rest):
+            fits.append(type(strategy).__name__)
+            return calibrate(strategy, *rest)
+
+        patch.setattr(fit, "run_stage", run_stage)
+        patch.setattr(Analytic, "calibrate", counted)
+        cli.raw("-m", *WITHOUT_STEPS, *jobs(STRATEGIES, STEPS))
+    return cli.folder / "sweep", fits
+
+
+def jobs(strategies: Sequence[str], steps: Sequence[int]) -> list[str]:
+    return [
+        f"var={','.join(strategies)}", f"sampler.num_steps={','.join(map(str, steps))}", "hydra.sweep.dir=sweep",
+    ]  # fmt: skip
+
+
+def test_one_mean_and_one_fit_per_strategy_for_all_jobs(sweep: tuple[Path, list[str]]):
+    assert sweep[1] == ["mean", "Analytic", "NPR", "SN"]
+    cache = sweep[0].parent / "outputs" / "cache"
+    assert len(list(cache.glob("mean/*/mean.safetensors"))) == 1
+    assert len(list(cache.glob("variance/*/variance.safetensors"))) == 3
+
+
+def test_the_tables_hold_every_job(sweep: tuple[Path, list[str]]):
+    folder = sweep[0]
+    found = scores(folder)
+    assert found.keys() == {(var, steps, 0) for var in STRATEGIES for steps in STEPS}
+    rows = list(csv.DictReader((folder / "table.csv").open()))
+    assert len(rows) == 15
+    assert {(row["var"], int(row["num_steps"]), int(row["seed"])): float(row["fd_pixel_8"]) for row in rows} == found
+    assert {Path(row["run"]) for row in rows} == {p.parent.relative_to(folder) for p in folder.glob("*/results.json")}
+    table = cells(folder)
+    assert table.keys() == {(var, steps) for var in STRATEGIES for steps in STEPS}
+    for (var, steps), cell in table.items():
+        assert cell.strip("*") == f"{found[var, steps, 0]:.4g}"
+    assert "fd_pixel_8" in (folder / "table.md").read_text()
+    assert "lower is better" in (folder / "table.md").read_text()
+
+
+def test_the_best_of_each_column_is_bold(sweep: tuple[Path, list[str]]):
+    found, table = scores(sweep[0]), cells(sweep[0])
+    for steps in STEPS:
+        best = min(found[var, steps, 0] for var in STRATEGIES)
+        bold = [var for var in STRATEGIES if table[var, steps].startswith("**")]
+        assert bold == [var for var in STRATEGIES if found[var, steps, 0] == best]
+    assert sum(cell.startswith("**") for cell in table.values()) < len(table)
+
+
+def test_the_sweep_leaves_one_plot_and_its_tables(sweep: tuple[Path, list[str]]):
+    files = {path.name for path in sweep[0].iterdir() if path.is_file()}
+    assert files == {"table.md", "table.csv", "fd_pixel_8.png", "multirun.yaml"}
+    Image.open(sweep[0] / "fd_pixel_8.png").verify()
+
+
+def test_a_sweep_run_again_does_only_what_is_missing(run: CLI, count_calls):
+    arguments = ["-m", *WITHOUT_STEPS, *jobs(["beta", "sn_dpm"], [2, 3])]
+    run.raw(*arguments)
+    folder = run.folder / "sweep"
+    before, table = contents(folder), cells(folder)
+    lost = next(folder.glob("*_sn_dpm_*_3"))
+    for path in (lost / "results.json", folder / "table.md", folder / "table.csv"):
+        path.unlink()
+    stages, evaluations = count_calls(fit, "run_stage"), count_calls(tasks, "_evaluate")
+    run.raw(*arguments)
+    assert not stages
+    assert len(evaluations) == 1
+    after = contents(folder)
+    assert after.keys() == before.keys()
+    changed = {name for name in before if after[name] != before[name]}
+    assert {name for name in changed if "/" in name and not name.startswith(lost.name)} == set()
+    assert f"{lost.name}/samples.png" not in changed  # drawn again, the same
+    assert cells(folder) == table
+
+
+def test_seeds_become_mean_and_spread(run: CLI):
+    run.raw("-m", *WITHOUT_STEPS, "seed=0,1,2", *jobs(["beta", "beta_tilde"], [3]))
+    folder = run.folder / "sweep"
+    found = scores(folder)
+    assert len(found) == 6
+    for (var, steps), cell in cells(folder).items():
+        values = [found[var, steps, seed] for seed in (0, 1, 2)]
+        mean = sum(values) / 3
+        std = (sum((value - mean) ** 2 for value in values) / 2) ** 0.5
+        assert cell.strip("*") == f"{mean:.4g} ± {std:.2g}"
+    assert "3 seeds" in (folder / "table.md").read_text()
+
+
+def test_rows_are_named_by_what_the_jobs_differ_in(run: CLI):
+    """Two samplers, and a setting inside a group: no two different jobs share a cell."""
+    run.raw("-m", *TINY, *UNET, "sampler=ddpm,ddim", "var=analytic", "var.num_images=4,8", "hydra.sweep.dir=sweep")
+    folder = run.folder / "sweep"
+    assert len(list(folder.glob("*/results.json"))) == 4
+    rows = {row for row, _ in cells(folder)}
+    assert len(rows) == 4
+    assert all(re.search("ddpm|ddim", row) and re.search("num_images=(4|8)", row) for row in rows)
+
+
+def test_the_default_sweep_folder_holds_jobs_and_table(run: CLI):
+    run.raw("-m", *TINY, *UNET, "var=beta,beta_tilde")
+    (folder,) = (run.folder / "outputs" / "sweep").iterdir()
+    assert len(list(folder.glob("*/results.json"))) == 2
+    assert len(list(csv.DictReader((folder / "table.csv").open()))) == 2
+
+
+def test_a_job_that_is_refused_leaves_the_others_their_results(run: CLI):
+    """The jobs after it run, too; the sweep ends with its sentence."""
+    with pytest.raises(SystemExit) as exit_:
+        run.raw("-m", *TINY, *UNET, "var=iddpm,beta", "sampler=ddim", "hydra.sweep.dir=sweep")
+    assert "iddpm" in str(exit_.value.code)
+    assert "\n" not in str(exit_.value.code)
+    assert len(list((run.folder / "sweep").glob("*_beta_*/results.json"))) == 1
+
+
+def test_jobs_side_by_side_share_one_mean(run: CLI, monkeypatch: pytest.MonkeyPatch):
+    """The joblib launcher: two processes at once, one of which trains while the other waits at the lock."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    run.raw("-m", *TINY, *UNET, *launcher, "var=beta,npr_dpm", "hydra.sweep.dir=sweep")
+    folder = run.folder / "sweep"
+    logs = [path.read_text() for path in folder.glob("*/train.log")]
+    assert len(logs) == 2
+    assert sum("mean: fitting" in text for text in logs) == 1
+    assert sum("mean: found" in text for text in logs) == 1
+    assert len(list((run.folder / "outputs" / "cache").glob("mean/*/mean.safetensors"))) == 1
+    found, table = scores(folder), cells(folder)
+    assert table.keys() == {("beta", 3), ("npr_dpm", 3)}
+    assert {cell.strip("*") for cell in table.values()} == {f"{score:.4g}" for score in found.values()}

@@ -1,0 +1,272 @@
+"""Weights & Biases without its server: what an offline run's file holds, and when a run is offline."""
+
+import builtins
+import http.server
+import json
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+from command_line import CLI, TINY, UNET, results
+from omegaconf import OmegaConf
+from PIL import Image
+from wandb.proto.wandb_internal_pb2 import Record
+
+from optcov.cli import dashboard, tasks
+
+
+@dataclass
+class Offline:
+    """What an offline run's file says."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    group: str = ""
+    project: str = ""
+    name: str = ""
+    tags: tuple[str, ...] = ()
+    run_id: str = ""
+    exit_code: int | None = None
+
+
+def records(path: Path) -> Iterator[bytes]:
+    """The records of a LevelDB log: 7 bytes of W&B's own, then blocks of 32 KiB, in them chunks with 7-byte headers."""
+    data = path.read_bytes()
+    position, joined = 7, b""
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        joined += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield joined
+            joined = b""
+
+
+def values(items: Any) -> dict[str, Any]:
+    """Keys and values, those with a path as dictionaries in one another."""
+    found: dict[str, Any] = {}
+    for item in items:
+        place, (*path, last) = found, list(item.nested_key) or [item.key]
+        for key in path:
+            place = place.setdefault(key, {})
+        place[last] = json.loads(item.value_json)
+    return found
+
+
+def read(folder: Path) -> Offline:
+    """The one offline run below a folder of wandb's, once its service has written all."""
+    wandb.teardown()
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    run = Offline()
+    for content in records(path):
+        record = Record.FromString(content)
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            run.group, run.project, run.name = record.run.run_group, record.run.project, record.run.display_name
+            run.tags, run.run_id = tuple(record.run.tags), record.run.run_id
+            run.config |= values(record.run.config.update)
+        elif kind == "config":
+            run.config |= values(record.config.update)
+        elif kind == "history":
+            run.history.append(values(record.history.item))
+        elif kind == "summary":
+            run.summary |= values(record.summary.update)
+        elif kind == "exit":
+            run.exit_code = record.exit.exit_code
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _stranger(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A user who never logged in, on a machine whose keyboard no one sits at."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("NETRC", str(home / "none"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the discard port: nothing listens
+
+    def asked(*args: Any) -> None:
+        raise AssertionError("the user was asked")
+
+    monkeypatch.setattr(builtins, "input", asked)
+    yield
+    wandb.teardown()  # its service keeps the folder it was started in
+
+
+def logged(history: list[dict[str, Any]], key: str) -> list[Any]:
+    return [row[key] for row in history if key in row]
+
+
+def test_an_offline_run_holds_config_choices_metric_samples_and_table(run: CLI):
+    """Of a user who is not logged in, without a network and without a question."""
+    folder = run("var=sn_dpm", "logger=wandb")
+    found = read(folder)
+    assert found.exit_code == 0  # finished, not cut off
+    assert found.project == "optcov"
+    assert found.name == "run"
+
+    config = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"))
+    assert isinstance(config, dict)
+    for key, value in config.items():
+        assert found.config[key] == value, key
+    ours = results(folder)
+    choices = found.config["choices"]
+    for group in (
+        "data",
+        "model",
+        "schedule",
+        "var",
+        "sampler",
+        "trajectory",
+        "metric",
+        "trainer",
+        "logger",
+        "callbacks",
+    ):
+        assert choices[group] == ours.get(group, "fd_pixel")
+    assert choices["var"] == "sn_dpm"
+
+    assert logged(found.history, "fd_pixel_8") == [ours["metrics"]["fd_pixel_8"]]
+    assert found.summary["fd_pixel_8"] == ours["metrics"]["fd_pixel_8"]
+    assert len(logged(found.history, "mean/loss")) == len(logged(found.history, "variance/loss")) == 2
+
+    media = next(folder.glob("wandb/offline-run-*/files"))
+    (samples,) = logged(found.history, "samples")
+    assert samples["_type"] in ("image-file", "images/separated")
+    (picture,) = media.glob("media/images/**/*.png")
+    assert Image.open(picture).tobytes() == Image.open(folder / "samples.png").tobytes()
+    (table,) = (json.loads(path.read_text()) for path in media.glob("media/table/**/*.json"))
+    row = dict(zip(table["columns"], table["data"][0], strict=True))
+    assert row["var"] == "sn_dpm"
+    assert row["num_steps"] == 3
+    assert row["fd_pixel_8"] == ours["metrics"]["fd_pixel_8"]
+    assert len(table["data"]) == 1
+    assert (folder / "metrics.csv").is_file()  # always, too
+
+
+def test_the_runs_of_a_sweep_are_apart_and_share_its_group(run: CLI):
+    run.raw("-m", *TINY, *UNET, "logger=wandb", "var=beta,beta_tilde", "hydra.sweep.dir=my_sweep")
+    sweep = run.folder / "my_sweep"
+    found = [read(path.parent) for path in sorted(sweep.glob("*/results.json"))]
+    assert len(found) == 2
+    assert {each.config["choices"]["var"] for each in found} == {"beta", "beta_tilde"}
+    assert len({each.run_id for each in found}) == 2
+    assert {each.exit_code for each in found} == {0}
+    assert {each.group for each in found} == {"my_sweep"}
+    assert len({each.name for each in found}) == 2
+    for each, path in zip(found, sorted(sweep.glob("*/results.json")), strict=True):
+        assert logged(each.history, "fd_pixel_8") == [results(path.parent)["metrics"]["fd_pixel_8"]]
+    summary = read(sweep)  # the table and the plot over all jobs
+    assert summary.group == "my_sweep"
+    assert "table" in summary.tags
+    assert logged(summary.history, "table")
+    assert logged(summary.history, "fd_pixel_8")
+    (table,) = (json.loads(path.read_text()) for path in sweep.glob("wandb/**/media/table/**/*.json"))
+    assert len(table["data"]) == 2
+
+
+def started(**settings: Any) -> dict[str, Any]:
+    """What ``wandb.init`` is called with."""
+    calls: list[dict[str, Any]] = []
+
+    class Refuse(Exception):
+        pass
+
+    def init(**arguments: Any) -> None:
+        calls.append(arguments)
+        raise Refuse
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wandb, "init", init)
+        with pytest.raises(Refuse):
+            dashboard.wandb_logger(project="optcov", save_dir="run", **settings).experiment  # noqa: B018
+    return calls[0]
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """The address of a server that answers every question with 404, as an API does that is asked for its root."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    listening = http.server.HTTPServer(("127.0.0.1", 0), Answer)
+    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{listening.server_port}"
+    listening.shutdown()
+    thread.join()
+    listening.server_close()
+
+
+def log_in(monkeypatch: pytest.MonkeyPatch, how: str, server: str) -> None:
+    if how == "key":
+        monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    else:
+        netrc = Path(os.environ["HOME"]) / "netrc"
+        host = server.removeprefix("http://").partition(":")[0]
+        netrc.write_text(f"machine {host}\n  login user\n  password {'k' * 40}\n")
+        netrc.chmod(0o600)
+        monkeypatch.setenv("NETRC", str(netrc))
+
+
+@pytest.mark.parametrize("how", ["key", "netrc"])
+def test_online_where_logged_in_and_answered(monkeypatch: pytest.MonkeyPatch, server: str, how: str):
+    monkeypatch.setenv("WANDB_BASE_URL", server)
+    assert started()["mode"] == "offline"  # the server is there, the user is a stranger
+    log_in(monkeypatch, how, server)
+    assert started()["mode"] == "online"
+
+
+@pytest.mark.parametrize("how", ["key", "netrc"])
+def test_offline_where_logged_in_and_not_answered(
+    monkeypatch: pytest.MonkeyPatch, how: str, caplog: pytest.LogCaptureFixture
+):
+    log_in(monkeypatch, how, os.environ["WANDB_BASE_URL"])
+    assert started()["mode"] == "offline"
+    assert "wandb sync" in caplog.text
+
+
+def test_a_damaged_netrc_is_no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "netrc").write_text("what is this")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert started()["mode"] == "offline"
+
+
+@pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
+def test_what_the_user_says_goes_first(monkeypatch: pytest.MonkeyPatch, mode: str):
+    assert started(mode=mode)["mode"] == mode
+    monkeypatch.setenv("WANDB_MODE", mode)
+    assert started()["mode"] == mode
+
+
+def test_settings_reach_the_run():
+    given = started(entity="us", group="g", tags=["a", "b"], mode="offline")
+    assert (given["entity"], given["group"], given["tags"], given["project"]) == ("us", "g", ["a", "b"], "optcov")
+
+
+def test_a_failed_run_is_finished_as_failed(run: CLI, monkeypatch: pytest.MonkeyPatch):
+    """The next job of a multirun starts with no run left open."""
+
+    def fails(*args: Any) -> None:
+        raise OSError(28, "No space left on device", "somewhere")
+
+    monkeypatch.setattr(tasks, "_evaluate", fails)
+    run.refused("var=beta", "logger=wandb")
+    assert wandb.run is None
+    assert read(run.folder / "run").exit_code not in (None, 0)
