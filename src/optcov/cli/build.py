@@ -12,7 +12,7 @@ from torch import Tensor
 from optcov.cli.errors import refusals
 from optcov.data import DataModule
 from optcov.denoiser import Denoiser
-from optcov.metric import Metric
+from optcov.metric import Metric, ModelMetric
 from optcov.sampler import Sampler
 from optcov.seeds import derive_seed
 from optcov.variance.base import VarianceStrategy
@@ -46,6 +46,10 @@ def build(cfg: DictConfig) -> Parts:
     with refusals("data"):
         data = instantiate(cfg.data)
         shape = data.data_shape
+    with refusals("metric"):
+        for metric in metrics.values():
+            if isinstance(metric, ModelMetric):
+                metric.images(data)
     with refusals("model"):
         torch.manual_seed(derive_seed(cfg.seed, 0))
         network = instantiate(cfg.model, data_shape=shape)

@@ -23,7 +23,7 @@ from optcov.cli.errors import ConfigError, refusals
 from optcov.cli.fit import fit_mean, fit_variance, make_trainer
 from optcov.cli.preflight import check
 from optcov.cli.run_folder import choices, claim, overrides, provenance
-from optcov.metric import with_count
+from optcov.cli.score import Scores, score_model, score_samples, wants_samples
 from optcov.training import SamplingStage, StageProgressBar
 from optcov.training.store import first_process
 
@@ -140,29 +140,32 @@ def draw(cfg: DictConfig, parts: Parts, folder: Path) -> tuple[Tensor, float]:
 
 
 def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
-    log.info("sampling: %d samples, %d steps", cfg.num_samples, len(parts.times))
-    images, seconds = draw(cfg, parts, folder)
+    scores, sampled = Scores(), {}
+    if wants_samples(parts):
+        log.info("sampling: %d samples, %d steps", cfg.num_samples, len(parts.times))
+        images, seconds = draw(cfg, parts, folder)
+        if first_process():
+            report.picture(images, folder / "samples.png")
+            score_samples(parts, images, scores)
+        sampled = {
+            "reference": f"{choices()['data']} train ({len(parts.data.reference())})",
+            "num_samples": len(images),
+            "throughput_images_per_s": len(images) / seconds,
+            "wall_time_s": {"sampling": seconds},
+        }
     if not first_process():
         return {}
-    report.picture(images, folder / "samples.png")
-    reference = parts.data.reference()
-    scores = {}
-    for metric in parts.metrics.values():
-        with refusals("metric"):
-            metric.update(reference, real=True)
-            metric.update(images, real=False)
-            scores[with_count(metric.name, len(images))] = metric.compute()
+    score_model(cfg, parts, folder, scores)
     return {
-        "metrics": scores,
-        "reference": f"{choices()['data']} train ({len(reference)})",
-        "num_samples": len(images),
+        "metrics": scores.values,
+        "standard_errors": scores.standard_errors,
         **{key: value for key, value in choices().items() if key != "metric"},
         "num_steps": parts.sampler.num_steps,
         "nfe": len(parts.times),
         "seed": cfg.seed,
         "overrides": overrides(),
-        "throughput_images_per_s": len(images) / seconds,
-        "wall_time_s": {"sampling": seconds},
+        "wall_time_s": {},
+        **sampled,
         **provenance(),
         "output_dir": str(folder),
     }
@@ -197,7 +200,8 @@ def _finish(results: dict[str, Any], folder: Path, loggers: list[Logger], step: 
     row = {"num_steps": results["num_steps"], "nfe": results["nfe"], **results["metrics"]}
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_image("samples", [str(folder / "samples.png")])
+            if (folder / "samples.png").is_file():
+                logger.log_image("samples", [str(folder / "samples.png")])
             columns = ["var", "sampler", "trajectory", *row]
             logger.log_table("results", columns, [[results.get(column, row.get(column)) for column in columns]])
         logger.log_metrics(row, step)
