@@ -19,6 +19,11 @@ from optcov.seeds import derive_seed
 from optcov.variance.base import VarianceStrategy
 
 
+def device_of(denoiser: Denoiser) -> torch.device:
+    """Where a denoiser computes; the CPU for one without weights or buffers."""
+    return next((tensor.device for tensor in [*denoiser.parameters(), *denoiser.buffers()]), torch.device("cpu"))
+
+
 def mean_and_error(values: Tensor, what: str) -> tuple[float, float]:
     """Mean and standard error of ``[n]`` values, n at least 2.
 
@@ -66,7 +71,7 @@ class VariationalNLL(ModelMetric):
         batch_size: int = 256,
     ) -> Score:
         bound = VariationalBound(denoiser, strategy, self.clip_x0, self.log_mass)
-        device = next(iter([*denoiser.parameters(), *denoiser.buffers()])).device
+        device = device_of(denoiser)
         batches = torch.split(from_uint8(levels), batch_size)
         measured = []
         with tqdm(total=len(batches) * len(times), desc="bits/dim", leave=False, unit="call") as progress:
