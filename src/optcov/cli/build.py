@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from hydra.utils import instantiate
@@ -15,6 +16,7 @@ from optcov.denoiser import Denoiser
 from optcov.metric import Metric, ModelMetric
 from optcov.sampler import Sampler
 from optcov.seeds import derive_seed
+from optcov.trajectory import Trajectory
 from optcov.variance.base import VarianceStrategy
 
 
@@ -26,8 +28,14 @@ class Parts:
     denoiser: Denoiser
     strategy: VarianceStrategy
     sampler: Sampler
-    times: Tensor
-    metrics: dict[str, Metric]
+    trajectory: Trajectory
+    metrics: dict[str, Metric | ModelMetric]
+
+    @cached_property
+    def times(self) -> Tensor:
+        """The times of the trajectory; to be asked for once variance and trajectory are fitted."""
+        with refusals("trajectory"):
+            return self.trajectory.times(self.denoiser.schedule, self.sampler.num_steps)
 
 
 def build(cfg: DictConfig) -> Parts:
@@ -40,7 +48,8 @@ def build(cfg: DictConfig) -> Parts:
         schedule = instantiate(cfg.schedule)
     with refusals("sampler"):
         sampler = instantiate(cfg.sampler)
-        times = instantiate(cfg.trajectory).times(schedule, sampler.num_steps)
+        trajectory = instantiate(cfg.trajectory)
+        trajectory.check(schedule, sampler.num_steps)
     with refusals("metric"):
         metrics = {name: instantiate(metric) for name, metric in cfg.metric.items()}
     with refusals("data"):
@@ -58,4 +67,4 @@ def build(cfg: DictConfig) -> Parts:
         torch.manual_seed(derive_seed(cfg.seed, 1))
         strategy = instantiate(cfg.var, denoiser=denoiser)
         sampler.check(strategy)
-    return Parts(data, denoiser, strategy, sampler, times, metrics)
+    return Parts(data, denoiser, strategy, sampler, trajectory, metrics)

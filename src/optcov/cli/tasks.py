@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from optcov.cli import report
 from optcov.cli.build import Parts, build
 from optcov.cli.errors import ConfigError, refusals
-from optcov.cli.fit import fit_mean, fit_variance, make_trainer
+from optcov.cli.fit import fit_mean, fit_trajectory, fit_variance, make_trainer
 from optcov.cli.preflight import check
 from optcov.cli.run_folder import choices, claim, overrides, provenance
 from optcov.cli.score import Scores, score_model, score_samples, wants_samples
@@ -55,6 +55,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         mean = fit_mean(cfg, config, parts, loggers)
         mean_fitted = time.monotonic()
         variance = fit_variance(cfg, config, parts, mean, loggers)
+        fit_trajectory(cfg, parts)
         variance_fitted = time.monotonic()
         if first_process():
             for checkpoint in filter(None, (mean, variance)):
@@ -162,6 +163,7 @@ def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
         **{key: value for key, value in choices().items() if key != "metric"},
         "num_steps": parts.sampler.num_steps,
         "nfe": len(parts.times),
+        "times": parts.times.tolist(),
         "seed": cfg.seed,
         "overrides": overrides(),
         "wall_time_s": {},
@@ -190,6 +192,7 @@ def _restore(cfg: DictConfig) -> tuple[Parts, Path]:
         )
     mean = fit_mean(cfg, config, parts, [])
     fit_variance(cfg, config, parts, mean, [])
+    fit_trajectory(cfg, parts)
     folder = Path(cfg.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     return parts, folder
