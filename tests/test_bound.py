@@ -227,7 +227,7 @@ def test_every_number_of_steps_is_finite(name: str, make: Callable[[int], NoiseS
     levels = torch.tensor([0, 1, 127, 200, 254, 255])
     x_0 = (levels / 127.5 - 1)[:, None]
     for trajectory in (EvenTrajectory(), DDIMStrideTrajectory()):
-        for num_steps in range(1, 22):
+        for num_steps in (1, 2, 3, 10, 20, 21):
             times = trajectory.times(denoiser.schedule, num_steps)
             terms = VariationalBound(denoiser, strategy).terms(x_0.double(), times, stream(6))
             assert terms.isfinite().all()
