@@ -43,6 +43,13 @@ class Covariance(ABC):
     def logdet(self) -> Tensor:
         """``log det C`` of each sample, ``[B]``; -inf where C is singular."""
 
+    def inv_trace(self) -> Tensor:
+        """``tr C^{-1}`` of each sample, ``[B]``; here by d calls of :meth:`inv_quad`, which a kind can better."""
+        like = self.diagonal()
+        basis = torch.eye(like[0].numel(), dtype=like.dtype, device=like.device)
+        quads = [self.inv_quad(vector.reshape(1, *like.shape[1:]).expand_as(like)) for vector in basis]
+        return torch.stack(quads).sum(0)
+
 
 def _bounds(low: float | Tensor, high: float | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """Both bounds as tensors of one precision; a Python float loses nothing on the way."""
@@ -79,6 +86,9 @@ class DiagonalCovariance(Covariance):
     def logdet(self) -> Tensor:
         return self.variance.log().flatten(1).sum(1)
 
+    def inv_trace(self) -> Tensor:
+        return (1 / self.variance).flatten(1).sum(1)
+
 
 class IsotropicCovariance(Covariance):
     """One variance for all coordinates, ``C = variance * I``.
@@ -113,3 +123,6 @@ class IsotropicCovariance(Covariance):
 
     def logdet(self) -> Tensor:
         return prod(self.event_shape) * self.variance.log()
+
+    def inv_trace(self) -> Tensor:
+        return prod(self.event_shape) / self.variance

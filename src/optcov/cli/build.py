@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from hydra.utils import instantiate
@@ -12,9 +13,10 @@ from torch import Tensor
 from optcov.cli.errors import refusals
 from optcov.data import DataModule
 from optcov.denoiser import Denoiser
-from optcov.metric import Metric
+from optcov.metric import Metric, ModelMetric
 from optcov.sampler import Sampler
 from optcov.seeds import derive_seed
+from optcov.trajectory import Trajectory
 from optcov.variance.base import VarianceStrategy
 
 
@@ -26,8 +28,14 @@ class Parts:
     denoiser: Denoiser
     strategy: VarianceStrategy
     sampler: Sampler
-    times: Tensor
-    metrics: dict[str, Metric]
+    trajectory: Trajectory
+    metrics: dict[str, Metric | ModelMetric]
+
+    @cached_property
+    def times(self) -> Tensor:
+        """The times of the trajectory; to be asked for once variance and trajectory are fitted."""
+        with refusals("trajectory"):
+            return self.trajectory.times(self.denoiser.schedule, self.sampler.num_steps)
 
 
 def build(cfg: DictConfig) -> Parts:
@@ -40,12 +48,17 @@ def build(cfg: DictConfig) -> Parts:
         schedule = instantiate(cfg.schedule)
     with refusals("sampler"):
         sampler = instantiate(cfg.sampler)
-        times = instantiate(cfg.trajectory).times(schedule, sampler.num_steps)
+        trajectory = instantiate(cfg.trajectory)
+        trajectory.check(schedule, sampler.num_steps)
     with refusals("metric"):
         metrics = {name: instantiate(metric) for name, metric in cfg.metric.items()}
     with refusals("data"):
         data = instantiate(cfg.data)
         shape = data.data_shape
+    with refusals("metric"):
+        for metric in metrics.values():
+            if isinstance(metric, ModelMetric):
+                metric.images(data)
     with refusals("model"):
         torch.manual_seed(derive_seed(cfg.seed, 0))
         network = instantiate(cfg.model, data_shape=shape)
@@ -61,4 +74,4 @@ def build(cfg: DictConfig) -> Parts:
     with refusals("callbacks"):
         for callback in cfg.callbacks.values():
             instantiate(callback)
-    return Parts(data, denoiser, strategy, sampler, times, metrics)
+    return Parts(data, denoiser, strategy, sampler, trajectory, metrics)

@@ -153,6 +153,23 @@ def fit_variance(cfg: DictConfig, parts: Parts, plan: Plan, loggers: list[Logger
     return _find_or_fit(cfg, "variance", plan.variance, strategy, fit)
 
 
+def fit_trajectory(cfg: DictConfig, parts: Parts) -> None:
+    """Let a trajectory that depends on the fitted model see it; seconds, so that nothing is kept but the times."""
+    trajectory = parts.trajectory
+    if trajectory.num_images == 0:
+        return
+    trainer = make_trainer(cfg)
+    device = trainer.strategy.root_device
+    clean = parts.data.calibration(trajectory.num_images).to(device)
+    with refusals("trajectory"), trainer.precision_plugin.forward_context():
+        trajectory.fit(
+            parts.denoiser.to(device).eval(),
+            parts.strategy.to(device).eval(),
+            list(torch.split(clean, cfg.sample_batch_size)),
+            derive_seed(cfg.seed, 5),
+        )
+
+
 def make_trainer(cfg: DictConfig, **arguments: Any) -> Trainer:
     """Lightning's Trainer of the config, with no more output than a run wants.
 

@@ -79,8 +79,10 @@ def show_run(results: dict[str, Any]) -> None:
         table.add_row(key, str(results[key]))
     table.add_section()
     for name, value in results["metrics"].items():
-        table.add_row(name, f"[bold]{value:.4g}[/bold]")
-    table.add_row("images/s", f"{results['throughput_images_per_s']:.0f}")
+        error = results["standard_errors"].get(name)
+        table.add_row(name, f"[bold]{value:.4g}[/bold]" + ("" if error is None else f" ± {error:.2g}"))
+    if "throughput_images_per_s" in results:
+        table.add_row("images/s", f"{results['throughput_images_per_s']:.0f}")
     table.add_row("seconds", f"{results['wall_time_s']['total']:.0f}")
     console = Console()
     console.print(table)

@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader
 from optcov.cli import report
 from optcov.cli.build import Parts, build
 from optcov.cli.errors import ConfigError, refusals
-from optcov.cli.fit import fit_mean, fit_variance, make_trainer, plan
+from optcov.cli.fit import fit_mean, fit_trajectory, fit_variance, make_trainer, plan
 from optcov.cli.preflight import check
 from optcov.cli.run_folder import choices, claim, overrides, provenance
-from optcov.metric import with_count
+from optcov.cli.score import Scores, score_model, score_samples, wants_samples
 from optcov.training import SamplingStage, StageProgressBar
 from optcov.training.store import first_process
 
@@ -57,6 +57,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         mean = fit_mean(cfg, parts, fits, loggers)
         mean_fitted = time.monotonic()
         variance = fit_variance(cfg, parts, fits, loggers)
+        fit_trajectory(cfg, parts)
         variance_fitted = time.monotonic()
         if first_process():
             for checkpoint in filter(None, (mean, variance)):
@@ -145,29 +146,33 @@ def draw(cfg: DictConfig, parts: Parts, folder: Path) -> tuple[Tensor, float]:
 
 
 def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
-    log.info("sampling: %d samples, %d steps", cfg.num_samples, len(parts.times))
-    images, seconds = draw(cfg, parts, folder)
+    scores, sampled = Scores(), {}
+    if wants_samples(parts):
+        log.info("sampling: %d samples, %d steps", cfg.num_samples, len(parts.times))
+        images, seconds = draw(cfg, parts, folder)
+        if first_process():
+            report.picture(images, folder / "samples.png")
+            score_samples(parts, images, scores)
+        sampled = {
+            "reference": f"{choices()['data']} train ({len(parts.data.reference())})",
+            "num_samples": len(images),
+            "throughput_images_per_s": len(images) / seconds,
+            "wall_time_s": {"sampling": seconds},
+        }
     if not first_process():
         return {}
-    report.picture(images, folder / "samples.png")
-    reference = parts.data.reference()
-    scores = {}
-    for metric in parts.metrics.values():
-        with refusals("metric"):
-            metric.update(reference, real=True)
-            metric.update(images, real=False)
-            scores[with_count(metric.name, len(images))] = metric.compute()
+    score_model(cfg, parts, folder, scores)
     return {
-        "metrics": scores,
-        "reference": f"{choices()['data']} train ({len(reference)})",
-        "num_samples": len(images),
+        "metrics": scores.values,
+        "standard_errors": scores.standard_errors,
         **{key: value for key, value in choices().items() if key != "metric"},
         "num_steps": parts.sampler.num_steps,
         "nfe": len(parts.times),
+        "times": parts.times.tolist(),
         "seed": cfg.seed,
         "overrides": overrides(),
-        "throughput_images_per_s": len(images) / seconds,
-        "wall_time_s": {"sampling": seconds},
+        "wall_time_s": {},
+        **sampled,
         **provenance(),
         "output_dir": str(folder),
     }
@@ -191,6 +196,7 @@ def _restore(cfg: DictConfig) -> tuple[Parts, Path]:
             f"train.py var={choices()['var']} mean_ckpt={cfg.mean_ckpt}, then give that run"
         )
     plan(cfg, config, parts)
+    fit_trajectory(cfg, parts)
     folder = Path(cfg.output_dir)
     if (folder / "results.json").exists():
         raise ConfigError(f"output_dir = {folder} holds a run's results: choose another hydra.run.dir")
@@ -203,7 +209,8 @@ def _finish(results: dict[str, Any], folder: Path, loggers: list[Logger], step: 
     row = {"num_steps": results["num_steps"], "nfe": results["nfe"], **results["metrics"]}
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_image("samples", [str(folder / "samples.png")])
+            if (folder / "samples.png").is_file():
+                logger.log_image("samples", [str(folder / "samples.png")])
             columns = ["var", "sampler", "trajectory", *row]
             logger.log_table("results", columns, [[results.get(column, row.get(column)) for column in columns]])
         logger.log_metrics(row, step)

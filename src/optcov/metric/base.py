@@ -1,11 +1,18 @@
-"""A metric of sample quality is given 8-bit images, of the model and of the reference, and answers a number."""
+"""Two kinds of metric: of the samples that a model draws, and of the model itself on data it is given."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
+
+from optcov.data.base import DataModule, Split
+from optcov.data.pixels import to_uint8
+from optcov.denoiser import Denoiser
+from optcov.variance.base import VarianceStrategy
 
 
 class Metric(ABC):
@@ -20,6 +27,90 @@ class Metric(ABC):
     @abstractmethod
     def compute(self) -> float:
         """The score of all that was added."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a :class:`ModelMetric` answers.
+
+    Args:
+        value: the score.
+        standard_error: of the value, over images.
+        details: whatever else is worth a file of its own, as JSON.
+    """
+
+    value: float
+    standard_error: float
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class ModelMetric(ABC):
+    """A score that a model gets on images of a split, such as bits/dim; no samples are drawn for it; lower is better.
+
+    Args:
+        split: of the data.
+        num_images: how many of its images, drawn with a fixed seed; None for all.
+    Raises:
+        ValueError: if ``num_images`` has no standard error.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, split: Split = "test", num_images: int | None = None) -> None:
+        if num_images is not None and num_images < 2:
+            raise ValueError(
+                f"metric.{self.name}.num_images = {num_images} gives no standard error: "
+                "give at least 2, or null for all"
+            )
+        self.split, self.num_images = split, num_images
+
+    def images(self, data: DataModule) -> Tensor:
+        """The images to score, uint8 ``[n, *data_shape]``; vectors are rounded to 256 levels, too.
+
+        Raises:
+            ValueError: if the data have no such split, or it is too small.
+        """
+        raw = data.train if self.split == "train" else data.load(self.split)
+        return self.choose(to_uint8(raw) if raw.is_floating_point() else raw)
+
+    def choose(self, levels: Tensor) -> Tensor:
+        """The images to score, of all of the split's.
+
+        Args:
+            levels: uint8 ``[n, *data_shape]``.
+        Raises:
+            ValueError: if there are fewer than ``num_images``.
+        """
+        count = len(levels) if self.num_images is None else self.num_images
+        if count > len(levels):
+            raise ValueError(
+                f"metric.{self.name}.num_images = {count} is more than the {len(levels)} images of "
+                f"split = {self.split}: give fewer, or null for all"
+            )
+        order = torch.randperm(len(levels), generator=torch.Generator().manual_seed(0))
+        return levels[order[:count].sort().values]
+
+    @abstractmethod
+    def measure(
+        self,
+        denoiser: Denoiser,
+        strategy: VarianceStrategy,
+        times: Tensor,
+        levels: Tensor,
+        seed: int = 0,
+        batch_size: int = 256,
+    ) -> Score:
+        """Score a model.
+
+        Args:
+            denoiser, strategy: in eval mode, on one device.
+            times: ascending float64 ``[K]`` in (0, 1], from a trajectory.
+            levels: uint8 images ``[n, *data_shape]``, on any device.
+            seed: of the noise, which depends on it and an image's place in ``levels`` alone.
+            batch_size: images at once.
+        Raises:
+            ValueError: if the score is not a finite number.
+        """
 
 
 def with_count(name: str, count: int) -> str:

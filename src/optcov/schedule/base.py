@@ -52,6 +52,19 @@ class NoiseSchedule(ABC):
         twice = 2 * self.log_alpha(t)
         return twice - (-torch.expm1(twice)).log()
 
+    def time_at(self, log_snr: Tensor) -> Tensor:
+        """The time of a log signal-to-noise ratio, the inverse of :meth:`log_snr`; float64, by bisection.
+
+        Args:
+            log_snr: any shape; values beyond those of times in (0, 1] give the nearer end.
+        """
+        low, high = torch.zeros_like(log_snr, dtype=torch.float64), torch.ones_like(log_snr, dtype=torch.float64)
+        for _ in range(60):  # to the last bit of a time near 1e-2
+            middle = (low + high) / 2
+            later = self.log_snr(middle) > log_snr
+            low, high = torch.where(later, middle, low), torch.where(later, high, middle)
+        return (low + high) / 2
+
     def variance_between(self, s: Tensor, t: Tensor) -> Tensor:
         """Variance of ``q(x_t | x_s)``, beta_{t|s} = sigma_t^2 - alpha_{t|s}^2 sigma_s^2 (DDPM, Eq. 2 at any stride).
 

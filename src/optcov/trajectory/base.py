@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from optcov.denoiser import Denoiser
 from optcov.schedule.base import NoiseSchedule
+from optcov.variance.base import VarianceStrategy
 
 log = logging.getLogger(__name__)
 
 
 class Trajectory(ABC):
-    """A choice of K times on the grid ``n / N``."""
+    """A choice of K times on the grid ``n / N``.
 
-    @abstractmethod
-    def nodes(self, total: int, num_steps: int) -> Tensor:
-        """The published formula: integers in 1..N, ascending, possibly repeated; ``N = total``, ``K = num_steps``."""
+    Attributes:
+        num_images: how many images :meth:`fit` wants; 0 for a trajectory that is a formula and needs no fit.
+    """
 
-    def times(self, schedule: NoiseSchedule, num_steps: int) -> Tensor:
-        """Ascending float64 times in (0, 1].
+    num_images: int = 0
+
+    def fit(self, denoiser: Denoiser, strategy: VarianceStrategy, batches: Iterable[Tensor], seed: int = 0) -> None:
+        """Learn what the times depend on, from a fitted model; nothing unless overridden.
 
         Args:
-            schedule: with N steps.
-            num_steps: K in 1..N; the length of the result, unless the formula gives another number (then it is logged).
+            denoiser, strategy: in eval mode, on the device of the batches.
+            batches: clean data ``[B, *event]`` in [-1, 1].
+            seed: of the noise.
+        """
+        return
+
+    def check(self, schedule: NoiseSchedule, num_steps: int) -> None:
+        """Refuse a number of steps, before anything is fitted.
+
         Raises:
             ValueError: if K is not in 1..N.
         """
@@ -34,6 +46,21 @@ class Trajectory(ABC):
                 f"sampler.num_steps = {num_steps} does not fit a schedule of {schedule.num_steps} steps: "
                 f"give a number from 1 to {schedule.num_steps}"
             )
+
+    @abstractmethod
+    def nodes(self, total: int, num_steps: int) -> Tensor:
+        """The published formula: integers in 1..N, ascending, possibly repeated; ``N = total``, ``K = num_steps``."""
+
+    def times(self, schedule: NoiseSchedule, num_steps: int) -> Tensor:
+        """Ascending float64 times in (0, 1]; after :meth:`fit`, where there is something to fit.
+
+        Args:
+            schedule: with N steps.
+            num_steps: K in 1..N; the length of the result, unless the formula gives another number (then it is logged).
+        Raises:
+            ValueError: if K is not in 1..N.
+        """
+        self.check(schedule, num_steps)
         nodes = torch.unique(self.nodes(schedule.num_steps, num_steps))
         if len(nodes) != num_steps:
             log.warning("%s gives %d times for num_steps = %d", type(self).__name__, len(nodes), num_steps)

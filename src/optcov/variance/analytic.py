@@ -5,12 +5,12 @@
     analytic_imperfect    C = r E||eps - e||^2 / d         the same, for a mean that is not exact
     ..._imperfect_diag    C = r E[(eps - e)^2]
 
-with ``r = sigma_t^2 / alpha_t^2``; expectations over data and noise, at each time n = 1..N.
+with ``r = sigma_t^2 / alpha_t^2``; expectations over data and noise, at each time n = 1..N, or at some of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -18,25 +18,42 @@ from tqdm.auto import tqdm
 
 from optcov.covariance import Covariance, DiagonalCovariance, IsotropicCovariance
 from optcov.denoiser import Denoiser, Prediction, noise_variance
+from optcov.schedule.base import NoiseSchedule
+from optcov.seeds import derive_seed
 from optcov.variance.base import VarianceStrategy
 
 
-def mean_with_control(values: Tensor, control: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of random values, made sharper by a control variate of known mean 0 (regression estimator).
+class ControlledMean:
+    """Running mean of random values, made sharper by a control variate of known mean 0 (regression estimator).
 
     At large t, e is nearly eps, and ``1 - E[e^2]`` is a small difference that ``r`` enlarges a thousandfold: with
-    ``eps^2 - 1`` as control its error shrinks by orders of magnitude, for the same expectation.
-
-    Args:
-        values, control: float64 ``[M, ...]``, M at least 3.
-    Returns:
-        The mean and its standard error, each ``[...]``.
+    ``eps^2 - 1`` as control its error shrinks by orders of magnitude, for the same expectation.  Moments are float64
+    and merged batch by batch (Chan, Golub and LeVeque 1983), so that the answer does not depend on the batches.
     """
-    count = len(values)
-    centred = control - control.mean(0)
-    slope = (values * centred).sum(0) / (centred**2).sum(0)
-    residual = values - slope * control
-    return residual.mean(0), residual.std(0) * ((count - 1) / (count - 2) / count) ** 0.5
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._value = self._control = torch.zeros((), dtype=torch.float64)  # means
+        self._vv = self._vc = self._cc = torch.zeros((), dtype=torch.float64)  # centred sums of products
+
+    def update(self, values: Tensor, control: Tensor) -> None:
+        """Add float64 values and controls, each ``[B, ...]``."""
+        added, total = len(values), self.count + len(values)
+        value, control_mean = values.mean(0), control.mean(0)
+        v, c = values - value, control - control_mean
+        dv, dc = value - self._value, control_mean - self._control
+        between = self.count * added / total
+        self._vv = self._vv + (v * v).sum(0) + dv * dv * between
+        self._vc = self._vc + (v * c).sum(0) + dv * dc * between
+        self._cc = self._cc + (c * c).sum(0) + dc * dc * between
+        self._value, self._control = self._value + dv * added / total, self._control + dc * added / total
+        self.count = total
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """The mean and its standard error, each ``[...]``, of at least 3 values."""
+        slope = self._vc / self._cc
+        residual = (self._vv - slope * self._vc).clamp(min=0)
+        return self._value - slope * self._control, (residual / (self.count - 2) / self.count).sqrt()
 
 
 class Analytic(VarianceStrategy):
@@ -47,22 +64,37 @@ class Analytic(VarianceStrategy):
         per_pixel: one variance for each pixel instead of one for all.
         imperfect_mean: measure ``E[(eps - e)^2]``, which stays the optimal variance when the mean network is not exact,
             instead of ``1 - E[e^2]``, which equals it for an exact one.
-        num_images: M, the images of the pass; each is seen at every time, with noise of its own.
+        num_images: M, the images of the pass; each is seen at every measured time, with noise of its own.
+        num_times: measure at most this many times, evenly spaced in log SNR, and interpolate the others; None for all.
+        batch_size: pairs of an image and a time in one network call; the noise does not depend on it.
+    Raises:
+        ValueError: if an argument is out of range.
 
     Buffers (float64, index n = 0..N, [N + 1] or [N + 1, *event]):
         eps_variance: the estimate of Cov[eps | x_t], averaged over x_t; 1 - Gamma_n in Analytic-DPM's notation.
-        eps_variance_se: its standard error.
+        eps_variance_se: its standard error; between measured times interpolated, without the interpolation's own error.
     """
 
     fitting = "calibrate"
 
     def __init__(
-        self, denoiser: Denoiser, per_pixel: bool = False, imperfect_mean: bool = False, num_images: int = 128
+        self,
+        denoiser: Denoiser,
+        per_pixel: bool = False,
+        imperfect_mean: bool = False,
+        num_images: int = 128,
+        num_times: int | None = None,
+        batch_size: int = 512,
     ) -> None:
         super().__init__(denoiser)
         if num_images < 3:
             raise ValueError(f"var.num_images = {num_images} gives no estimate with an error: give at least 3")
+        if num_times is not None and num_times < 4:
+            raise ValueError(f"var.num_times = {num_times} is too few for a curve: give at least 4, or null for all")
+        if batch_size < 1:
+            raise ValueError(f"var.batch_size = {batch_size} measures nothing: give at least 1")
         self.per_pixel, self.imperfect_mean, self.num_images = per_pixel, imperfect_mean, num_images
+        self.num_times, self.batch_size = num_times, batch_size
         shape = (denoiser.schedule.num_steps + 1, *(denoiser.data_shape if per_pixel else ()))
         self.eps_variance: Tensor
         self.eps_variance_se: Tensor
@@ -71,20 +103,48 @@ class Analytic(VarianceStrategy):
 
     @torch.no_grad()
     def calibrate(self, denoiser: Denoiser, batches: Iterable[Tensor], seed: int = 0) -> None:
-        batches = list(batches)
-        device = batches[0].device
-        self.to(device)
-        generator = torch.Generator(device).manual_seed(seed)
-        times = denoiser.schedule.grid(device)
-        for n, t in enumerate(tqdm(times, desc="2/3 variance: one pass", leave=False), start=1):
-            drawn = [self._measure(denoiser, x_0, t, generator) for x_0 in batches]
-            measured, control = (torch.cat(values) for values in zip(*drawn, strict=True))
-            self.eps_variance[n], self.eps_variance_se[n] = mean_with_control(measured, control)
+        clean = torch.cat(list(batches))
+        self.to(clean.device)
+        schedule = denoiser.schedule
+        nodes = even_in_log_snr(schedule, self.num_times or schedule.num_steps)
+        times = (nodes.double() / schedule.num_steps).to(clean.device)
+        noise: dict[int, Tensor] = {}  # and moments, of the times that a call touches
+        moments: dict[int, ControlledMean] = {}
+        results = []
+        starts = range(0, len(nodes) * len(clean), self.batch_size)
+        for start in tqdm(starts, desc="2/3 variance: one pass", leave=False):
+            pieces = list(self._pieces(start, len(nodes), len(clean)))
+            noise = {k: noise[k] if k in noise else self._noise(clean, int(nodes[k]), seed) for k, _ in pieces}
+            moments = {k: moments.get(k, ControlledMean()) for k, _ in pieces}
+            x_0 = torch.cat([clean[images] for _, images in pieces])
+            eps = torch.cat([noise[k][images] for k, images in pieces])
+            sizes = [images.stop - images.start for _, images in pieces]
+            t = torch.cat([times[k].expand(size) for (k, _), size in zip(pieces, sizes, strict=True)])
+            drawn = (torch.split(values, sizes) for values in self._measure(denoiser, x_0, eps, t))
+            for (k, _), measured, control in zip(pieces, *drawn, strict=True):
+                moments[k].update(measured, control)
+                if moments[k].count == len(clean):
+                    results.append(moments[k].result())
+        tables = [torch.stack(values) for values in zip(*results, strict=True)]
+        self.eps_variance[1:], self.eps_variance_se[1:] = (between(schedule, nodes, table) for table in tables)
         self.eps_variance[0], self.eps_variance_se[0] = 1.0, 0.0  # x_0 itself says nothing of the noise
 
-    def _measure(self, denoiser: Denoiser, x_0: Tensor, t: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _pieces(self, start: int, num_nodes: int, num_images: int) -> Iterator[tuple[int, slice]]:
+        """The pairs of one call, of a stream that takes all images at one time, then all at the next."""
+        stop = min(start + self.batch_size, num_nodes * num_images)
+        while start < stop:
+            node, first = divmod(start, num_images)
+            last = min(num_images, first + stop - start)
+            yield node, slice(first, last)
+            start += last - first
+
+    @staticmethod
+    def _noise(clean: Tensor, n: int, seed: int) -> Tensor:
+        generator = torch.Generator(clean.device).manual_seed(derive_seed(seed, n))
+        return torch.randn(clean.shape, dtype=clean.dtype, device=clean.device, generator=generator)
+
+    def _measure(self, denoiser: Denoiser, x_0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The estimate from each sample, and a variable of mean 0 that goes with it; ``[B]`` or ``[B, *event]``."""
-        eps = torch.randn(x_0.shape, dtype=x_0.dtype, device=x_0.device, generator=generator)
         e, eps = denoiser(denoiser.diffuse(x_0, eps, t), t).eps.double(), eps.double()
         measured, control = (eps - e) ** 2 if self.imperfect_mean else 1 - e**2, eps**2 - 1
         return (measured, control) if self.per_pixel else (measured.flatten(1).mean(1), control.flatten(1).mean(1))
@@ -96,3 +156,41 @@ class Analytic(VarianceStrategy):
             return IsotropicCovariance((r * variance).to(x_t.dtype).expand(len(x_t)), x_t.shape[1:])
         r = r.reshape(r.shape + (1,) * (x_t.ndim - 1))
         return DiagonalCovariance((r * variance).to(x_t.dtype).expand(x_t.shape))
+
+
+def even_in_log_snr(schedule: NoiseSchedule, count: int) -> Tensor:
+    """At most ``count`` of the integers 1..N, both ends among them, evenly spaced in log SNR as the grid allows.
+
+    Where the grid is coarser than the spacing (at small n) it is taken whole, so that fewer than ``count`` come out.
+    """
+    grid = schedule.grid()
+    if count >= len(grid):
+        return torch.arange(1, len(grid) + 1)
+    ends = schedule.log_snr(grid[[0, -1]])
+    times = schedule.time_at(torch.linspace(float(ends[0]), float(ends[1]), count, dtype=torch.float64))
+    nodes = (times[1:-1] * len(grid)).round().long().clamp(1, len(grid))
+    return torch.cat([nodes, torch.tensor([1, len(grid)])]).unique()  # type: ignore[no-any-return, no-untyped-call]
+
+
+def between(schedule: NoiseSchedule, nodes: Tensor, table: Tensor) -> Tensor:
+    """A curve of Cov[eps] at all times from some, by monotone cubics in log SNR (Fritsch and Carlson 1980).
+
+    What is interpolated is ``Cov[eps] / alpha^2 = C / sigma^2``, which stays of one size over all times, while C and
+    Cov[eps] each fall by orders of magnitude towards one end; a value below 0 is no obstacle.
+
+    Args:
+        schedule: of N steps.
+        nodes: ascending integers in 1..N, 1 and N among them.
+        table: float64 ``[len(nodes), ...]``.
+    Returns:
+        float64 ``[N, ...]``, on the device of ``table``; equal to ``table`` at the nodes.
+    """
+    grid = schedule.grid()
+    if len(nodes) == len(grid):
+        return table
+    from scipy.interpolate import PchipInterpolator
+
+    alpha_sq = (schedule.alpha(grid) ** 2).reshape(-1, *[1] * (table.ndim - 1))
+    position = -schedule.log_snr(grid).numpy()
+    curve = PchipInterpolator(position[nodes - 1], (table.cpu() / alpha_sq[nodes - 1]).numpy(), axis=0)
+    return (torch.from_numpy(curve(position)) * alpha_sq).to(table.device)

@@ -1,0 +1,98 @@
+"""The trajectory of the best bound for an optimal isotropic variance.
+
+With ``Sigma_{s|t} = lambda^2_{s|t} + c^2 C_t`` a transition costs ``d/2 J(s, t)`` nats, ``J = log(Sigma / lambda^2)``,
+and the K-node path from 1 to N of least total J is found by dynamic programming.
+
+Source: Analytic-DPM (arXiv:2201.06503), Theorem 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from optcov.denoiser import Denoiser, noise_variance
+from optcov.kernel import ReverseKernel
+from optcov.schedule.base import NoiseSchedule
+from optcov.trajectory.base import Trajectory
+from optcov.trajectory.shortest import ShortestPaths
+from optcov.variance.analytic import Analytic
+from optcov.variance.base import VarianceStrategy
+
+
+def monotone_variance(schedule: NoiseSchedule, eps_variance: Tensor, eps_variance_se: Tensor) -> Tensor:
+    """``C_n = E Var[x_0 | x_n]`` per dimension, from a measured curve, made what such a curve must be.
+
+    C grows with n, for x_n tells of x_0 no more than x_{n-1} does, and lies in (0, 1] for data on [-1, 1].  A noisy or
+    biased curve breaks this where it is the least certain: at large n, where ``1 - E[e^2]`` (Gamma above 1 makes it
+    negative) is enlarged by r.  Left as it is, one low value would make every step from that n look free, and all paths
+    would pass through it.  The curve is replaced by the nearest growing one, each value weighed by its standard error
+    (isotonic regression), and then clamped.
+
+    Args:
+        schedule: of N steps.
+        eps_variance, eps_variance_se: ``[N]``, of times n = 1..N.
+    Returns:
+        float64 ``[N]``, growing, in (0, 1].
+    Raises:
+        ValueError: if no value is positive.
+    """
+    from sklearn.isotonic import isotonic_regression  # type: ignore[import-untyped]
+
+    r = noise_variance(schedule, schedule.grid())
+    weight = (r * eps_variance_se.cpu().clamp(min=1e-12)) ** -2
+    measured = r * eps_variance.cpu()
+    growing = torch.from_numpy(isotonic_regression(measured.numpy(), sample_weight=weight.numpy()))
+    if not bool((growing > 0).any()):
+        raise ValueError("trajectory = optimal finds no positive variance in the measured curve: train the mean longer")
+    return growing.clamp(min=float(growing[growing > 0].min()), max=1.0)
+
+
+class OptimalTrajectory(Trajectory):
+    """``J``'s shortest path, for an :class:`Analytic` strategy over its own curve; N alone for K = 1.
+
+    For another strategy the curve is measured by a pass of its own: the path then is the best one for ``var=analytic``.
+
+    Args:
+        num_images: of that pass.
+    """
+
+    def __init__(self, num_images: int = 128) -> None:
+        self.num_images = num_images
+        self._paths: ShortestPaths | None = None
+
+    def fit(self, denoiser: Denoiser, strategy: VarianceStrategy, batches: Iterable[Tensor], seed: int = 0) -> None:
+        if isinstance(strategy, Analytic):
+            curve = strategy
+        else:
+            curve = Analytic(denoiser, num_images=self.num_images)
+            curve.calibrate(denoiser, batches, seed)
+        tables = (curve.eps_variance[1:], curve.eps_variance_se[1:])
+        means = [table.flatten(1).mean(1) if table.ndim > 1 else table for table in tables]
+        self._paths = ShortestPaths(step_costs(denoiser.schedule, monotone_variance(denoiser.schedule, *means)))
+
+    def nodes(self, total: int, num_steps: int) -> Tensor:
+        if num_steps == 1:
+            return torch.tensor([total])
+        if self._paths is None:
+            raise ValueError("trajectory = optimal depends on a fitted variance: call its fit before its times")
+        return torch.tensor(self._paths.nodes(num_steps))
+
+
+def step_costs(schedule: NoiseSchedule, variance: Tensor) -> Tensor:
+    """``J(s, t)`` at ``[t, s]``, float64 ``[N + 1, N + 1]``; the only way out of node 0 is to 1, at no cost.
+
+    Args:
+        schedule: of N steps.
+        variance: ``C_n``, ``[N]``.
+    """
+    times = schedule.grid()
+    s, t = times[None, :].expand(len(times), -1), times[:, None].expand(-1, len(times))
+    kernel = ReverseKernel.between(schedule, torch.minimum(s, t), t)  # the triangle above is not read
+    inner = torch.log1p(kernel.c**2 / kernel.lambda_sq * variance[:, None])
+    cost = torch.full((len(times) + 1, len(times) + 1), torch.inf, dtype=torch.float64)
+    cost[1:, 1:] = torch.where(s < t, inner, torch.inf)
+    cost[1, 0] = 0.0
+    return cost

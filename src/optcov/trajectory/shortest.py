@@ -1,0 +1,53 @@
+"""Shortest paths with a given number of edges, for every number at once, by dynamic programming.
+
+    D_1(t) = cost(t, 0),    D_k(t) = min over s < t of D_{k-1}(s) + cost(t, s)
+
+Source: Analytic-DPM (arXiv:2201.06503), Appendix E; Watson et al. (arXiv:2106.03802), Algorithm 1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class ShortestPaths:
+    """Paths ``0 < tau_1 < ... < tau_K = N`` from node 0 to node N of K edges each, K = 1..N.
+
+    Args:
+        cost: float64 ``[N + 1, N + 1]``, ``cost[t, s]`` of the edge from s to t; read where ``s < t``; inf for none.
+    Raises:
+        ValueError: if a cost is not a number.
+    """
+
+    def __init__(self, cost: Tensor) -> None:
+        table = np.tril(cost.cpu().numpy().astype(np.float64), -1)
+        if np.isnan(table).any():
+            raise ValueError(f"the cost of {int(np.isnan(table).sum())} steps is not a number: fit the variance anew")
+        self._last = len(table) - 1
+        table[np.triu_indices(len(table))] = np.inf
+        best = np.full(len(table), np.inf)
+        best[0] = 0.0
+        self._before: list[NDArray[np.intp]] = []  # of K edges: the node before each node from K on
+        totals = []
+        for edges in range(1, len(table)):
+            through = table[edges:, edges - 1 :] + best[edges - 1 :]
+            before = through.argmin(1)
+            best = np.concatenate([np.full(edges, np.inf), np.take_along_axis(through, before[:, None], 1)[:, 0]])
+            self._before.append(before + edges - 1)
+            totals.append(best[-1])
+        self.totals = np.array(totals)  # of the best path of K edges, at K - 1; inf where there is none
+
+    def nodes(self, num_edges: int) -> list[int]:
+        """``tau_1 .. tau_K`` of the best path of K edges.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        if not np.isfinite(self.totals[num_edges - 1]):
+            raise ValueError(f"no path of {num_edges} steps leads from 0 to {self._last}")
+        path = [self._last]
+        for edges in range(num_edges, 1, -1):
+            path.append(int(self._before[edges - 1][path[-1] - edges]))
+        return path[::-1]

@@ -1,0 +1,56 @@
+"""The ordering of Analytic-DPM in bits/dim, on digits, with a small network trained for seconds."""
+
+import pytest
+import torch
+
+from optcov.data import DigitsData
+from optcov.denoiser import Denoiser
+from optcov.metric import VariationalNLL
+from optcov.model import UNet
+from optcov.schedule import LinearSchedule
+from optcov.trajectory import EvenTrajectory, OptimalTrajectory
+from optcov.variance.analytic import Analytic
+from optcov.variance.base import VarianceStrategy
+from optcov.variance.fixed import Beta, BetaTilde
+
+
+@pytest.fixture(scope="module")
+def data() -> DigitsData:
+    return DigitsData()
+
+
+@pytest.fixture(scope="module")
+def denoiser(data: DigitsData) -> Denoiser:
+    torch.manual_seed(0)
+    schedule = LinearSchedule(1000)
+    network = UNet((1, 8, 8), channels=8, attention_resolutions=(), middle_attention=False)
+    denoiser = Denoiser(network, schedule)
+    optimizer = torch.optim.Adam(denoiser.parameters(), lr=4e-3)
+    images = data.prepare(data.train)
+    for _ in range(150):
+        x_0 = images[torch.randint(len(images), (32,))]
+        t = torch.randint(1, 1001, (32,)).double() / 1000
+        eps = torch.randn_like(x_0)
+        optimizer.zero_grad()
+        denoiser.loss(denoiser(denoiser.diffuse(x_0, eps, t), t), eps).mean().backward()
+        optimizer.step()
+    return denoiser.eval()
+
+
+def test_analytic_is_below_beta_is_below_beta_tilde(denoiser: Denoiser, data: DigitsData):
+    analytic = Analytic(denoiser, imperfect_mean=True, num_images=64, num_times=20)
+    analytic.calibrate(denoiser, [data.calibration(64)])
+    metric = VariationalNLL(num_images=100)
+
+    def bits(strategy: VarianceStrategy, times: torch.Tensor) -> float:
+        return metric.measure(denoiser, strategy, times, metric.images(data), 1, 512).value
+
+    optimal = OptimalTrajectory()
+    optimal.fit(denoiser, analytic, [])
+    for num_steps in (5, 10):
+        times = EvenTrajectory().times(denoiser.schedule, num_steps)
+        scores = [bits(strategy, times) for strategy in (analytic, Beta(denoiser), BetaTilde(denoiser))]
+        # published differences at 10 and 25 steps are 0.8 bits and more
+        assert scores[0] + 0.1 < scores[1], scores
+        assert scores[1] + 1 < scores[2], scores
+        assert bits(analytic, optimal.times(denoiser.schedule, num_steps)) + 0.1 < scores[0]

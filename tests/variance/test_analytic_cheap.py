@@ -1,0 +1,132 @@
+"""The pass as one stream, and a curve from a twentieth of its times."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from optcov.denoiser import Denoiser
+from optcov.oracle import GaussianMixture
+from optcov.schedule import CosineSchedule, LinearSchedule, NoiseSchedule, VPSDESchedule
+from optcov.variance.analytic import Analytic, ControlledMean, between, even_in_log_snr
+
+LINE = GaussianMixture([[-0.6], [0.1], [0.5]], [0.01, 0.04, 0.0025], [0.5, 0.2, 0.3])
+
+
+class Counting(nn.Module):
+    """The oracle's network, that counts its calls and the samples in them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.data_shape, self.feature_channels = network, network.data_shape, network.feature_channels
+        self.sizes: list[int] = []
+
+    def forward(self, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        self.sizes.append(len(x_t))
+        return self.network(x_t, time)
+
+
+def exact_curve(schedule: NoiseSchedule) -> Tensor:
+    """``1 - E[e^2]`` at n = 1..N, by quadrature over x_t."""
+    x = torch.linspace(-6, 6, 4001, dtype=torch.float64)[:, None]
+    curve = []
+    for t in schedule.grid():
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        density = LINE.log_density(x, alpha, sigma).exp()
+        variance = LINE.posterior(x, alpha, sigma)[1][:, 0, 0]
+        curve.append((density @ variance) / density.sum() * alpha**2 / sigma**2)
+    return torch.stack(curve)
+
+
+@pytest.mark.parametrize("shape", [(), (3, 2)])
+def test_running_mean_is_that_of_all_at_once(shape: tuple[int, ...]):
+    g = torch.Generator().manual_seed(0)
+    control = torch.randn(60, *shape, generator=g, dtype=torch.float64) + 0.3
+    values = 5 - 2 * control + 0.1 * torch.randn(60, *shape, generator=g, dtype=torch.float64)
+    running = ControlledMean()
+    for part in torch.split(torch.arange(60), [1, 7, 2, 30, 20]):
+        running.update(values[part], control[part])
+    mean, error = running.result()
+    # the regression of values on control, at control = 0: ordinary least squares, written out
+    flat_v, flat_c = values.reshape(60, -1), control.reshape(60, -1)
+    for v, c, m, e in zip(flat_v.T, flat_c.T, mean.reshape(-1), error.reshape(-1), strict=True):
+        design = torch.stack([torch.ones(60, dtype=torch.float64), c], 1)
+        solution = torch.linalg.lstsq(design, v[:, None]).solution[:, 0]
+        rss = ((v - design @ solution) ** 2).sum()
+        assert_close(m, solution[0], rtol=1e-10, atol=0)
+        assert_close(e, (rss / 58 / 60).sqrt(), rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("per_pixel", [False, True])
+def test_batches_change_the_calls_but_not_the_curve(mixture, make_oracle, per_pixel: bool):
+    schedule = VPSDESchedule(20)
+    counting = Counting(make_oracle(mixture, schedule).network)
+    denoiser = Denoiser(counting, schedule)
+    clean = mixture.sample(30, torch.Generator().manual_seed(0))
+    curves = []
+    for batch_size, given in ((1000, [30]), (64, [10, 20]), (7, [30])):
+        counting.sizes.clear()
+        strategy = Analytic(denoiser, per_pixel, batch_size=batch_size)
+        strategy.calibrate(denoiser, torch.split(clean, given), seed=1)
+        assert counting.sizes[:-1] == [batch_size] * (600 // batch_size)  # full to the last
+        assert sum(counting.sizes) == 600
+        curves.append((strategy.eps_variance, strategy.eps_variance_se))
+    for curve, error in curves[1:]:
+        assert_close(curve, curves[0][0], rtol=1e-9, atol=1e-12)
+        assert_close(error, curves[0][1], rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [LinearSchedule, CosineSchedule, VPSDESchedule])
+def test_a_twentieth_of_the_times_gives_the_curve(make):
+    schedule = make(1000)
+    exact = exact_curve(schedule)
+    nodes = even_in_log_snr(schedule, 50)
+    assert len(nodes) <= 50
+    assert (nodes[0], nodes[-1]) == (1, 1000)
+    interpolated = between(schedule, nodes, exact[nodes - 1])
+    assert_close(interpolated[nodes - 1], exact[nodes - 1], rtol=1e-12, atol=0)
+    assert (interpolated / exact - 1).abs().max() < 0.01
+    columns = between(schedule, nodes, torch.stack([exact, 2 * exact], 1)[nodes - 1])
+    assert_close(columns, torch.stack([interpolated, 2 * interpolated], 1))
+
+
+def test_the_cheap_pass_against_the_full_one(make_oracle):
+    schedule = LinearSchedule(1000)
+    exact = exact_curve(schedule)
+    counting = Counting(make_oracle(LINE, schedule).network)
+    denoiser = Denoiser(counting, schedule)
+    clean = LINE.sample(400, torch.Generator().manual_seed(0))
+    curves, calls = [], []
+    for num_times in (None, 50):
+        counting.sizes.clear()
+        strategy = Analytic(denoiser, num_images=400, num_times=num_times, batch_size=400)
+        strategy.calibrate(denoiser, [clean], seed=1)
+        curves.append(strategy)
+        calls.append(len(counting.sizes))
+    assert calls[1] * 20 <= calls[0] == 1000
+    for strategy in curves:  # both within the Monte-Carlo error, and an interpolation's 1 %, of the truth
+        error = (strategy.eps_variance[1:] - exact).abs()
+        # the largest of 1000 standard errors is seldom beyond 4.5
+        assert (error < 4.5 * strategy.eps_variance_se[1:] + 0.01 * exact).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"), [({"num_times": 3}, "num_times = 3"), ({"batch_size": 0}, "batch_size = 0")]
+)
+def test_refusals(make_oracle, arguments: dict[str, int], key: str):
+    with pytest.raises(ValueError, match=rf"var\.{key}"):
+        Analytic(make_oracle(LINE, CosineSchedule(20)), **arguments)
+
+
+def test_few_times_on_a_short_grid(make_oracle):
+    """More times than the grid has are all of it; the smallest number still reaches both ends."""
+    schedule = CosineSchedule(4)
+    assert even_in_log_snr(schedule, 50).tolist() == [1, 2, 3, 4]
+    assert even_in_log_snr(CosineSchedule(9), 4)[[0, -1]].tolist() == [1, 9]
+    strategy = Analytic(make_oracle(LINE, CosineSchedule(9)), num_times=4)
+    strategy.calibrate(make_oracle(LINE, CosineSchedule(9)), [LINE.sample(50, torch.Generator().manual_seed(0))])
+    assert strategy.eps_variance.isfinite().all()
+    assert (strategy.eps_variance_se >= 0).all()
+    assert not math.isnan(float(strategy.eps_variance_se.sum()))
