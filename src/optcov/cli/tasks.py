@@ -162,7 +162,7 @@ def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
         "num_samples": len(images),
         **{key: value for key, value in choices().items() if key != "metric"},
         "num_steps": parts.sampler.num_steps,
-        "nfe": len(parts.times),
+        "nfe": parts.sampler.network_calls(parts.times),
         "seed": cfg.seed,
         "overrides": overrides(),
         "throughput_images_per_s": len(images) / seconds,

@@ -52,6 +52,17 @@ class NoiseSchedule(ABC):
         twice = 2 * self.log_alpha(t)
         return twice - (-torch.expm1(twice)).log()
 
+    @abstractmethod
+    def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
+        """The inverse of :meth:`log_alpha`; float64, any shape; values below ``log_alpha(1)`` give 1."""
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The inverse of :meth:`log_snr`: where a signal-to-noise ratio is met; float64, any shape, in [0, 1].
+
+        ``alpha_t^2 = sigmoid(log_snr)``, as the schedule preserves variance.
+        """
+        return self.time_of_log_alpha(torch.nn.functional.logsigmoid(log_snr.to(torch.float64)) / 2)
+
     def variance_between(self, s: Tensor, t: Tensor) -> Tensor:
         """Variance of ``q(x_t | x_s)``, beta_{t|s} = sigma_t^2 - alpha_{t|s}^2 sigma_s^2 (DDPM, Eq. 2 at any stride).
 
@@ -105,3 +116,10 @@ class DiscreteSchedule(NoiseSchedule):
         if t.device not in self._log_alpha:  # one copy per device, so that a sampling loop never waits for the host
             self._log_alpha[t.device] = next(iter(self._log_alpha.values())).to(t.device)
         return self.interpolate(self._log_alpha[t.device], t)
+
+    def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
+        self.log_alpha(log_alpha.new_zeros(()))  # puts a copy of the table on this device
+        falling = -self._log_alpha[log_alpha.device]
+        lower = (torch.searchsorted(falling, -log_alpha.contiguous()) - 1).clamp(0, self.num_steps - 1)
+        weight = (-log_alpha - falling[lower]) / (falling[lower + 1] - falling[lower])
+        return (lower + weight.clamp(0, 1)) / self.num_steps
