@@ -1,8 +1,18 @@
 """Trajectories: which times a sampler visits."""
 
-from optcov.trajectory.base import Trajectory
+from optcov.trajectory.base import GridTrajectory, Trajectory
 from optcov.trajectory.ddim_stride import DDIMStrideTrajectory
 from optcov.trajectory.even import EvenTrajectory
+from optcov.trajectory.karras import KarrasTrajectory
+from optcov.trajectory.log_snr import LogSNRTrajectory
 from optcov.trajectory.quadratic import QuadraticTrajectory
 
-__all__ = ["DDIMStrideTrajectory", "EvenTrajectory", "QuadraticTrajectory", "Trajectory"]
+__all__ = [
+    "DDIMStrideTrajectory",
+    "EvenTrajectory",
+    "GridTrajectory",
+    "KarrasTrajectory",
+    "LogSNRTrajectory",
+    "QuadraticTrajectory",
+    "Trajectory",
+]

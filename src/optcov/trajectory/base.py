@@ -14,6 +14,21 @@ log = logging.getLogger(__name__)
 
 
 class Trajectory(ABC):
+    """A choice of K times."""
+
+    @abstractmethod
+    def times(self, schedule: NoiseSchedule, num_steps: int) -> Tensor:
+        """Ascending float64 times in (0, 1], ``[K]``.
+
+        Args:
+            schedule: with N steps.
+            num_steps: K.
+        Raises:
+            ValueError: if K does not fit.
+        """
+
+
+class GridTrajectory(Trajectory):
     """A choice of K times on the grid ``n / N``."""
 
     @abstractmethod
