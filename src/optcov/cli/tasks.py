@@ -86,6 +86,10 @@ def sample(cfg: DictConfig) -> Path:
     if cfg.format not in ("npz", "png"):
         raise ConfigError(f"format = {cfg.format} is unknown: give npz or png")
     parts, folder = _restore(cfg)
+    if cfg.mode is not None:
+        with refusals("mode"):
+            instantiate(cfg.mode).draw(parts, folder, cfg.seed, make_trainer(cfg).strategy.root_device)
+        return folder
     if cfg.format == "png" and len(parts.denoiser.data_shape) != 3:
         raise ConfigError("format = png writes images, but the samples are vectors: set format=npz")
     images, seconds = draw(cfg, parts, folder)

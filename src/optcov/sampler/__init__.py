@@ -7,7 +7,8 @@ from optcov.sampler.dpm_solver_pp import DPMSolverPPSampler
 from optcov.sampler.euler import EulerSampler
 from optcov.sampler.euler_maruyama import EulerMaruyamaSampler
 from optcov.sampler.heun import HeunSampler
-from optcov.sampler.noise import NoiseStream
+from optcov.sampler.inversion import invert, slerp
+from optcov.sampler.noise import NoiseStream, StartingNoise
 from optcov.sampler.predictor_corrector import PredictorCorrectorSampler
 from optcov.sampler.unipc import UniPCSampler
 
@@ -22,6 +23,9 @@ __all__ = [
     "NoiseStream",
     "PredictorCorrectorSampler",
     "Sampler",
+    "StartingNoise",
     "UniPCSampler",
+    "invert",
     "sample",
+    "slerp",
 ]
