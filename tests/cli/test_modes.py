@@ -47,20 +47,20 @@ def parts(sampler: Sampler, shape: tuple[int, ...] = (1, 8, 8)) -> Parts:
 
 
 def table(path: Path, rows: int, columns: int) -> Tensor:
-    """The images of a strip, each 8 x 8 and enlarged eightfold; uint8 ``[rows, columns, 8, 8]``."""
+    """The images of a strip, each 8 x 8 with a line and enlarged sevenfold; uint8 ``[rows, columns, 8, 8]``."""
     with Image.open(path) as picture:
-        assert picture.size == (columns * 64, rows * 64)
-        small = picture.convert("L").resize((columns * 8, rows * 8), Image.Resampling.NEAREST)
+        assert picture.size == (columns * 63, rows * 63)
+        small = picture.convert("L").resize((columns * 9, rows * 9), Image.Resampling.NEAREST)
         pixels = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8)
-    return pixels.reshape(rows, 8, columns, 8).permute(0, 2, 1, 3)
+    return pixels.reshape(rows, 9, columns, 9).permute(0, 2, 1, 3)[..., :8, :8]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_tiles_are_in_place(channels: int):
     images = torch.rand(2, 3, channels, 64, 64) * 2 - 1
     picture = tile(images)
-    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(128, 192, channels)
-    assert torch.equal(pixels[64:, 128:].permute(2, 0, 1), to_uint8(images[1, 2]))
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(130, 195, channels)
+    assert torch.equal(pixels[65:129, 130:194].permute(2, 0, 1), to_uint8(images[1, 2]))
 
 
 @pytest.mark.parametrize("sampler", [EulerSampler(6), DDPMSampler(6)])

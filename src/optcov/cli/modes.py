@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from optcov.cli.build import Parts
 from optcov.cli.report import write_atomically
@@ -22,13 +23,14 @@ log = logging.getLogger(__name__)
 
 
 def tile(images: Tensor) -> Image.Image:
-    """A table of images as one picture, small ones enlarged.
+    """A table of images as one picture, small ones enlarged, a line right of and below each.
 
     Args:
         images: ``[rows, columns, C, H, W]`` on [-1, 1] with 1 or 3 channels.
     """
-    rows, columns, channels, height, width = images.shape
-    pixels = to_uint8(images).permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
+    lined = functional.pad(to_uint8(images), (0, 1, 0, 1), value=96)
+    rows, columns, channels, height, width = lined.shape
+    pixels = lined.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
     picture = Image.fromarray((pixels[..., 0] if channels == 1 else pixels).contiguous().cpu().numpy())
     scale = max(1, 64 // height)
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
