@@ -172,3 +172,12 @@ def test_refuses_so_few_steps_that_a_variance_reaches_one(kind: type[NoiseSchedu
 def test_refuses_variances_outside_the_unit_interval(beta: list[float], says: str):
     with pytest.raises(ValueError, match=says):
         DiscreteSchedule(torch.tensor(beta, dtype=torch.float64))
+
+
+def test_time_is_the_inverse_of_log_snr(schedule: NoiseSchedule):
+    t = torch.cat([schedule.grid(), torch.rand(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)])
+    assert_close(schedule.time(schedule.log_snr(t)), t, rtol=0, atol=1e-9)  # beta is 1e-4 or less where alpha is near 1
+    assert_close(schedule.time(schedule.log_snr(t[0])), t[0], rtol=0, atol=1e-9)
+    assert schedule.time(schedule.log_snr(t[schedule.num_steps - 1]) - 5) == 1  # noisier than the schedule ever is
+    assert schedule.time(torch.tensor(torch.inf)) == 0
+    assert schedule.time(schedule.log_snr(t)[:, None]).shape == (len(t), 1)

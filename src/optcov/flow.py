@@ -70,7 +70,7 @@ class ProbabilityFlow:
             calls += 1
             advance()
             sigma = (noise_level * 2).sigmoid().sqrt()  # sigma^2 / alpha^2 = exp(2 lambda)
-            t = schedule.time_at(-2 * noise_level.cpu()).to(x.device)
+            t = schedule.time(-2 * noise_level.cpu()).to(x.device)
             with torch.enable_grad():
                 at = state[0].detach().to(x.dtype).requires_grad_()
                 eps = self.denoiser(at, t).eps

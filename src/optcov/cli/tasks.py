@@ -88,6 +88,10 @@ def sample(cfg: DictConfig) -> Path:
     if cfg.format not in ("npz", "png"):
         raise ConfigError(f"format = {cfg.format} is unknown: give npz or png")
     parts, folder = _restore(cfg)
+    if cfg.mode is not None:
+        with refusals("mode"):
+            instantiate(cfg.mode).draw(parts, folder, cfg.seed, make_trainer(cfg).strategy.root_device)
+        return folder
     if cfg.format == "png" and len(parts.denoiser.data_shape) != 3:
         raise ConfigError("format = png writes images, but the samples are vectors: set format=npz")
     images, seconds = draw(cfg, parts, folder)
@@ -167,7 +171,7 @@ def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
         "standard_errors": scores.standard_errors,
         **{key: value for key, value in choices().items() if key != "metric"},
         "num_steps": parts.sampler.num_steps,
-        "nfe": len(parts.times),
+        "nfe": parts.sampler.network_calls(parts.times),
         "times": parts.times.tolist(),
         "seed": cfg.seed,
         "overrides": overrides(),

@@ -2,6 +2,30 @@
 
 from optcov.sampler.ancestral import DDIMSampler, DDPMSampler
 from optcov.sampler.base import Sampler, sample
-from optcov.sampler.noise import NoiseStream
+from optcov.sampler.dpm_solver import DPMSolverSampler
+from optcov.sampler.dpm_solver_pp import DPMSolverPPSampler
+from optcov.sampler.euler import EulerSampler
+from optcov.sampler.euler_maruyama import EulerMaruyamaSampler
+from optcov.sampler.heun import HeunSampler
+from optcov.sampler.inversion import invert, slerp
+from optcov.sampler.noise import NoiseStream, StartingNoise
+from optcov.sampler.predictor_corrector import PredictorCorrectorSampler
+from optcov.sampler.unipc import UniPCSampler
 
-__all__ = ["DDIMSampler", "DDPMSampler", "NoiseStream", "Sampler", "sample"]
+__all__ = [
+    "DDIMSampler",
+    "DDPMSampler",
+    "DPMSolverPPSampler",
+    "DPMSolverSampler",
+    "EulerMaruyamaSampler",
+    "EulerSampler",
+    "HeunSampler",
+    "NoiseStream",
+    "PredictorCorrectorSampler",
+    "Sampler",
+    "StartingNoise",
+    "UniPCSampler",
+    "invert",
+    "sample",
+    "slerp",
+]

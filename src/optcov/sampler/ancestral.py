@@ -52,6 +52,10 @@ class DDIMSampler(Sampler):
         """The x_0 and eps that enter the mean where x_0 is clipped."""
         return x0.clamp(-1, 1), eps
 
+    def correct(self, denoiser: Denoiser, x_s: Tensor, step: int, times: Tensor, noise: NoiseStream) -> Tensor:
+        """What is done to ``x_s`` at ``times[step - 1]``, once drawn: nothing, unless a sampler corrects."""
+        return x_s
+
     @torch.no_grad()
     def sample(self, denoiser: Denoiser, strategy: VarianceStrategy, times: Tensor, noise: NoiseStream) -> Tensor:
         x = noise.draw()
@@ -68,7 +72,7 @@ class DDIMSampler(Sampler):
             covariance = strategy.transition(steps[i], denoiser, prediction, x, times[i])
             if i == 1 and strategy.cut_last:
                 covariance = covariance.clamp(0.0, self.max_last_variance)
-            x = mean + covariance.sqrt_mul(noise.draw())
+            x = self.correct(denoiser, mean + covariance.sqrt_mul(noise.draw()), i, times, noise)
         raise ValueError("times is empty: give at least one")
 
 

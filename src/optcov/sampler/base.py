@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,28 +13,43 @@ from tqdm.auto import tqdm
 from optcov.denoiser import Denoiser
 from optcov.sampler.noise import NoiseStream
 from optcov.variance.base import VarianceStrategy
+from optcov.variance.fixed import BetaTilde
 
 
 class Sampler(ABC):
     """A rule of update.
 
     Args:
-        num_steps: K, the number of network calls; at least 1.
+        num_steps: K, the number of times visited; at least 1.
+    Attributes:
+        uses_variance: whether the noise of a step comes from the strategy; solvers of an ODE have none, those of an
+            SDE prescribe it.
     Raises:
         ValueError: if ``num_steps`` is below 1.
     """
+
+    uses_variance: ClassVar[bool] = True
 
     def __init__(self, num_steps: int) -> None:
         if num_steps < 1:
             raise ValueError(f"sampler.num_steps = {num_steps} makes no samples: give a number from 1 to N")
         self.num_steps = num_steps
 
-    def check(self, strategy: VarianceStrategy) -> None:  # noqa: B027 (most samplers take every strategy)
-        """Refuse a strategy that this sampler can not use.
+    def check(self, strategy: VarianceStrategy) -> None:
+        """Refuse a strategy that this sampler would ignore: one that draws no reverse kernel takes ``C = 0`` alone.
 
         Raises:
             ValueError: naming the pair and what is possible.
         """
+        if not self.uses_variance and not isinstance(strategy, BetaTilde):
+            raise ValueError(
+                f"var = {type(strategy).__name__} would be ignored by sampler = {type(self).__name__}, whose steps "
+                "take no fitted variance: set var=beta_tilde, or sampler=ddpm or sampler=ddim"
+            )
+
+    def network_calls(self, times: Tensor) -> int:
+        """How often the network is called for the times of a trajectory: once each, unless a sampler says otherwise."""
+        return len(times)
 
     @abstractmethod
     def sample(self, denoiser: Denoiser, strategy: VarianceStrategy, times: Tensor, noise: NoiseStream) -> Tensor:
@@ -44,6 +60,21 @@ class Sampler(ABC):
             times: ascending float64 ``[K]`` in (0, 1], from a trajectory.
             noise: one stream per sample.
         """
+
+
+def order_within(order: int, num_steps: int) -> int:
+    """The order of a solver, if it is 1, 2 or 3 and there are as many steps.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if order not in (1, 2, 3):
+        raise ValueError(f"sampler.order = {order} is no order of this solver: give 1, 2 or 3")
+    if order > num_steps:
+        raise ValueError(
+            f"sampler.order = {order} is above sampler.num_steps = {num_steps}: give at most {num_steps}, or more steps"
+        )
+    return order
 
 
 @torch.no_grad()

@@ -39,3 +39,22 @@ class NoiseStream:
         for row, generator in zip(noise, self._generators, strict=True):
             row.normal_(generator=generator)
         return noise
+
+
+class StartingNoise(NoiseStream):
+    """A stream whose first draw is given; what a sampler starts from.
+
+    Args:
+        start: ``[B, *shape]``.
+        rest: the draws that follow, for samplers that add noise.
+    """
+
+    def __init__(self, start: Tensor, rest: NoiseStream) -> None:
+        self._start: Tensor | None = start
+        self._rest = rest
+
+    def draw(self) -> Tensor:
+        if self._start is None:
+            return self._rest.draw()
+        start, self._start = self._start, None
+        return start

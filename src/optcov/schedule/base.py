@@ -52,18 +52,16 @@ class NoiseSchedule(ABC):
         twice = 2 * self.log_alpha(t)
         return twice - (-torch.expm1(twice)).log()
 
-    def time_at(self, log_snr: Tensor) -> Tensor:
-        """The time of a log signal-to-noise ratio, the inverse of :meth:`log_snr`; float64, by bisection.
+    @abstractmethod
+    def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
+        """The inverse of :meth:`log_alpha`; float64, any shape; values below ``log_alpha(1)`` give 1."""
 
-        Args:
-            log_snr: any shape; values beyond those of times in (0, 1] give the nearer end.
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The inverse of :meth:`log_snr`: where a signal-to-noise ratio is met; float64, any shape, in [0, 1].
+
+        ``alpha_t^2 = sigmoid(log_snr)``, as the schedule preserves variance.
         """
-        low, high = torch.zeros_like(log_snr, dtype=torch.float64), torch.ones_like(log_snr, dtype=torch.float64)
-        for _ in range(60):  # to the last bit of a time near 1e-2
-            middle = (low + high) / 2
-            later = self.log_snr(middle) > log_snr
-            low, high = torch.where(later, middle, low), torch.where(later, high, middle)
-        return (low + high) / 2
+        return self.time_of_log_alpha(torch.nn.functional.logsigmoid(log_snr.to(torch.float64)) / 2)
 
     def variance_between(self, s: Tensor, t: Tensor) -> Tensor:
         """Variance of ``q(x_t | x_s)``, beta_{t|s} = sigma_t^2 - alpha_{t|s}^2 sigma_s^2 (DDPM, Eq. 2 at any stride).
@@ -118,3 +116,10 @@ class DiscreteSchedule(NoiseSchedule):
         if t.device not in self._log_alpha:  # one copy per device, so that a sampling loop never waits for the host
             self._log_alpha[t.device] = next(iter(self._log_alpha.values())).to(t.device)
         return self.interpolate(self._log_alpha[t.device], t)
+
+    def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
+        self.log_alpha(log_alpha.new_zeros(()))  # puts a copy of the table on this device
+        falling = -self._log_alpha[log_alpha.device]
+        lower = (torch.searchsorted(falling, -log_alpha.contiguous()) - 1).clamp(0, self.num_steps - 1)
+        weight = (-log_alpha - falling[lower]) / (falling[lower + 1] - falling[lower])
+        return (lower + weight.clamp(0, 1)) / self.num_steps

@@ -31,3 +31,9 @@ class VPSDESchedule(NoiseSchedule):
     def log_alpha(self, t: Tensor) -> Tensor:
         t = t.to(torch.float64)
         return -(self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2) / 2
+
+    def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
+        # the root of a quadratic, in the form that loses no digits near t = 0
+        rate, slope = self.beta_min, self.beta_max - self.beta_min
+        integral = -2 * log_alpha
+        return (2 * integral / (rate + (rate**2 + 2 * slope * integral).sqrt())).clamp(0, 1)

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Trajectory(ABC):
-    """A choice of K times on the grid ``n / N``.
+    """A choice of K times.
 
     Attributes:
         num_images: how many images :meth:`fit` wants; 0 for a trajectory that is a formula and needs no fit.
@@ -48,18 +48,26 @@ class Trajectory(ABC):
             )
 
     @abstractmethod
+    def times(self, schedule: NoiseSchedule, num_steps: int) -> Tensor:
+        """Ascending float64 times in (0, 1], ``[K]``; after :meth:`fit`, where there is something to fit.
+
+        Args:
+            schedule: with N steps.
+            num_steps: K.
+        Raises:
+            ValueError: if K does not fit.
+        """
+
+
+class GridTrajectory(Trajectory):
+    """A choice of K times on the grid ``n / N``."""
+
+    @abstractmethod
     def nodes(self, total: int, num_steps: int) -> Tensor:
         """The published formula: integers in 1..N, ascending, possibly repeated; ``N = total``, ``K = num_steps``."""
 
     def times(self, schedule: NoiseSchedule, num_steps: int) -> Tensor:
-        """Ascending float64 times in (0, 1]; after :meth:`fit`, where there is something to fit.
-
-        Args:
-            schedule: with N steps.
-            num_steps: K in 1..N; the length of the result, unless the formula gives another number (then it is logged).
-        Raises:
-            ValueError: if K is not in 1..N.
-        """
+        """K times, unless the formula gives another number (then it is logged)."""
         self.check(schedule, num_steps)
         nodes = torch.unique(self.nodes(schedule.num_steps, num_steps))
         if len(nodes) != num_steps:

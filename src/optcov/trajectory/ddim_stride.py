@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from optcov.trajectory.base import Trajectory
+from optcov.trajectory.base import GridTrajectory
 
 
-class DDIMStrideTrajectory(Trajectory):
+class DDIMStrideTrajectory(GridTrajectory):
     """``range(1, N + 1, N // K)``: more than K times where K does not divide N."""
 
     def nodes(self, total: int, num_steps: int) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from optcov.trajectory.base import Trajectory
+from optcov.trajectory.base import GridTrajectory
 
 
-class EvenTrajectory(Trajectory):
+class EvenTrajectory(GridTrajectory):
     """``round(1 + (N - 1) i / (K - 1))``, i = 0..K-1; N alone for K = 1."""
 
     def nodes(self, total: int, num_steps: int) -> Tensor:

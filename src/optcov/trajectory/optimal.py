@@ -16,7 +16,7 @@ from torch import Tensor
 from optcov.denoiser import Denoiser, noise_variance
 from optcov.kernel import ReverseKernel
 from optcov.schedule.base import NoiseSchedule
-from optcov.trajectory.base import Trajectory
+from optcov.trajectory.base import GridTrajectory
 from optcov.trajectory.shortest import ShortestPaths
 from optcov.variance.analytic import Analytic
 from optcov.variance.base import VarianceStrategy
@@ -50,7 +50,7 @@ def monotone_variance(schedule: NoiseSchedule, eps_variance: Tensor, eps_varianc
     return growing.clamp(min=float(growing[growing > 0].min()), max=1.0)
 
 
-class OptimalTrajectory(Trajectory):
+class OptimalTrajectory(GridTrajectory):
     """``J``'s shortest path, for an :class:`Analytic` strategy over its own curve; N alone for K = 1.
 
     For another strategy the curve is measured by a pass of its own: the path then is the best one for ``var=analytic``.

@@ -18,13 +18,13 @@ from optcov.bound import VariationalBound
 from optcov.denoiser import Denoiser
 from optcov.sampler.noise import NoiseStream
 from optcov.schedule.base import NoiseSchedule
-from optcov.trajectory.base import Trajectory
+from optcov.trajectory.base import GridTrajectory
 from optcov.trajectory.even import EvenTrajectory
 from optcov.trajectory.shortest import ShortestPaths
 from optcov.variance.base import VarianceStrategy
 
 
-class OptimalNLLTrajectory(Trajectory):
+class OptimalNLLTrajectory(GridTrajectory):
     """The path to N of least bound through evenly spaced candidates.
 
     Args:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from optcov.trajectory.base import Trajectory
+from optcov.trajectory.base import GridTrajectory
 
 
-class QuadraticTrajectory(Trajectory):
+class QuadraticTrajectory(GridTrajectory):
     """``int(v) + 1``, v in ``linspace(0, sqrt(0.8 N), K)^2``: ends near 0.8 N; small times that repeat are dropped."""
 
     def nodes(self, total: int, num_steps: int) -> Tensor:

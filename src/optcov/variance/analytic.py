@@ -167,7 +167,7 @@ def even_in_log_snr(schedule: NoiseSchedule, count: int) -> Tensor:
     if count >= len(grid):
         return torch.arange(1, len(grid) + 1)
     ends = schedule.log_snr(grid[[0, -1]])
-    times = schedule.time_at(torch.linspace(float(ends[0]), float(ends[1]), count, dtype=torch.float64))
+    times = schedule.time(torch.linspace(float(ends[0]), float(ends[1]), count, dtype=torch.float64))
     nodes = (times[1:-1] * len(grid)).round().long().clamp(1, len(grid))
     return torch.cat([nodes, torch.tensor([1, len(grid)])]).unique()  # type: ignore[no-any-return, no-untyped-call]
 

@@ -1,0 +1,71 @@
+r"""DPM-Solver, singlestep, of orders 1 to 3: exponential integrators of the noise prediction in ``log(alpha / sigma)``.
+
+With ``h = lambda_s - lambda_t``, ``lambda = log(alpha / sigma)`` and a polynomial for e in lambda, the exact solution
+
+    x_s = alpha_s / alpha_t x_t - alpha_s int_{lambda_t}^{lambda_s} exp(-lambda) e dlambda
+
+becomes a combination of predictions at times between.  Source: DPM-Solver (arXiv:2206.00927), Prop. 3.1, Eq. 3.7 and
+Algorithms 1 and 2; network calls are shared among steps of orders 3, 2 and 1 as in its DPM-Solver-fast (Sec. 3.4).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from optcov.sampler.base import order_within
+from optcov.sampler.single_step import Call, SingleStepSampler, last_call
+from optcov.schedule.base import NoiseSchedule
+
+
+class DPMSolverSampler(SingleStepSampler):
+    """K network calls: ``K - 1`` in steps of the order from the largest time to tau_1, one for the step to 0.
+
+    A step of order p takes p calls and so spans p intervals of the trajectory; its calls between the ends lie evenly in
+    lambda, wherever the trajectory has its nodes.
+
+    Args:
+        num_steps: K.
+        order: 1 (which is DDIM), 2 or 3.
+    Raises:
+        ValueError: if the order is none of these, or above K.
+    """
+
+    def __init__(self, num_steps: int = 50, order: int = 3) -> None:
+        super().__init__(num_steps)
+        self.order = order_within(order, num_steps)
+
+    def orders(self, calls: int) -> list[int]:
+        """Orders of the steps that share ``calls`` network calls: the highest first, the rest at the end."""
+        whole, rest = divmod(calls, self.order)
+        if self.order == 3 and rest == 0 and whole > 0:
+            return [3] * (whole - 1) + [2, 1]  # as published: a step of order 1 ends, but for a rest of 2
+        return [self.order] * whole + ([rest] if rest else [])
+
+    def calls(self, schedule: NoiseSchedule, times: Tensor) -> list[Call]:
+        calls, node = [], len(times) - 1
+        for order in self.orders(len(times) - 1):
+            calls += _step(schedule, times[node], times[node - order], order)
+            node -= order
+        return [*calls, last_call(times[0])]
+
+
+def _step(schedule: NoiseSchedule, t: Tensor, s: Tensor, order: int) -> list[Call]:
+    """The ``order`` calls of the step from ``t`` to ``s``, at fractions 0, 1/order, ... of the way in lambda."""
+    log_snr_t, log_snr_s = schedule.log_snr(t), schedule.log_snr(s)
+    h = (log_snr_s - log_snr_t) / 2
+    fractions = torch.arange(1, order, dtype=torch.float64) / order
+    between = schedule.time(log_snr_t + fractions * (log_snr_s - log_snr_t))
+    ends = torch.cat([between, s[None]])  # where the combination after each call lies
+    keep, sigma = schedule.alpha(ends) / schedule.alpha(t), schedule.sigma(ends)
+    first = [-sigma[j] * torch.expm1(h * (j + 1) / order) for j in range(order)]  # of a constant e, Eq. 3.7
+    nodes = torch.cat([t[None], between])
+    if order == 1:
+        return [Call(t, keep[0], (first[0],), True)]
+    if order == 2:  # Algorithm 1, r_1 = 1/2: (exp(h) - 1) / (2 r_1) of the slope: the midpoint rule
+        weights = [(first[0],), (0 * first[1], first[1])]
+    else:  # Algorithm 2, r_1 = 1/3, r_2 = 2/3
+        slope = [-sigma[j] * (torch.expm1(h * (j + 1) / 3) / (h * (j + 1) / 3) - 1) for j in (1, 2)]
+        inner, outer = 2 * slope[0], 1.5 * slope[1]  # r_2 / r_1 and 1 / r_2
+        weights = [(first[0],), (first[1] - inner, inner), (first[2] - outer, 0 * outer, outer)]
+    return [Call(nodes[j], keep[j], tuple(weights[j]), j == order - 1) for j in range(order)]

@@ -1,0 +1,71 @@
+r"""From images back to the noise that makes them, and paths between two noises.
+
+DDIM's step of the probability-flow ODE from ``t`` to ``s`` is ``x_s = keep x_t + change e(x_t, t)``; turned round it is
+
+    x_t = (x_s - change e(x_t, t)) / keep,    keep = alpha_s / alpha_t,    change = sigma_s - keep sigma_t
+
+with x_t on both sides.  Taking e at ``(x_s, s)`` instead is DDIM's encoding, exact to first order in the step; each
+iteration of the equation thereafter brings it closer to the exact inverse of the step.
+
+Source: DDIM (arXiv:2010.02502), Sec. 4.3, 5.3, 5.4 and Eq. 13.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from optcov.broadcast import per_sample
+from optcov.denoiser import Denoiser
+
+
+@torch.no_grad()
+def invert(denoiser: Denoiser, x_0: Tensor, times: Tensor, corrections: int = 0) -> Tensor:
+    """The noise from which DDIM without noise, or Euler's method, makes ``x_0``.
+
+    Args:
+        denoiser: in eval mode.
+        x_0: ``[B, *event]`` in [-1, 1].
+        times: ascending float64 ``[K]`` in (0, 1], those of the way back.
+        corrections: iterations at each time, ``K (1 + corrections)`` network calls in all.
+    Returns:
+        x at ``times[-1]``, shape of ``x_0``.
+    Raises:
+        ValueError: if ``corrections`` is negative.
+    """
+    if corrections < 0:
+        raise ValueError(f"mode.corrections = {corrections} is no number of iterations: give 0, 1 or more")
+    schedule = denoiser.schedule
+    nodes = torch.cat([times.new_zeros(1), times]).cpu()
+    alpha, sigma = schedule.alpha(nodes), schedule.sigma(nodes)
+    keep = alpha[:-1] / alpha[1:]
+    change = (sigma[:-1] - keep * sigma[1:]).to(x_0.device)
+    keep, nodes = keep.to(x_0.device), nodes.to(x_0.device)
+    x = x_0
+    for i in range(len(times)):
+        # sigma_0 = 0: no network has seen clean images, so the first step asks at its end
+        eps = denoiser(x, nodes[max(i, 1)]).eps
+        start = x
+        x = (start - per_sample(change[i], x) * eps) / per_sample(keep[i], x)
+        for _ in range(corrections):
+            eps = denoiser(x, nodes[i + 1]).eps
+            x = (start - per_sample(change[i], x) * eps) / per_sample(keep[i], x)
+    return x
+
+
+def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
+    """Spherical interpolation, ``(sin((1 - a) theta) start + sin(a theta) end) / sin(theta)`` (DDIM, Appendix D.5).
+
+    Args:
+        start, end: ``[B, *event]``, theta the angle between the samples of a pair; a straight line where it is 0.
+        share: a in [0, 1]; 0 gives ``start``, 1 ``end``, to the last bit.
+    """
+    if share in (0, 1):
+        return (end if share else start).clone()
+    first, second = start.double().flatten(1), end.double().flatten(1)
+    cosine = (first * second).sum(1) / (first.norm(dim=1) * second.norm(dim=1))
+    theta = cosine.clamp(-1, 1).acos()
+    straight = theta.sin() < 1e-6
+    safe = torch.where(straight, 1.0, theta)
+    weights = [torch.where(straight, a, (a * safe).sin() / safe.sin()) for a in (1 - share, share)]
+    return per_sample(weights[0], start) * start + per_sample(weights[1], end) * end

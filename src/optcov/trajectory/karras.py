@@ -1,0 +1,28 @@
+"""EDM's times: even in a root of ``sigma_t / alpha_t``.  Source: EDM (arXiv:2206.00364), Eq. 5."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from optcov.trajectory.log_snr import NoiseLevelTrajectory
+
+
+class KarrasTrajectory(NoiseLevelTrajectory):
+    """``(sigma_t / alpha_t)^{1 / rho}`` evenly spaced; larger rho, denser near the data.
+
+    Args:
+        rho: at least 1.
+        t_max, t_min: as in :class:`NoiseLevelTrajectory`.
+    Raises:
+        ValueError: if rho is below 1 or the ends are out of order.
+    """
+
+    def __init__(self, rho: float = 7.0, t_max: float = 1.0, t_min: float | None = None) -> None:
+        super().__init__(t_max, t_min)
+        if not rho >= 1:
+            raise ValueError(f"trajectory.rho = {rho} is no root to space times by: give at least 1; 7 is published")
+        self.rho = rho
+
+    def between(self, first: Tensor, last: Tensor, share: Tensor) -> Tensor:
+        low, high = (-first / (2 * self.rho)).exp(), (-last / (2 * self.rho)).exp()
+        return -2 * self.rho * (low + share * (high - low)).log()

@@ -1,0 +1,65 @@
+"""Times placed by their noise level, wherever that falls between the nodes of a discrete schedule.
+
+Networks of discrete time are asked there as DPM-Solver does (arXiv:2206.00927, Sec. 3.4): at the time that the
+schedule's interpolation gives the noise level.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from optcov.schedule.base import NoiseSchedule
+from optcov.trajectory.base import Trajectory
+
+
+class NoiseLevelTrajectory(Trajectory):
+    """K times between two ends, placed by their log-SNR.
+
+    Args:
+        t_max: the last time, in (0, 1]; below 1 it spares solvers the cosine schedule's end (0.9946 in DPM-Solver).
+        t_min: the first time, positive and below ``t_max``; None for the schedule's first, 1/N.
+    Raises:
+        ValueError: if the ends are not in this order.
+    """
+
+    def __init__(self, t_max: float = 1.0, t_min: float | None = None) -> None:
+        if not 0 < t_max <= 1:
+            raise ValueError(f"trajectory.t_max = {t_max} is no time to start from: give a number above 0, at most 1")
+        if t_min is not None and not 0 < t_min < t_max:
+            raise ValueError(
+                f"trajectory.t_min = {t_min} must lie above 0 and below trajectory.t_max = {t_max}: give null for 1/N"
+            )
+        self.t_max, self.t_min = t_max, t_min
+
+    @abstractmethod
+    def between(self, first: Tensor, last: Tensor, share: Tensor) -> Tensor:
+        """Log-SNR at shares in [0, 1] of the way from ``first``, at t_min, to ``last``, at t_max."""
+
+    def check(self, schedule: NoiseSchedule, num_steps: int) -> None:
+        self.times(schedule, num_steps)  # continuous times: K may exceed N
+
+    def times(self, schedule: NoiseSchedule, num_steps: int) -> Tensor:
+        t_min = 1 / schedule.num_steps if self.t_min is None else self.t_min
+        if num_steps < 1:
+            raise ValueError(f"sampler.num_steps = {num_steps} is no number of times: give at least 1")
+        if num_steps > 1 and t_min >= self.t_max:
+            raise ValueError(
+                f"trajectory.t_max = {self.t_max} leaves no room for sampler.num_steps = {num_steps} times above t_min "
+                f"= {t_min:.3g}: give trajectory.t_min, a larger t_max, or one step"
+            )
+        first, last = schedule.log_snr(torch.tensor([t_min, self.t_max], dtype=torch.float64))
+        if num_steps == 1:
+            return torch.tensor([self.t_max], dtype=torch.float64)
+        times = schedule.time(self.between(first, last, torch.linspace(0, 1, num_steps, dtype=torch.float64)))
+        times[0], times[-1] = t_min, self.t_max  # to the last bit
+        return times
+
+
+class LogSNRTrajectory(NoiseLevelTrajectory):
+    """Even in ``log(alpha_t^2 / sigma_t^2)``, as DPM-Solver takes its steps; arguments as in the base class."""
+
+    def between(self, first: Tensor, last: Tensor, share: Tensor) -> Tensor:
+        return first + share * (last - first)
