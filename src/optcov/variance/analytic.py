@@ -64,7 +64,8 @@ class Analytic(VarianceStrategy):
         per_pixel: one variance for each pixel instead of one for all.
         imperfect_mean: measure ``E[(eps - e)^2]``, which stays the optimal variance when the mean network is not exact,
             instead of ``1 - E[e^2]``, which equals it for an exact one.
-        num_images: M, the images of the pass; each is seen at every measured time, with noise of its own.
+        num_images: M, the images of the pass; each keeps one noise over all times, so that the curve is as smooth as
+            the truth: what it misses of it, it misses alike at neighbouring times, and interpolation adds little.
         num_times: measure at most this many times, evenly spaced in log SNR, and interpolate the others; None for all.
         batch_size: pairs of an image and a time in one network call; the noise does not depend on it.
     Raises:
@@ -108,16 +109,16 @@ class Analytic(VarianceStrategy):
         schedule = denoiser.schedule
         nodes = even_in_log_snr(schedule, self.num_times or schedule.num_steps)
         times = (nodes.double() / schedule.num_steps).to(clean.device)
-        noise: dict[int, Tensor] = {}  # and moments, of the times that a call touches
-        moments: dict[int, ControlledMean] = {}
+        generator = torch.Generator(clean.device).manual_seed(derive_seed(seed))
+        noise = torch.randn(clean.shape, dtype=clean.dtype, device=clean.device, generator=generator)
+        moments: dict[int, ControlledMean] = {}  # of the times that a call touches
         results = []
         starts = range(0, len(nodes) * len(clean), self.batch_size)
         for start in tqdm(starts, desc="2/3 variance: one pass", leave=False):
             pieces = list(self._pieces(start, len(nodes), len(clean)))
-            noise = {k: noise[k] if k in noise else self._noise(clean, int(nodes[k]), seed) for k, _ in pieces}
             moments = {k: moments.get(k, ControlledMean()) for k, _ in pieces}
             x_0 = torch.cat([clean[images] for _, images in pieces])
-            eps = torch.cat([noise[k][images] for k, images in pieces])
+            eps = torch.cat([noise[images] for _, images in pieces])
             sizes = [images.stop - images.start for _, images in pieces]
             t = torch.cat([times[k].expand(size) for (k, _), size in zip(pieces, sizes, strict=True)])
             drawn = (torch.split(values, sizes) for values in self._measure(denoiser, x_0, eps, t))
@@ -138,11 +139,6 @@ class Analytic(VarianceStrategy):
             yield node, slice(first, last)
             start += last - first
 
-    @staticmethod
-    def _noise(clean: Tensor, n: int, seed: int) -> Tensor:
-        generator = torch.Generator(clean.device).manual_seed(derive_seed(seed, n))
-        return torch.randn(clean.shape, dtype=clean.dtype, device=clean.device, generator=generator)
-
     def _measure(self, denoiser: Denoiser, x_0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The estimate from each sample, and a variable of mean 0 that goes with it; ``[B]`` or ``[B, *event]``."""
         e, eps = denoiser(denoiser.diffuse(x_0, eps, t), t).eps.double(), eps.double()
@@ -161,15 +157,22 @@ class Analytic(VarianceStrategy):
 def even_in_log_snr(schedule: NoiseSchedule, count: int) -> Tensor:
     """At most ``count`` of the integers 1..N, both ends among them, evenly spaced in log SNR as the grid allows.
 
-    Where the grid is coarser than the spacing (at small n) it is taken whole, so that fewer than ``count`` come out.
+    Where the grid is coarser than the spacing (at small n, and at the end of a cosine schedule) it is taken whole; the
+    spacing is then narrowed until ``count`` is nearly reached.
     """
     grid = schedule.grid()
     if count >= len(grid):
         return torch.arange(1, len(grid) + 1)
-    ends = schedule.log_snr(grid[[0, -1]])
-    times = schedule.time(torch.linspace(float(ends[0]), float(ends[1]), count, dtype=torch.float64))
-    nodes = (times[1:-1] * len(grid)).round().long().clamp(1, len(grid))
-    return torch.cat([nodes, torch.tensor([1, len(grid)])]).unique()  # type: ignore[no-any-return, no-untyped-call]
+    first, last = schedule.log_snr(grid[[0, -1]]).tolist()
+    nodes = torch.tensor([1, len(grid)])
+    for attempt in range(count, 3 * count):
+        times = schedule.time(torch.linspace(first, last, attempt, dtype=torch.float64))[1:-1]
+        inner = (times * len(grid)).round().long().clamp(1, len(grid))
+        finer = torch.cat([inner, torch.tensor([1, len(grid)])]).unique()  # type: ignore[no-untyped-call]
+        if len(finer) > count:
+            break
+        nodes = finer
+    return nodes
 
 
 def between(schedule: NoiseSchedule, nodes: Tensor, table: Tensor) -> Tensor:
