@@ -42,8 +42,7 @@ class Pictures(DataModule):
 def parts(sampler: Sampler, shape: tuple[int, ...] = (1, 8, 8)) -> Parts:
     schedule = CosineSchedule(100)
     denoiser = Denoiser(Smooth(shape), schedule)
-    times = EvenTrajectory().times(schedule, sampler.num_steps)
-    return Parts(Pictures(), denoiser, BetaTilde(denoiser), sampler, times, {})
+    return Parts(Pictures(), denoiser, BetaTilde(denoiser), sampler, EvenTrajectory(), {})
 
 
 def table(path: Path, rows: int, columns: int) -> Tensor:

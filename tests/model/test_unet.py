@@ -176,6 +176,14 @@ def test_learned_times_are_told_apart(total: int):
         assert torch.equal(embedding((t * total * 1000 / total).to(dtype)), exact)
 
 
+def test_learned_times_are_continuous():
+    embedding = LearnedEmbedding(8)
+    rows = embedding(torch.tensor([41.0, 42.0]))
+    assert_close(embedding(torch.tensor([41.25]))[0], 0.75 * rows[0] + 0.25 * rows[1])
+    assert torch.isfinite(embedding(torch.tensor([-0.5, 0.0, 1000.0]))).all()
+    assert torch.equal(embedding(torch.tensor([1000.0]))[0], embedding.table.weight[1000])
+
+
 @pytest.mark.parametrize(
     ("shape", "mult"), [((3,), (1, 2)), ((3, 32), (1, 2)), ((3, 9, 8), (1, 2)), ((3, 8, 12), (1, 2, 2, 2))]
 )

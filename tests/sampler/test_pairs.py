@@ -1,5 +1,6 @@
 """Every sampler with every trajectory, schedule and variance that ``conf`` offers: finite samples, or a sentence."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from optcov.denoiser import Denoiser
 from optcov.model import MLP, SimpleHead
 from optcov.sampler import Sampler, sample
+from optcov.trajectory import Trajectory
 from optcov.variance.base import VarianceStrategy
 from optcov.variance.fixed import BetaTilde
 
@@ -25,7 +27,20 @@ def config(group: str, name: str):
     return OmegaConf.load(CONF / group / f"{name}.yaml")
 
 
-def draw(sampler: Sampler, strategy: VarianceStrategy, denoiser: Denoiser, trajectory) -> torch.Tensor:
+@cache
+def fitted(trajectory: str, schedule: str) -> Trajectory:
+    """A trajectory, fitted where it has something to fit to the network that all cases share."""
+    settings = config("trajectory", trajectory)
+    if "num_candidates" in settings:
+        settings.num_candidates = 12
+    made = instantiate(settings)
+    if made.num_images:
+        denoiser = tiny(instantiate(config("schedule", schedule), num_steps=100))
+        made.fit(denoiser, BetaTilde(denoiser), [torch.rand(8, 3) * 2 - 1])
+    return made
+
+
+def draw(sampler: Sampler, strategy: VarianceStrategy, denoiser: Denoiser, trajectory: Trajectory) -> torch.Tensor:
     times = trajectory.times(denoiser.schedule, sampler.num_steps)
     return sample(denoiser, strategy, sampler, times, 2, progress=False)
 
@@ -48,7 +63,7 @@ def test_every_sampler_on_every_trajectory_and_schedule(sampler: str, trajectory
         settings.order = min(settings.order, num_steps)
     denoiser = tiny(instantiate(config("schedule", schedule), num_steps=100))
     made = instantiate(settings)
-    x = draw(made, BetaTilde(denoiser), denoiser, instantiate(config("trajectory", trajectory)))
+    x = draw(made, BetaTilde(denoiser), denoiser, fitted(trajectory, schedule))
     assert x.shape == (2, 3)
     assert torch.isfinite(x).all()
 

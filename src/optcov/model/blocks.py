@@ -58,6 +58,8 @@ class SinusoidalEmbedding(nn.Module):
 class LearnedEmbedding(nn.Module):
     """A table of vectors, one per time the network can be fed (0..1000), as in Keras-DDPM; ``[B] -> [B, channels]``.
 
+    Times between, which solvers of the ODE ask for, get the straight line between their neighbours.
+
     Args:
         channels: length of a vector.
     """
@@ -67,7 +69,10 @@ class LearnedEmbedding(nn.Module):
         self.table = nn.Embedding(1001, channels)
 
     def forward(self, time: Tensor) -> Tensor:
-        return self.table(time.round().long())  # type: ignore[no-any-return]
+        nearest = time.round()
+        time = torch.where((time - nearest).abs() < 1e-3, nearest, time).clamp(0, 1000)  # an ulp is no step aside
+        lower = time.floor().clamp(max=999).long()
+        return torch.lerp(self.table(lower), self.table(lower + 1), (time - lower)[:, None].to(self.table.weight.dtype))
 
 
 class TimeMLP(nn.Sequential):

@@ -89,7 +89,11 @@ class NoiseSchedule(ABC):
         position = t.to(torch.float64) * self.num_steps
         lower = position.floor().clamp(0, self.num_steps - 1).long()
         weight = (position - lower).reshape(t.shape + (1,) * (table.ndim - 1))
-        return torch.lerp(table[lower], table[lower + 1], weight.to(table.dtype))
+        # table[n] with a 0-dimensional n would wait for n on the host
+        below, above = (
+            table.index_select(0, n.reshape(-1)).reshape(t.shape + table.shape[1:]) for n in (lower, lower + 1)
+        )
+        return torch.lerp(below, above, weight.to(table.dtype))
 
 
 class DiscreteSchedule(NoiseSchedule):

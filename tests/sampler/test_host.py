@@ -1,0 +1,70 @@
+"""Between the first network call and the last, nothing is read back to the host: on a GPU each would be a wait."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from optcov.denoiser import Denoiser
+from optcov.sampler import NoiseStream
+from optcov.schedule import LinearSchedule, VPSDESchedule
+from optcov.trajectory import LogSNRTrajectory
+from optcov.variance.analytic import Analytic
+from optcov.variance.fixed import BetaTilde
+
+SAMPLERS = sorted((Path(__file__).parents[2] / "conf" / "sampler").glob("*.yaml"))
+READS = {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.equal}
+
+
+class ReadBack(TorchDispatchMode):
+    """Remembers, once armed, every operation whose answer goes to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.armed, self.found = False, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
+        if self.armed and func.overloadpacket in READS:
+            self.found.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+class Arming(nn.Module):
+    data_shape, feature_channels = (3,), 3
+
+    def __init__(self, mode: ReadBack) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def forward(self, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        self.mode.armed = True
+        return x_t.tanh(), x_t
+
+
+def test_a_read_back_is_found():
+    with ReadBack() as mode:
+        mode.armed = True
+        float(torch.ones(()))
+    assert len(mode.found) == 1
+
+
+@pytest.mark.parametrize("path", SAMPLERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("schedule", [LinearSchedule(100), VPSDESchedule(100)], ids=["linear", "vp_sde"])
+def test_the_loop_reads_nothing_back(path: Path, schedule):
+    sampler = instantiate(OmegaConf.load(path), num_steps=8)
+    mode = ReadBack()
+    denoiser = Denoiser(Arming(mode), schedule)
+    strategy = BetaTilde(denoiser)
+    if sampler.uses_variance:
+        strategy = Analytic(denoiser, per_pixel=True)
+        strategy.calibrate(denoiser, [torch.rand(8, 3)])
+        mode.armed = False
+    times = LogSNRTrajectory().times(schedule, 8)
+    with mode:
+        sampler.sample(denoiser, strategy, times, NoiseStream(0, range(4), (3,)))
+    assert mode.found == []
