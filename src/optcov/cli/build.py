@@ -68,6 +68,7 @@ def build(cfg: DictConfig) -> Parts:
     with refusals("var"):
         torch.manual_seed(derive_seed(cfg.seed, 1))
         strategy = instantiate(cfg.var, denoiser=denoiser)
+    with refusals("sampler"):
         sampler.check(strategy)
     with refusals("optimizer"):
         instantiate(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])

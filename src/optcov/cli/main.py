@@ -45,7 +45,7 @@ def main(task: Task, script: str) -> None:
             getattr(tasks, task)(cfg)
         except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise  # ends the sweep
+                raise  # Hydra finishes the other jobs, and raises it again
             failed.append(error)  # past Hydra, which would add a line of its own
 
     try:

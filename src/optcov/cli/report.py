@@ -196,7 +196,8 @@ class SweepReport(Callback):
         from optcov.cli.dashboard import wandb_logger
 
         arguments = {key: settings[key] for key in ("project", "entity", "mode")}
-        run = wandb_logger(**arguments, group=folder.name, tags=["table"], save_dir=str(folder)).experiment
+        group = settings.get("group") or folder.name
+        run = wandb_logger(**arguments, group=group, tags=["table"], save_dir=str(folder.absolute())).experiment
         run.log({"table": wandb.Table(dataframe=pd.read_csv(folder / "table.csv"))})
         run.log({path.stem: wandb.Image(str(path)) for path in folder.glob("*.png")})
         wandb.finish()
