@@ -107,7 +107,7 @@ def _natural(path: Path) -> list[str | int]:
 
 
 def labels(runs: pd.DataFrame) -> pd.Series[str]:
-    """What tells each run from the others, apart from steps and seed: ``sn_dpm``, or ``var=sn_dpm, sampler=ddim``."""
+    """What tells each run from the others, apart from steps and seed: ``beta``, or ``var=beta, sampler=ddim``."""
     settings = runs.columns[1 : runs.columns.get_loc("nfe")].drop([*NOT_LABELS, "num_steps"], errors="ignore")
     telling = [key for key in settings if runs[key].nunique(dropna=False) > 1] or ["var"]
     if len(telling) == 1:

@@ -10,7 +10,7 @@ from optcov.variance.base import HeadFactory, VarianceStrategy
 
 
 class NPR(VarianceStrategy):
-    """``C = r g(x_t, t)``, where g regresses ``(eps - e)^2``; valid for an imperfect mean, too.
+    """``var=npr_dpm``: ``C = r g(x_t, t)``, where g regresses ``(eps - e)^2``; valid for an imperfect mean, too.
 
     Args:
         denoiser: the mean network, for its shapes.

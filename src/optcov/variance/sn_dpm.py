@@ -10,7 +10,7 @@ from optcov.variance.base import HeadFactory, VarianceStrategy
 
 
 class SN(VarianceStrategy):
-    """``C = r (h(x_t, t) - e^2)``, where h regresses ``eps^2``; optimal for an exact mean.
+    """``var=sn_dpm``: ``C = r (h(x_t, t) - e^2)``, where h regresses ``eps^2``; optimal for an exact mean.
 
     Args:
         denoiser: the mean network, for its shapes.
