@@ -88,7 +88,7 @@ def sample(cfg: DictConfig) -> Path:
     if cfg.format not in ("npz", "png"):
         raise ConfigError(f"format = {cfg.format} is unknown: give npz or png")
     parts, folder = _restore(cfg)
-    if cfg.mode is not None:
+    if cfg.get("mode") is not None:
         with refusals("mode"):
             instantiate(cfg.mode).draw(parts, folder, cfg.seed, make_trainer(cfg).strategy.root_device)
         return folder
