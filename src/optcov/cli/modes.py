@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
+from optcov.cli import report
 from optcov.cli.build import Parts
 from optcov.cli.report import write_atomically
 from optcov.data.pixels import to_uint8
@@ -28,12 +28,7 @@ def tile(images: Tensor) -> Image.Image:
     Args:
         images: ``[rows, columns, C, H, W]`` on [-1, 1] with 1 or 3 channels.
     """
-    lined = functional.pad(to_uint8(images), (0, 1, 0, 1), value=96)
-    rows, columns, channels, height, width = lined.shape
-    pixels = lined.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
-    picture = Image.fromarray((pixels[..., 0] if channels == 1 else pixels).contiguous().cpu().numpy())
-    scale = max(1, 64 // height)
-    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    return report.tile(to_uint8(images))
 
 
 class Mode(ABC):

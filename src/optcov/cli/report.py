@@ -50,15 +50,24 @@ def picture(images: Tensor, path: Path, count: int = 64, scale: int | None = Non
     images = images[:count]
     columns = max(1, int(len(images) ** 0.5))
     images = images[: len(images) // columns * columns]
-    if columns > 1:
-        images = functional.pad(images, (0, 1, 0, 1), value=96)  # a line between neighbours
-    _, channels, height, width = images.shape
-    grid = images.reshape(-1, columns, channels, height, width).permute(0, 3, 1, 4, 2)
-    grid = grid.reshape(-1, columns * width, channels)
-    pixels = grid[..., 0] if channels == 1 else grid
+    tile(images.reshape(-1, columns, *images.shape[1:]), scale, line=columns > 1).save(path)
+
+
+def tile(images: Tensor, scale: int | None = None, line: bool = True) -> Image.Image:
+    """A table of images as one picture, small ones enlarged.
+
+    Args:
+        images: uint8 ``[rows, columns, C, H, W]`` with 1 or 3 channels.
+        scale: enlargement; small images are enlarged where None.
+        line: draw one right of and below each image.
+    """
+    if line:
+        images = functional.pad(images, (0, 1, 0, 1), value=96)
+    rows, columns, channels, height, width = images.shape
+    pixels = images.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
+    picture = Image.fromarray((pixels[..., 0] if channels == 1 else pixels).contiguous().cpu().numpy())
     scale = scale or max(1, 64 // height)
-    picture = Image.fromarray(pixels.contiguous().numpy())
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
 def _scatter(vectors: Tensor, path: Path) -> None:

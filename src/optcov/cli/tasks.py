@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from optcov.cli import report
 from optcov.cli.build import Parts, build
 from optcov.cli.errors import ConfigError, refusals
-from optcov.cli.fit import fit_mean, fit_trajectory, fit_variance, make_trainer, plan
+from optcov.cli.fit import NETWORK, fit_mean, fit_trajectory, fit_variance, make_trainer, plan
 from optcov.cli.preflight import check
 from optcov.cli.run_folder import choices, claim, overrides, provenance
 from optcov.cli.score import Scores, score_model, score_samples, wants_samples
@@ -188,7 +188,7 @@ def _restore(cfg: DictConfig) -> tuple[Parts, Path]:
     run = Path(cfg.run)
     saved = OmegaConf.load(run / ".hydra" / "config.yaml")
     assert isinstance(saved, DictConfig)
-    for key in ("data", "model", "schedule", "parameterization", "time_offset"):
+    for key in ("data", *NETWORK):
         cfg[key] = saved[key]
     cfg.mean_ckpt = str(run / "checkpoints" / "mean.safetensors")
     cfg.var_ckpt = str(run / "checkpoints" / "variance.safetensors")
