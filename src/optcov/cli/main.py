@@ -55,7 +55,7 @@ def main(task: Task, script: str) -> None:
         if failed:
             raise failed[0]
     except KeyboardInterrupt as error:
-        sys.exit(f"stopped{f': {error}' if str(error) else ''}; the same command continues from the last checkpoint")
+        sys.exit(f"stopped: {str(error) or 'the same command continues from the last checkpoint'}")
     except Exception as error:
         sentence = None if wants_trace else _sentence(error)
         if sentence is None:
