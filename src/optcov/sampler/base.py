@@ -97,7 +97,6 @@ def batches(count: int, batch_size: int) -> list[range]:
     return [range(start, start + size) for start in range(0, count, size)]
 
 
-@torch.no_grad()
 def sample(
     denoiser: Denoiser,
     strategy: VarianceStrategy,
@@ -128,8 +127,9 @@ def sample(
     parts = batches(count, batch_size)
     denoiser.to(device).eval()
     strategy.to(device).eval()
-    images = torch.empty(count, *denoiser.data_shape)
-    with ImageBar(denoiser, sampler.network_calls(times), count, disable=not progress) as bar:
+    images = torch.empty(count, *denoiser.data_shape)  # out here, so that gradients may be taken with respect to them
+    bar = ImageBar(denoiser, sampler.network_calls(times), count, disable=not progress)
+    with bar, torch.inference_mode():
         for indices in parts:
             bar.begin(len(indices))
             noise = NoiseStream(seed, indices, denoiser.data_shape, device)
