@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from command_line import CLI, contents, files, results
 from torch import Tensor
 
 from optcov.metric import FrechetPixelDistance
+from optcov.model import UNet
 from optcov.training import DrawnSamples, SamplingStage
 
 COUNT = ["num_samples=14", "sample_batch_size=3"]  # five batches, the last of them beyond the end
@@ -162,6 +164,47 @@ def test_a_metric_that_fails_does_not_cost_the_samples(
     assert results(again)["metrics"] == results(whole)["metrics"]
     assert results(again)["throughput_images_per_s"] > 0
     assert not (again / ".parts").exists()
+
+
+def test_an_unfinished_run_may_change_what_its_samples_do_not_depend_on(
+    run: CLI, interrupt: Callable[[int], None], count_calls: Callable[..., list[Any]]
+):
+    """The number of samples, their batches and the metrics, as after too little memory; nothing else."""
+    interrupt(3)
+    with pytest.raises(SystemExit):
+        run("var=beta", *COUNT)
+    before = contents(run.folder)
+    assert "another config" in run.refused("var=beta", *COUNT, "sampler.num_steps=2")
+    assert contents(run.folder) == before
+    steps = count_calls(SamplingStage, "predict_step")
+    changed = ["num_samples=11", "sample_batch_size=1", "metric=[fd_pixel,nll]", "metric.nll.num_images=4"]
+    folder = run("var=beta", *changed)
+    assert drawn(steps) == [(9, 10), (10, 11)]
+    assert sorted(results(folder)["metrics"]) == ["fd_pixel_11", "nll_test_4"]
+    assert "num_samples=11" in (folder / ".hydra" / "overrides.yaml").read_text()
+    assert "another config" in run.refused("var=beta", "num_samples=12")  # it has ended
+
+
+def test_one_sample_is_a_picture_but_no_score(run: CLI, untouched: Path):
+    assert arrays(run(f"run={untouched}", "num_samples=1", task="sample", tiny=False)).shape == (1, 8, 8, 1)
+    sentence = run.refused(f"run={untouched}", "num_samples=1", task="evaluate", tiny=False)
+    assert sentence == "num_samples = 1 has no covariance to score: give at least 2"
+
+
+@pytest.mark.parametrize("task", ["sample", "evaluate"])
+def test_precision_is_that_of_the_trainer(run: CLI, untouched: Path, monkeypatch: pytest.MonkeyPatch, task: str):
+    forward, seen = UNet.forward, []
+
+    def watched(network: UNet, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        output, features = forward(network, x_t, time)
+        seen.append((x_t.dtype, output.dtype))
+        return output, features
+
+    monkeypatch.setattr(UNet, "forward", watched)
+    for precision, inside in (("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)):
+        run(f"run={untouched}", f"trainer.precision={precision}", f"hydra.run.dir={precision}", task=task, tiny=False)
+        assert set(seen) == {(torch.float32, inside)}
+        seen.clear()
 
 
 def test_no_more_than_two_batches_are_in_memory(run: CLI, untouched: Path, monkeypatch: pytest.MonkeyPatch):

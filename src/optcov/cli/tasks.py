@@ -40,6 +40,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     started = time.monotonic()
     config = check(cfg)
     parts = build(cfg)
+    _check_count(cfg, parts)
     make_trainer(cfg)  # refuses what this machine can not do
     fits = plan(cfg, config, parts)
     folder = Path(cfg.output_dir)
@@ -114,11 +115,17 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     parts, folder = _restore(cfg)
+    _check_count(cfg, parts)
     results = _evaluate(cfg, parts, folder)
     if first_process():
         results["wall_time_s"]["total"] = time.monotonic() - started
         _finish(results, folder, [], 0)
     return results
+
+
+def _check_count(cfg: DictConfig, parts: Parts) -> None:
+    if wants_samples(parts) and cfg.num_samples < 2:
+        raise ConfigError(f"num_samples = {cfg.num_samples} has no covariance to score: give at least 2")
 
 
 def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
