@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import weakref
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 from command_line import CLI, contents, files, results
 from torch import Tensor
 
+from optcov.cli.draw import write_npz
 from optcov.metric import FrechetPixelDistance
 from optcov.model import UNet
 from optcov.training import DrawnSamples, SamplingStage
@@ -244,3 +246,18 @@ def test_finished_samples_are_not_drawn_over(run: CLI, untouched: Path):
         sentence = run.refused(*arguments, task="sample", tiny=False)
         assert sentence == f"output_dir = {run.folder / format_} holds finished samples: choose another hydra.run.dir"
         assert contents(run.folder / format_) == before
+
+
+def test_a_disk_that_is_full_when_the_file_is_written(tmp_path: Path):
+    """A real write that fails half way: nothing is left, and the error names the file."""
+    chunks = torch.randint(0, 256, (10, 50, 1, 8, 8), dtype=torch.uint8)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match=r"samples\.npz"):
+            write_npz(chunks, 500, (1, 8, 8), tmp_path / "samples.npz")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert list(tmp_path.iterdir()) == []
+    write_npz(chunks, 500, (1, 8, 8), tmp_path / "samples.npz")
+    assert (arrays(tmp_path) == chunks.flatten(0, 1).movedim(1, -1).numpy()).all()
