@@ -87,9 +87,9 @@ def plan(cfg: DictConfig, config: dict[str, Any], parts: Parts) -> Plan:
         given["mean"] = Checkpoint.load(Path(cfg.mean_ckpt), "mean", "mean_ckpt")
         for key in NETWORK:
             if given["mean"].identity.get(key) != mean[key]:
-                difference = _difference(key, given["mean"].identity.get(key), mean[key])
+                other = difference(key, given["mean"].identity.get(key), mean[key])
                 raise CheckpointError(
-                    f"mean_ckpt = {cfg.mean_ckpt} was trained with {difference}: "
+                    f"mean_ckpt = {cfg.mean_ckpt} was trained with {other}: "
                     f"give the {key} it was trained with, or leave mean_ckpt out to train anew"
                 )
         mean = given["mean"].identity
@@ -236,7 +236,7 @@ def run_stage(
     try:
         trainer.fit(stage, datamodule=parts.data, ckpt_path=_resumable(entry.resume_folder), weights_only=True)
     except SystemExit:  # how Lightning ends on Ctrl+C
-        raise KeyboardInterrupt(description) from None
+        raise KeyboardInterrupt(f"{description}; the same command continues from the last checkpoint") from None
 
 
 def _resumable(folder: Path) -> Path | None:
@@ -265,10 +265,10 @@ def _load_into(module: nn.Module, checkpoint: Checkpoint, name: str) -> Checkpoi
     return checkpoint
 
 
-def _difference(key: str, theirs: Any, ours: Any) -> str:
+def difference(key: str, theirs: Any, ours: Any) -> str:
     """The first setting in which two configs differ, in words."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for name in sorted(theirs.keys() | ours.keys()):  # _target_ comes first
             if theirs.get(name) != ours.get(name):
-                return _difference(f"{key}.{name}", theirs.get(name), ours.get(name))
+                return difference(f"{key}.{name}", theirs.get(name), ours.get(name))
     return f"{key} = {theirs}, not {ours}"
