@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from optcov.cli import report
 from optcov.cli.build import Parts, build
+from optcov.cli.dashboard import Dashboard
 from optcov.cli.errors import ConfigError, refusals
 from optcov.cli.fit import NETWORK, fit_mean, fit_trajectory, fit_variance, make_trainer, plan
 from optcov.cli.preflight import check
@@ -212,12 +213,9 @@ def _finish(results: dict[str, Any], folder: Path, loggers: list[Logger], step: 
     report.write_atomically(folder / "results.json", json.dumps(results, indent=2) + "\n")
     row = {"num_steps": results["num_steps"], "nfe": results["nfe"], **results["metrics"]}
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            if (folder / "samples.png").is_file():
-                logger.log_image("samples", [str(folder / "samples.png")])
-            columns = ["var", "sampler", "trajectory", *row]
-            logger.log_table("results", columns, [[results.get(column, row.get(column)) for column in columns]])
         logger.log_metrics(row, step)
+        if isinstance(logger, Dashboard):
+            logger.log_run(results, folder)
     report.show_run(results)
 
 
@@ -235,12 +233,8 @@ def _loggers(cfg: DictConfig, config: dict[str, Any]) -> list[Logger]:
 def _close(loggers: list[Logger], failed: bool = False) -> None:
     for logger in loggers:
         logger.finalize("failed" if failed else "success")
-    if any(isinstance(logger, WandbLogger) for logger in loggers):
-        import wandb
-
-        if wandb.run is not None and not wandb.run.offline:
-            log.info("W&B: %s", wandb.run.url)
-        wandb.finish(exit_code=int(failed))
+        if isinstance(logger, Dashboard):
+            logger.close(failed)
 
 
 def _quiet() -> None:
