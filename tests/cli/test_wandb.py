@@ -1,6 +1,7 @@
 """Weights & Biases without its server: what an offline run's file holds, and when a run is offline."""
 
 import builtins
+import csv
 import http.server
 import json
 import os
@@ -142,7 +143,8 @@ def curves(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
 
 def test_an_offline_run_holds_config_scores_pictures_and_charts(run: CLI, curves: dict[str, list[float]]):
     """Of a user who is not logged in, without a network and without a question."""
-    folder = run("var=sn_dpm", "logger=wandb", "logger.wandb.tags=[mine]")
+    tracking = ["callbacks=tracking", "callbacks.tracking.every_n_steps=1", "callbacks.tracking.num_samples=5"]
+    folder = run("var=sn_dpm", "logger=wandb", "logger.wandb.tags=[mine]", *tracking)
     found = read(folder)
     assert found.exit_code == 0  # finished, not cut off
     assert found.project == "optcov"
@@ -174,6 +176,15 @@ def test_an_offline_run_holds_config_scores_pictures_and_charts(run: CLI, curves
     assert logged(found.history, "fd_pixel_8") == [score]
     assert found.summary["fd_pixel_8"] == score
     assert len(logged(found.history, "mean/loss")) == len(logged(found.history, "variance/loss")) == 2
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    for stage in ("mean", "variance"):
+        name = f"track/{stage}/fd_pixel_5"
+        tracked = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+        assert [(row["trainer/global_step"], row[name]) for row in found.history if name in row] == tracked
+        assert [step for step, _ in tracked] == [1, 2]
+        assert found.summary[name] == {"min": min(value for _, value in tracked), "last": tracked[-1][1]}
+        assert len(logged(found.history, f"track/{stage}/samples")) == 2
+
     media = next(folder.glob("wandb/offline-run-*/files/media"))
     (samples,) = logged(found.history, "samples")
     assert samples["_type"] == "image-file"
@@ -341,7 +352,7 @@ def test_no_failure_of_wandb_costs_a_run_anything(run: CLI, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         patch.setattr(wandb.Run, "log", gone)
         patch.setattr(wandb.Run, "finish", gone)
-        folder = run("var=beta", "logger=wandb")
+        folder = run("var=beta", "logger=wandb", "callbacks=tracking")
     assert results(folder)["metrics"]["fd_pixel_8"] > 0
     assert (folder / "train.log").read_text().count("W&B fails (ConnectionResetError: Connection lost)") == 1
     assert "WANDB_DATA_DIR" not in os.environ

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from optcov.cli.errors import refusals
+from optcov.cli.tracking import Tracking
 from optcov.data import DataModule
 from optcov.denoiser import Denoiser
 from optcov.metric import Metric, ModelMetric
@@ -72,7 +73,9 @@ def build(cfg: DictConfig) -> Parts:
         sampler.check(strategy)
     with refusals("optimizer"):
         instantiate(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+    parts = Parts(data, denoiser, strategy, sampler, trajectory, metrics)
     with refusals("callbacks"):
-        for callback in cfg.callbacks.values():
-            instantiate(callback)
-    return Parts(data, denoiser, strategy, sampler, trajectory, metrics)
+        for callback in map(instantiate, cfg.callbacks.values()):
+            if isinstance(callback, Tracking):
+                callback.check(parts)
+    return parts

@@ -22,6 +22,7 @@ from torch import nn
 from optcov.cli.build import Parts
 from optcov.cli.dashboard import sweep_folder
 from optcov.cli.errors import ConfigError, refusals
+from optcov.cli.tracking import Tracking
 from optcov.seeds import derive_seed
 from optcov.training import (
     Checkpoint,
@@ -221,6 +222,8 @@ def _find_or_fit(
                 shutil.rmtree(entry.resume_folder, ignore_errors=True)
             return checkpoint
     log.info("%s: found %s", kind, entry.path)
+    if "tracking" in cfg.callbacks:
+        log.info("%s: fitted before, so that there is nothing to track; another cache_dir fits it again", kind)
     return _load_into(module, checkpoint, f"cache_dir = {cfg.cache_dir}")
 
 
@@ -232,6 +235,9 @@ def run_stage(
         entry.resume_folder, "resume", every_n_train_steps=cfg.checkpoint_every, enable_version_counter=False
     )
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
+    for callback in callbacks:
+        if isinstance(callback, Tracking):
+            callback.attach(cfg, parts, entry.identity)
     trainer = make_trainer(cfg, logger=loggers, callbacks=[*callbacks, StageProgressBar(description), keep])
     try:
         trainer.fit(stage, datamodule=parts.data, ckpt_path=_resumable(entry.resume_folder), weights_only=True)

@@ -14,6 +14,7 @@ from optcov.data.pixels import to_uint8
 from optcov.denoiser import Denoiser
 from optcov.sampler import NoiseStream, Sampler
 from optcov.seeds import derive_seed
+from optcov.training.store import Kind
 from optcov.variance.base import VarianceStrategy
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -30,7 +31,7 @@ class Stage(LightningModule):
         seed: of times and noise.
     """
 
-    name: str
+    name: Kind
 
     def __init__(self, optimizer: OptimizerFactory, warmup_steps: int = 0, seed: int = 0) -> None:
         super().__init__()
@@ -63,7 +64,7 @@ class Stage(LightningModule):
 class MeanStage(Stage):
     """Stage 1: the mean network learns the noise."""
 
-    name = "mean"
+    name: Kind = "mean"
 
     def __init__(self, denoiser: Denoiser, optimizer: OptimizerFactory, warmup_steps: int = 0, seed: int = 0) -> None:
         super().__init__(optimizer, warmup_steps, seed)
@@ -76,7 +77,7 @@ class MeanStage(Stage):
 class VarianceStage(Stage):
     """Stage 2: a strategy learns on the frozen mean network, which stays in eval mode."""
 
-    name = "variance"
+    name: Kind = "variance"
 
     def __init__(
         self,
