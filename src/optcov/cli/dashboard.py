@@ -19,12 +19,11 @@ from urllib.parse import urlparse
 
 import pandas as pd
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 
 from optcov.cli.report import collect, labels, metric_names
-from optcov.cli.run_folder import choices
+from optcov.cli.run_folder import choices, sweep_folder
 
 log = logging.getLogger(__name__)
 
@@ -201,13 +200,6 @@ def log_sweep(folder: Path, settings: DictConfig) -> None:
     )
     dashboard.log_sweep(folder)
     dashboard.close()
-
-
-def sweep_folder() -> Path | None:
-    """The folder of the multirun this process belongs to, or None outside of one."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return None
-    return Path(HydraConfig.get().sweep.dir)
 
 
 def _start(mode: str, **arguments: Any) -> Any:

@@ -20,8 +20,8 @@ from omegaconf import DictConfig
 from torch import nn
 
 from optcov.cli.build import Parts
-from optcov.cli.dashboard import sweep_folder
 from optcov.cli.errors import ConfigError, refusals
+from optcov.cli.run_folder import sweep_folder
 from optcov.cli.tracking import Tracking
 from optcov.seeds import derive_seed
 from optcov.training import (

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from optcov.cli.errors import ConfigError
@@ -47,6 +48,13 @@ def claim(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
 def _same(one: Any, other: Any) -> bool:
     """Whether two configs are of one run, wherever its folder is."""
     return {**one, "output_dir": None, "logger": None} == {**other, "output_dir": None, "logger": None}
+
+
+def sweep_folder() -> Path | None:
+    """The folder of the multirun this process belongs to, or None outside of one."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return Path(HydraConfig.get().sweep.dir)
 
 
 def choices() -> dict[str, str]:
