@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from command_line import CLI, composed, files, results, weights
+from hydra.utils import instantiate
 from PIL import Image
 
 from optcov.cli import fit
 from optcov.cli.build import build
+from optcov.cli.tracking import Tracking
 from optcov.data.pixels import to_uint8
 from optcov.metric import FrechetPixelDistance
 from optcov.sampler import DDIMSampler, sample
@@ -133,6 +135,25 @@ def test_an_interrupted_run_tracks_on(run: CLI, whole: Path, monkeypatch: pytest
     assert found == {step: expected[step] for step in found}
     assert 5 in found
     assert 2 not in found  # scored before the interruption
+
+
+def test_a_best_of_another_score_is_forgotten():
+    """As where the job of a sweep goes on with what one of other steps has left; the weights have nothing of them."""
+
+    def tracking(*arguments: str) -> Tracking:
+        cfg = composed(*TRACKED, *arguments)
+        callback: Tracking = instantiate(cfg.callbacks.tracking)
+        callback.attach(cfg, build(cfg), {})
+        return callback
+
+    callback = tracking()
+    state = {"score": 1.0, "step": 2, "weights": {}, "scored": callback._scored}
+    callback.load_state_dict(state)
+    assert callback.state_dict() == state
+    for setting in ("sampler.num_steps=2", "callbacks.tracking.num_samples=6", "callbacks.tracking.mean_steps=3"):
+        other = tracking(setting)
+        other.load_state_dict(state)
+        assert other.state_dict() == {}
 
 
 @pytest.mark.parametrize("best", [2, 5])

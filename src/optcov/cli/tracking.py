@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from optcov.cli import report
@@ -80,16 +80,19 @@ class Tracking(Callback):
             )
 
     def attach(self, cfg: DictConfig, parts: Parts, identity: Identity) -> None:
-        """Say which run this is, and what determines the weights that are trained."""
+        """Say which run this is, and what determines the weights it trains."""
         self.parts, self.identity = parts, identity
         self.seed, self.batch_size = derive_seed(cfg.seed, 6), cfg.sample_batch_size
         self.folder = Path(cfg.output_dir)
+        scored = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("metric", "sampler", "trajectory")}
+        self._scored = scored | {"num_samples": self.num_samples, "mean_steps": self.mean_steps}
 
     def state_dict(self) -> dict[str, Any]:
         return self._best
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._best = state_dict
+        if state_dict["scored"] == self._scored:  # another score would not compare
+            self._best = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
@@ -151,7 +154,7 @@ class Tracking(Callback):
                 logger.log_image(f"track/{stage.name}/samples", [str(picture)], self._step)
         if better:
             weights = {name: value.detach().cpu().clone() for name, value in _fitted(stage).state_dict().items()}
-            self._best = {"score": score, "step": self._step, "weights": weights}
+            self._best = {"score": score, "step": self._step, "weights": weights, "scored": self._scored}
             self._save_best(trainer, stage)
 
     def _save_best(self, trainer: Trainer, stage: LightningModule) -> None:
