@@ -130,11 +130,11 @@ def logged(history: list[dict[str, Any]], key: str) -> list[Any]:
 @pytest.fixture
 def curves(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
     """The variance over t that every run leaves in its folder."""
-    curve = {"t": [0.25, 0.5, 1.0], "mean": [0.1, 0.4, 0.9]}
+    curve = {"t": [0.25, 0.5, 1.0], "mean": [0.1, 0.4, 0.9], "upper": [0.2, 1.0, 1.0]}
     evaluate = tasks._evaluate
 
     def evaluated(cfg: Any, parts: Any, folder: Path) -> Any:
-        pd.DataFrame(curve | {"text": "abc"}).to_csv(folder / "variance.csv", index=False)
+        pd.DataFrame(curve | {"s": 0.1}).to_csv(folder / "variance.csv", index=False)
         return evaluate(cfg, parts, folder)
 
     monkeypatch.setattr(tasks, "_evaluate", evaluated)
@@ -193,7 +193,9 @@ def test_an_offline_run_holds_config_scores_pictures_and_charts(run: CLI, curves
     assert (row["var"], row["num_steps"], row["fd_pixel_8"]) == ("sn_dpm", 3, score)
     assert row["samples"]["_type"] == "image-file"
     assert found.files[row["samples"]["path"]].read_bytes() == (folder / "samples.png").read_bytes()
-    assert found.lines("variance") == {"mean": dict(zip(curves["t"], curves["mean"], strict=True))}
+    assert found.lines("variance") == {
+        name: dict(zip(curves["t"], curves[name], strict=True)) for name in ("mean", "upper")
+    }
     assert all(path.is_relative_to(folder) for path in found.files.values())  # until they are sent
 
 

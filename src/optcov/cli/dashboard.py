@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 TAGS = ("var", "sampler", "data", "schedule")  # the groups whose choices a run is tagged with
+CURVES = ["mean", "q05", "q95", "upper"]  # of variance.csv: C over pixels and images, and its bound
 STEP = "trainer/global_step"  # Lightning's name for the number of optimizer steps
 OFFLINE = "logging offline, send it later with `wandb sync`"
 UPLOAD_LIMIT = 120.0  # seconds at the end of a run; W&B would wait longer for a server that is gone
@@ -82,7 +83,7 @@ class Dashboard(WandbLogger):
                 row["samples"] = wandb.Image(str(folder / "samples.png"))
             charts["results"] = wandb.Table(columns=list(row), data=[list(row.values())])
             if (folder / "variance.csv").is_file():
-                curve = pd.read_csv(folder / "variance.csv").set_index("t").select_dtypes("number")
+                curve = pd.read_csv(folder / "variance.csv").set_index("t").filter(CURVES)
                 charts["variance"] = _lines({str(name): values for name, values in curve.items()}, "variance", "t")
             self.experiment.log(charts)
 

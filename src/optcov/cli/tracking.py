@@ -22,7 +22,7 @@ from optcov.data.pixels import to_uint8
 from optcov.metric import Metric, with_count
 from optcov.sampler import DDIMSampler, NoiseStream, Sampler
 from optcov.seeds import derive_seed
-from optcov.training import EMA, Checkpoint, Stage, VarianceStage
+from optcov.training import EMA, Checkpoint, MeanStage, Stage, VarianceStage
 from optcov.training.store import Identity
 from optcov.trajectory import EvenTrajectory
 from optcov.variance.base import VarianceStrategy
@@ -102,17 +102,18 @@ class Tracking(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if not isinstance(pl_module, (MeanStage, VarianceStage)):
+            return
         if trainer.global_step == self._step:  # gradients are being accumulated
             return
         self._step = trainer.global_step
         if self._step % self.every_n_steps and self._step != trainer.max_steps:
             return
-        assert isinstance(pl_module, Stage)
         started = time.monotonic()
         with _averaged(trainer, pl_module), _evaluating(pl_module):
             images = self._draw(trainer, pl_module)
             if trainer.is_global_zero:
-                self._score(trainer, pl_module, images, started)
+                self._log(trainer, pl_module, images, started)
 
     def _draw(self, trainer: Trainer, stage: Stage) -> Tensor:
         """uint8 ``[num_samples, *data_shape]`` on the CPU; the processes share the work."""
@@ -135,12 +136,16 @@ class Tracking(Callback):
         assert isinstance(images, Tensor)
         return images.reshape(-1, *stage.denoiser.data_shape)[: self.num_samples].cpu()
 
-    def _score(self, trainer: Trainer, stage: Stage, images: Tensor, started: float) -> None:
+    def _scores(self, images: Tensor) -> dict[str, float]:
         scores, reference = {}, self.parts.data.reference()
         for metric in copy.deepcopy(_of_samples(self.parts)):  # a metric adds up all it is given
             metric.update(reference, real=True)
             metric.update(images, real=False)
             scores[with_count(metric.name, len(images))] = metric.compute()
+        return scores
+
+    def _log(self, trainer: Trainer, stage: Stage, images: Tensor, started: float) -> None:
+        scores = self._scores(images)
         decisive, score = next(iter(scores.items()))
         better = not self._best or score < self._best["score"]
         said = f"{decisive} = {score:.4g}{', the best so far' if better else ''}"
