@@ -187,6 +187,11 @@ def test_of_what_is_found_in_the_cache_there_is_nothing_to_track(run: CLI):
     assert list(tracked(folder)) == ["variance/fd_pixel_7"]
 
 
+def test_a_tracked_run_can_be_evaluated_without_samples(run: CLI, whole: Path):
+    folder = run(f"run={whole}", "metric=nll", "metric.nll.num_images=2", task="evaluate", tiny=False)
+    assert list(results(folder)["metrics"]) == ["nll_test_2"]
+
+
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [(["callbacks.tracking.every_n_steps=0"], "callbacks.tracking.every_n_steps = 0"),

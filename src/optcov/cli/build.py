@@ -11,7 +11,6 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from optcov.cli.errors import refusals
-from optcov.cli.tracking import Tracking
 from optcov.data import DataModule
 from optcov.denoiser import Denoiser
 from optcov.metric import Metric, ModelMetric
@@ -73,9 +72,7 @@ def build(cfg: DictConfig) -> Parts:
         sampler.check(strategy)
     with refusals("optimizer"):
         instantiate(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
-    parts = Parts(data, denoiser, strategy, sampler, trajectory, metrics)
     with refusals("callbacks"):
-        for callback in map(instantiate, cfg.callbacks.values()):
-            if isinstance(callback, Tracking):
-                callback.check(parts)
-    return parts
+        for callback in cfg.callbacks.values():
+            instantiate(callback)
+    return Parts(data, denoiser, strategy, sampler, trajectory, metrics)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from omegaconf import DictConfig
@@ -207,6 +207,20 @@ def make_trainer(cfg: DictConfig, **arguments: Any) -> Trainer:
     return trainer
 
 
+def make_callbacks(cfg: DictConfig, parts: Parts) -> list[Callback]:
+    """Lightning callbacks of the config, for one stage.
+
+    Raises:
+        ConfigError: if a run of these parts can not be tracked.
+    """
+    with refusals("callbacks"):
+        callbacks: list[Callback] = [instantiate(callback) for callback in cfg.callbacks.values()]
+        for callback in callbacks:
+            if isinstance(callback, Tracking):
+                callback.check(parts)
+    return callbacks
+
+
 def _find_or_fit(
     cfg: DictConfig, kind: Kind, identity: Identity, module: nn.Module, fit: Callable[[Entry], None]
 ) -> Checkpoint:
@@ -234,7 +248,7 @@ def run_stage(
     keep = ModelCheckpoint(
         entry.resume_folder, "resume", every_n_train_steps=cfg.checkpoint_every, enable_version_counter=False
     )
-    callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
+    callbacks = make_callbacks(cfg, parts)
     for callback in callbacks:
         if isinstance(callback, Tracking):
             callback.attach(cfg, parts, entry.identity)

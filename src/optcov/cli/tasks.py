@@ -22,7 +22,7 @@ from optcov.cli import report
 from optcov.cli.build import Parts, build
 from optcov.cli.dashboard import Dashboard
 from optcov.cli.errors import ConfigError, refusals
-from optcov.cli.fit import NETWORK, fit_mean, fit_trajectory, fit_variance, make_trainer, plan
+from optcov.cli.fit import NETWORK, fit_mean, fit_trajectory, fit_variance, make_callbacks, make_trainer, plan
 from optcov.cli.preflight import check
 from optcov.cli.run_folder import choices, claim, overrides, provenance
 from optcov.cli.score import Scores, score_model, score_samples, wants_samples
@@ -47,6 +47,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     config = check(cfg)
     parts = build(cfg)
     make_trainer(cfg)  # refuses what this machine can not do
+    make_callbacks(cfg, parts)
     fits = plan(cfg, config, parts)
     folder = Path(cfg.output_dir)
     done = claim(folder, config) if first_process() else None
