@@ -126,7 +126,7 @@ class Dashboard(WandbLogger):
             with suppress(Exception):
                 wandb.teardown()
         if self._moved:
-            del os.environ["WANDB_DATA_DIR"]
+            os.environ.pop("WANDB_DATA_DIR", None)
 
     @contextmanager
     def _spared(self) -> Iterator[None]:

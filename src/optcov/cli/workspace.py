@@ -86,8 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit("error: the workspace is built, but W&B keeps it on its server: log in with `wandb login` first")
     if not dashboard.reachable():
         sys.exit(f"error: the workspace is built, but {dashboard.server()} does not answer, which is to keep it")
-    workspace.save()
-    print(workspace.url)
+    workspace.save()  # says where it is
 
 
 if __name__ == "__main__":
