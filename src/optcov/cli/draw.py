@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from optcov.cli import report
 from optcov.cli.build import Parts
-from optcov.cli.dashboard import sweep_folder
 from optcov.cli.errors import ConfigError
 from optcov.cli.fit import NOT_IDENTITY, difference, make_trainer
+from optcov.cli.run_folder import sweep_folder
 from optcov.files import whole
 from optcov.training import DrawnSamples, SamplingProgressBar, SamplingStage
 from optcov.training.store import digest_of, first_process

@@ -193,17 +193,6 @@ class SweepReport(Callback):
         report(folder)
         settings = config.get("logger", {}).get("wandb")
         if settings is not None and (folder / "table.csv").is_file():
-            self._log_to_wandb(folder, settings)
+            from optcov.cli.dashboard import log_sweep  # which reads what is collected here
 
-    @staticmethod
-    def _log_to_wandb(folder: Path, settings: DictConfig) -> None:
-        import wandb
-
-        from optcov.cli.dashboard import wandb_logger
-
-        arguments = {key: settings[key] for key in ("project", "entity", "mode")}
-        group = settings.get("group") or folder.name
-        run = wandb_logger(**arguments, group=group, tags=["table"], save_dir=str(folder.absolute())).experiment
-        run.log({"table": wandb.Table(dataframe=pd.read_csv(folder / "table.csv"))})
-        run.log({path.stem: wandb.Image(str(path)) for path in folder.glob("*.png")})
-        wandb.finish()
+            log_sweep(folder, settings)

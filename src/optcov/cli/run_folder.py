@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from optcov.cli.errors import ConfigError
@@ -59,6 +60,13 @@ def _without(keys: tuple[str, ...], config: DictConfig | ListConfig) -> dict[str
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items() if key not in keys}
+
+
+def sweep_folder() -> Path | None:
+    """The folder of the multirun this process belongs to, or None outside of one."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return Path(HydraConfig.get().sweep.dir)
 
 
 def choices() -> dict[str, str]:

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import DictConfig, OmegaConf
 
 from optcov.cli import report
 from optcov.cli.build import Parts, build
+from optcov.cli.dashboard import Dashboard
 from optcov.cli.draw import draw, forget, preview, write_npz, write_pngs
 from optcov.cli.errors import ConfigError, refusals
-from optcov.cli.fit import NETWORK, fit_mean, fit_trajectory, fit_variance, make_trainer, plan
+from optcov.cli.fit import NETWORK, fit_mean, fit_trajectory, fit_variance, make_callbacks, make_trainer, plan
 from optcov.cli.preflight import check
 from optcov.cli.run_folder import choices, claim, overrides, provenance
 from optcov.cli.score import Scores, score_model, score_samples, wants_samples
@@ -42,6 +43,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     parts = build(cfg)
     _check_count(cfg, parts)
     make_trainer(cfg)  # refuses what this machine can not do
+    make_callbacks(cfg, parts)
     fits = plan(cfg, config, parts)
     folder = Path(cfg.output_dir)
     done = claim(folder, config) if first_process() else None
@@ -193,12 +195,9 @@ def _finish(results: dict[str, Any], folder: Path, loggers: list[Logger], step: 
     forget(folder)
     row = {"num_steps": results["num_steps"], "nfe": results["nfe"], **results["metrics"]}
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            if (folder / "samples.png").is_file():
-                logger.log_image("samples", [str(folder / "samples.png")])
-            columns = ["var", "sampler", "trajectory", *row]
-            logger.log_table("results", columns, [[results.get(column, row.get(column)) for column in columns]])
         logger.log_metrics(row, step)
+        if isinstance(logger, Dashboard):
+            logger.log_run(results, folder)
     report.show_run(results)
 
 
@@ -216,12 +215,8 @@ def _loggers(cfg: DictConfig, config: dict[str, Any]) -> list[Logger]:
 def _close(loggers: list[Logger], failed: bool = False) -> None:
     for logger in loggers:
         logger.finalize("failed" if failed else "success")
-    if any(isinstance(logger, WandbLogger) for logger in loggers):
-        import wandb
-
-        if wandb.run is not None and not wandb.run.offline:
-            log.info("W&B: %s", wandb.run.url)
-        wandb.finish(exit_code=int(failed))
+        if isinstance(logger, Dashboard):
+            logger.close(failed)
 
 
 def _quiet() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -65,6 +67,16 @@ class EMA(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._resumed = checkpoint["raw_weights"]
+
+    @contextmanager
+    def averaged(self, module: LightningModule) -> Iterator[None]:
+        """During training, the averaged weights in the module; afterwards the raw ones again, bit by bit."""
+        raw = {name: p.detach().clone() for name, p in self._trained(module).items()}
+        self._load(module, self._average)
+        try:
+            yield
+        finally:
+            self._load(module, raw)
 
     @torch.no_grad()
     def _load(self, module: LightningModule, weights: dict[str, Tensor]) -> None:

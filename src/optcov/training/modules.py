@@ -16,6 +16,7 @@ from optcov.denoiser import Denoiser
 from optcov.sampler import NoiseStream, Sampler
 from optcov.seeds import derive_seed
 from optcov.training.drawn import DrawnSamples
+from optcov.training.store import Kind
 from optcov.variance.base import VarianceStrategy
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -32,7 +33,7 @@ class Stage(LightningModule):
         seed: of times and noise.
     """
 
-    name: str
+    name: Kind
 
     def __init__(self, optimizer: OptimizerFactory, warmup_steps: int = 0, seed: int = 0) -> None:
         super().__init__()
@@ -65,7 +66,7 @@ class Stage(LightningModule):
 class MeanStage(Stage):
     """Stage 1: the mean network learns the noise."""
 
-    name = "mean"
+    name: Kind = "mean"
 
     def __init__(self, denoiser: Denoiser, optimizer: OptimizerFactory, warmup_steps: int = 0, seed: int = 0) -> None:
         super().__init__(optimizer, warmup_steps, seed)
@@ -78,7 +79,7 @@ class MeanStage(Stage):
 class VarianceStage(Stage):
     """Stage 2: a strategy learns on the frozen mean network, which stays in eval mode."""
 
-    name = "variance"
+    name: Kind = "variance"
 
     def __init__(
         self,
