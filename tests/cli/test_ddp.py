@@ -28,7 +28,8 @@ def test_two_processes_train_fit_and_draw_as_one_draws(run: CLI):
 
     two = run.folder / "two"
     assert files(two) == {
-        "results.json", "metrics.csv", "samples.png", ".hydra/config.yaml", ".hydra/overrides.yaml",
+        "results.json", "metrics.csv", "samples.png", "variance.csv", "variance.png",
+        ".hydra/config.yaml", ".hydra/overrides.yaml",
         "checkpoints/mean.safetensors", "checkpoints/variance.safetensors",
     }  # fmt: skip
     assert len(list(run.folder.rglob("results.json"))) == 1

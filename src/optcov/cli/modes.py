@@ -14,9 +14,9 @@ from torch import Tensor
 
 from optcov.cli import report
 from optcov.cli.build import Parts
-from optcov.cli.report import write_atomically
 from optcov.data.pixels import to_uint8
 from optcov.denoiser import Prediction
+from optcov.report import write_atomically
 from optcov.sampler import NoiseStream, StartingNoise, invert, slerp
 
 log = logging.getLogger(__name__)

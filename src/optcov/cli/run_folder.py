@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from optcov.cli.errors import ConfigError
-from optcov.cli.report import write_atomically
+from optcov.report import write_atomically
 
 
 def claim(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:

@@ -21,10 +21,12 @@ from torch.utils.data import DataLoader
 from optcov.cli import report
 from optcov.cli.build import Parts, build
 from optcov.cli.errors import ConfigError, refusals
-from optcov.cli.fit import NETWORK, fit_mean, fit_trajectory, fit_variance, make_trainer, plan
+from optcov.cli.fit import NETWORK, fit_mean, fit_trajectory, fit_variance, make_trainer, plan, write_variance_curve
 from optcov.cli.preflight import check
 from optcov.cli.run_folder import choices, claim, overrides, provenance
 from optcov.cli.score import Scores, score_model, score_samples, wants_samples
+from optcov.report import check_comparable, gather, write_report
+from optcov.report.runs import FORMAT
 from optcov.training import SamplingStage, StageProgressBar
 from optcov.training.store import first_process
 
@@ -62,6 +64,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         if first_process():
             for checkpoint in filter(None, (mean, variance)):
                 checkpoint.save(folder / "checkpoints" / f"{checkpoint.kind}.safetensors")
+            write_variance_curve(cfg, parts, folder)
         results = _evaluate(cfg, parts, folder)
         if first_process():
             results["wall_time_s"] |= {
@@ -125,6 +128,24 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return results
 
 
+def compare(cfg: DictConfig) -> Path:
+    """Report over runs.
+
+    Args:
+        cfg: composed from ``conf/report.yaml``.
+    Returns:
+        The folder of the report.
+    """
+    sources = cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs)
+    with refusals("runs"):
+        runs = gather(sources)
+        check_comparable(runs)
+    folder = Path(cfg.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_report(runs, folder)
+    return folder
+
+
 def draw(cfg: DictConfig, parts: Parts, folder: Path) -> tuple[Tensor, float]:
     """``num_samples`` samples over all devices.
 
@@ -167,13 +188,16 @@ def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
         return {}
     score_model(cfg, parts, folder, scores)
     return {
+        "format": FORMAT,
         "metrics": scores.values,
         "standard_errors": scores.standard_errors,
+        "higher_is_better": scores.higher_is_better,
         **{key: value for key, value in choices().items() if key != "metric"},
         "num_steps": parts.sampler.num_steps,
         "nfe": parts.sampler.network_calls(parts.times),
         "times": parts.times.tolist(),
         "seed": cfg.seed,
+        "data_shape": list(parts.denoiser.data_shape),
         "overrides": overrides(),
         "wall_time_s": {},
         **sampled,
