@@ -218,14 +218,13 @@ def test_the_report_is_whole_and_its_page_needs_no_other_file(tmp_path: Path):
 
 
 def test_the_corner_of_a_picture_is_its_first_samples(tmp_path: Path):
-    """10 RGB images make 3 columns of 3; of 64, the 4 by 4 in the corner are taken."""
+    """20 images make 5 rows of 4, 11 make 3 of 3, 64 make 8 of 8; no more than 4 of each are taken."""
     images = torch.randint(256, (64, 3, 5, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    for count, side in ((10, 3), (64, 4)):
+    for count, columns, width in ((20, 4, 4), (11, 3, 3), (64, 8, 4)):
         picture(images[:count], tmp_path / "samples.png", scale=2)
         corner = np.asarray(first_samples(tmp_path / "samples.png", count, is_image=True))
-        assert corner.shape == (side * 12, side * 12, 3)
-        columns = 3 if count == 10 else 8
-        for row in range(side):
-            for column in range(side):
+        assert corner.shape == (width * 12, width * 12, 3)
+        for row in range(width):
+            for column in range(width):
                 shown = corner[row * 12 : row * 12 + 10 : 2, column * 12 : column * 12 + 10 : 2]
                 assert np.array_equal(shown, images[row * columns + column].permute(1, 2, 0).numpy())

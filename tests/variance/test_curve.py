@@ -78,6 +78,7 @@ def test_the_bounds_of_a_step_are_the_published_ones():
     assert list(curve) == list(COLUMNS)
     assert f"{curve['step_lower'][112 - 2]:.2e}" == "9.99e-05"
     assert f"{curve['step_upper'][112 - 2]:.2e}" == "1.45e-01"
+    assert curve["upper"][-1] == 1  # of data in [-1, 1]
 
 
 def test_it_is_the_same_again_and_a_few_images_suffice():

@@ -46,7 +46,8 @@ def main(script_task: Task, script: str) -> None:
     os.environ.update(HYDRA_FULL_ERROR="1", OPTCOV_CHILD="1")
     failed: list[Exception] = []
     conf = Path(script).resolve().parent / "conf"
-    reports = script_task == "evaluate" and any(argument.startswith("runs=") for argument in sys.argv[1:])
+    keys = {argument.partition("=")[0] for argument in sys.argv[1:]}
+    reports = script_task == "evaluate" and "runs" in keys
     task = "compare" if reports else script_task
 
     @hydra.main(version_base="1.3", config_path=str(conf), config_name=CONFIGS[task])
@@ -62,6 +63,12 @@ def main(script_task: Task, script: str) -> None:
             failed.append(error)  # past Hydra, which would add a line of its own
 
     try:
+        if reports and "run" in keys:
+            from optcov.cli.errors import ConfigError
+
+            raise ConfigError(
+                "run and runs are both given: run=FOLDER scores a run again, runs=FOLDER reports over runs"
+            )
         if task in ("sample", "evaluate"):
             sys.argv[1:] = with_run_overrides(sys.argv[1:])
         entry()

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from optcov.report.runs import Runs
 from optcov.report.table import NOT_LABELS, Scores, labels
 
@@ -84,8 +86,10 @@ def _cells(scores: Scores) -> dict[str, Any]:
     return {"heading": scores.heading, "columns": list(text.columns), "rows": rows}
 
 
-def _inlined(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+def _inlined(path: Path) -> dict[str, Any]:
+    with Image.open(path) as opened:
+        width = opened.width
+    return {"source": "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(), "width": width}
 
 
 def _with_error(values: Mapping[str, float], errors: Mapping[str, float], name: str) -> str:

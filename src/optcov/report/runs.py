@@ -119,7 +119,7 @@ class Runs:
 
     def frame(self) -> pd.DataFrame:
         """A row for each run that has ended, see :func:`collect`."""
-        keys = dict.fromkeys(key for run in self.ended for key in run.results.overrides if key != "run")
+        keys = dict.fromkeys(key for run in self.ended for key in run.results.overrides if key not in ("run", "seed"))
         choices = dict.fromkeys(key for run in self.ended for key in run.results.choices)
         metrics = dict.fromkeys(name for run in self.ended for name in run.results.metrics)
         with_errors = {name for run in self.ended for name in run.results.standard_errors}

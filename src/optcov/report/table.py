@@ -88,7 +88,7 @@ class Scores:
         text = self.text.apply(lambda column: column.str.replace("±", r"$\pm$"))
         best = self.best.set_axis(text.columns, axis=1)
         style = text.style.apply(lambda _: best.map(lambda is_best: "textbf:--rwrap;" if is_best else ""), axis=None)
-        style = style.format_index(escape="latex", axis=0)
+        style = style.format_index(escape="latex", axis=0).hide(names=True, axis=0).hide(names=True, axis=1)
         return str(style.to_latex(hrules=True, column_format="l" + "c" * len(text.columns)))
 
     def to_terminal(self) -> Table:
