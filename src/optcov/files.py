@@ -27,3 +27,9 @@ def whole(path: Path) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file at once or not at all."""
+    with whole(path) as partial:
+        partial.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from command_line import CLI, contents
 from hydra._internal.hydra import Hydra
+from hydra.core.singleton import Singleton
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -15,6 +16,14 @@ def _compose_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Hydra, "get_mode", lambda *args, **kwargs: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_job_behind() -> Iterator[None]:
+    """Hydra remembers the config of the last job of a process."""
+    before = Singleton.get_state()
+    yield
+    Singleton.set_state(before)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from command_line import CLI, ROOT, TINY, UNET, contents, files
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from optcov.cli import fit, report, run_folder
+from optcov.cli import fit, run_folder, tasks
 from optcov.training import store
 from optcov.training.store import Checkpoint
 
@@ -343,14 +343,14 @@ def test_a_file_that_can_not_grow(run: CLI, failing: str, fits: None):
 
 
 def test_a_disk_that_is_full_when_the_results_are_written(run: CLI, monkeypatch: pytest.MonkeyPatch, fits: None):
-    write = report.write_atomically
+    write = tasks.write_atomically
 
     def full(path: Path, text: str) -> None:
         if path.name == "results.json":
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write(path, text)
 
-    monkeypatch.setattr(report, "write_atomically", full)
+    monkeypatch.setattr(tasks, "write_atomically", full)
     sentence = run.refused("var=beta")
     one_sentence(sentence, "results.json", "No space left on device", "free space")
     no_scraps(run.folder / "run")

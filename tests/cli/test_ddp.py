@@ -33,7 +33,8 @@ def test_two_processes_train_fit_and_draw_as_one_draws(run: CLI):
 
     two = run.folder / "two"
     assert files(two) == {
-        "results.json", "metrics.csv", "samples.png", ".hydra/config.yaml", ".hydra/overrides.yaml",
+        "results.json", "metrics.csv", "samples.png", "variance.csv", "variance.png",
+        ".hydra/config.yaml", ".hydra/overrides.yaml",
         "checkpoints/mean.safetensors", "checkpoints/variance.safetensors",
         "checkpoints/best_mean.safetensors", "checkpoints/best_variance.safetensors",
         *(f"tracking/{stage}_{step}.png" for stage in ("mean", "variance") for step in (1, 2)),

@@ -11,7 +11,8 @@ import torch
 from command_line import CLI, contents, files, results
 from PIL import Image
 
-from optcov.cli import fit, report
+from optcov.cli import fit
+from optcov.report import picture
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +94,7 @@ def test_samples_as_one_file(run: CLI, untouched: Path):
     assert images.dtype == np.uint8
     assert images.shape == (9, 8, 8, 1)  # NHWC, as the usual evaluation scripts read it
     assert images.min() < images.max()
-    report.picture(torch.from_numpy(images).movedim(-1, 1), run.folder / "expected.png")
+    picture(torch.from_numpy(images).movedim(-1, 1), run.folder / "expected.png")
     assert (folder / "samples.png").read_bytes() == (run.folder / "expected.png").read_bytes()
     assert len({image.tobytes() for image in images}) == 9
 

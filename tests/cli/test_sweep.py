@@ -96,10 +96,35 @@ def test_the_best_of_each_column_is_bold(sweep: tuple[Path, list[str]]):
     assert sum(cell.startswith("**") for cell in table.values()) < len(table)
 
 
-def test_the_sweep_leaves_one_plot_and_its_tables(sweep: tuple[Path, list[str]]):
-    files = {path.name for path in sweep[0].iterdir() if path.is_file()}
-    assert files == {"table.md", "table.csv", "fd_pixel_8.png", "multirun.yaml"}
-    Image.open(sweep[0] / "fd_pixel_8.png").verify()
+REPORT = {"report.html", "table.md", "table.csv", "table.tex", "fd_pixel_8.png", "variance.png", "samples.png"}
+
+
+def test_the_sweep_leaves_its_report(sweep: tuple[Path, list[str]]):
+    assert names(sweep[0]) == {*REPORT, "multirun.yaml"}
+    for path in sweep[0].glob("*.png"):
+        Image.open(path).verify()
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_file() and path.suffix not in (".log", ".lock")} - {
+        ".lock"
+    }
+
+
+def test_evaluate_writes_the_report_again_and_over_runs_of_any_folders(sweep: tuple[Path, list[str]], run: CLI):
+    folder, _ = sweep
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in REPORT}
+    for name in before:
+        (folder / name).unlink()
+    run.raw(f"runs={folder}", task="evaluate")
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name in REPORT} == before
+    assert not (run.folder / "outputs").exists()  # its place is the sweep's folder
+    run.raw(f"runs=[{folder}/*_beta_ddpm_2,{folder}/*_beta_ddpm_3]", task="evaluate")
+    (other,) = run.folder.glob("outputs/report/*")
+    assert names(other) == REPORT
+    assert cells(other).keys() == {("beta", 2), ("beta", 3)}
+    assert "both given" in run.refused(f"runs={folder}", f"run={folder}/0", task="evaluate", tiny=False)
+    assert "no folder" in run.refused("runs=nowhere", task="evaluate", tiny=False)
 
 
 def test_a_sweep_run_again_does_only_what_is_missing(run: CLI, count_calls):
@@ -153,12 +178,18 @@ def test_the_default_sweep_folder_holds_jobs_and_table(run: CLI):
 
 
 def test_a_job_that_is_refused_leaves_the_others_their_results(run: CLI):
-    """The jobs after it run, too; the sweep ends with its sentence."""
+    """The jobs after it run, too; the sweep ends with its sentence, and the tables say why one is missing."""
     with pytest.raises(SystemExit) as exit_:
         run.raw("-m", *TINY, *UNET, "var=iddpm,beta", "sampler=ddim", "hydra.sweep.dir=sweep")
     assert "iddpm" in str(exit_.value.code)
     assert "\n" not in str(exit_.value.code)
-    assert len(list((run.folder / "sweep").glob("*_beta_*/results.json"))) == 1
+    folder = run.folder / "sweep"
+    assert len(list(folder.glob("*_beta_*/results.json"))) == 1
+    assert cells(folder).keys() == {("beta", 3)}
+    (line,) = [line for line in (folder / "table.md").read_text().splitlines() if line.startswith("- ")]
+    assert line.startswith("- 0_iddpm_ddim_3: sampler.eta = 0.0 has no meaning for var=iddpm")
+    run.raw("runs=sweep", task="evaluate")
+    assert "0_iddpm_ddim_3" in (folder / "report.html").read_text()
 
 
 def test_jobs_side_by_side_share_one_mean(run: CLI, monkeypatch: pytest.MonkeyPatch):

@@ -18,7 +18,8 @@ CONTRACT = {
     "output_dir",
 }  # fmt: skip
 LEFT = {
-    "results.json", "metrics.csv", "samples.png", "train.log", ".hydra/config.yaml", ".hydra/overrides.yaml",
+    "results.json", "metrics.csv", "samples.png", "variance.csv", "variance.png",
+    "train.log", ".hydra/config.yaml", ".hydra/overrides.yaml",
     "checkpoints/mean.safetensors", "checkpoints/variance.safetensors",
 }  # fmt: skip
 

@@ -22,8 +22,8 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 
-from optcov.cli.report import collect, labels, metric_names
 from optcov.cli.run_folder import choices, sweep_folder
+from optcov.report import collect, labels, metric_names
 
 log = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from optcov.cli import report
 from optcov.cli.build import Parts
 from optcov.cli.errors import ConfigError
 from optcov.cli.fit import NOT_IDENTITY, difference, make_trainer
 from optcov.cli.run_folder import sweep_folder
-from optcov.files import whole
+from optcov.files import whole, write_atomically
+from optcov.report import picture
 from optcov.training import DrawnSamples, SamplingProgressBar, SamplingStage
 from optcov.training.store import digest_of, first_process
 
@@ -95,12 +95,12 @@ def _claim(folder: Path, ours: dict[str, Any]) -> None:
                 )
         return
     folder.mkdir(exist_ok=True)
-    report.write_atomically(record, json.dumps(ours))
+    write_atomically(record, json.dumps(ours))
 
 
 def preview(drawn: DrawnSamples, path: Path) -> None:
     """The first samples as one picture: 64 images, or 10,000 points."""
-    report.picture(drawn.first(64 if len(drawn.shape) == 3 else 10_000), path)
+    picture(drawn.first(64 if len(drawn.shape) == 3 else 10_000), path)
 
 
 def write_npz(chunks: Iterable[Tensor], count: int, shape: tuple[int, ...], path: Path) -> None:
@@ -129,4 +129,4 @@ def write_pngs(chunks: Iterable[Tensor], count: int, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     images = (image for chunk in chunks for image in chunk)
     for i, image in enumerate(tqdm(images, desc="writing", total=count, unit="image", disable=None)):
-        report.picture(image[None], folder / f"{i:06d}.png", scale=1)
+        picture(image[None], folder / f"{i:06d}.png", scale=1)

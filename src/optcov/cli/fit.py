@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from hydra.utils import instantiate
 from lightning import Trainer
@@ -21,8 +23,10 @@ from torch import nn
 
 from optcov.cli.build import Parts
 from optcov.cli.errors import ConfigError, refusals
-from optcov.cli.run_folder import sweep_folder
+from optcov.cli.run_folder import choices, sweep_folder
 from optcov.cli.tracking import Tracking
+from optcov.files import write_atomically
+from optcov.report import plot_variance
 from optcov.seeds import derive_seed
 from optcov.training import (
     Checkpoint,
@@ -34,6 +38,7 @@ from optcov.training import (
     VarianceStage,
 )
 from optcov.training.store import FORMAT, Identity, Kind, first_process, identity_key
+from optcov.variance.curve import num_curve_images, variance_curve
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +174,25 @@ def fit_trajectory(cfg: DictConfig, parts: Parts) -> None:
             list(torch.split(clean, cfg.sample_batch_size)),
             derive_seed(cfg.seed, 5),
         )
+
+
+def write_variance_curve(cfg: DictConfig, parts: Parts, folder: Path) -> None:
+    """Write ``variance.csv`` and ``variance.png``: what was fitted, on a few training images; seconds."""
+    trainer = make_trainer(cfg)
+    device = trainer.strategy.root_device
+    images = parts.data.calibration(num_curve_images(math.prod(parts.denoiser.data_shape))).to(device)
+    with trainer.precision_plugin.forward_context():
+        curve = variance_curve(
+            parts.denoiser.to(device).eval(),
+            parts.strategy.to(device).eval(),
+            images,
+            1 / parts.sampler.num_steps,
+            derive_seed(cfg.seed, 6),
+        )
+    if len(curve["t"]):  # a chain of one step has none between its ends
+        frame = pd.DataFrame({name: values.numpy() for name, values in curve.items()})
+        write_atomically(folder / "variance.csv", frame.to_csv(index=False))
+        plot_variance({choices()["var"]: frame}, folder / "variance.png")
 
 
 def make_trainer(cfg: DictConfig, **arguments: Any) -> Trainer:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -16,18 +17,27 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 Task = Literal["train", "sample", "evaluate"]
+CONFIGS = {"train": "config", "sample": "sample", "evaluate": "evaluate", "compare": "report"}  # of task, in conf/
+log = logging.getLogger(__name__)
 
 
 def register_resolvers() -> None:
-    """``optcov_unique``: four hex digits, fixed within a process."""
+    """``optcov_unique``: four hex digits, fixed within a process; ``optcov_report_dir``: of runs, or another folder."""
+    OmegaConf.register_new_resolver("optcov_report_dir", report_dir, replace=True)
     OmegaConf.register_new_resolver("optcov_unique", lambda: os.urandom(2).hex(), use_cache=True, replace=True)
 
 
-def main(task: Task, script: str) -> None:
+def report_dir(runs: Any, otherwise: str) -> str:
+    """Where a report goes: of one multirun into its folder, else into one of its own."""
+    is_multirun = isinstance(runs, str) and (Path(runs) / "multirun.yaml").is_file()
+    return str(runs) if is_multirun else otherwise
+
+
+def main(script_task: Task, script: str) -> None:
     """Run a task with the command line's overrides.
 
     Args:
-        task: what to run.
+        script_task: what to run; ``evaluate`` with ``runs=`` reports over these.
         script: the calling file, beside which ``conf`` lies.
     """
     register_resolvers()
@@ -36,8 +46,11 @@ def main(task: Task, script: str) -> None:
     os.environ.update(HYDRA_FULL_ERROR="1", OPTCOV_CHILD="1")
     failed: list[Exception] = []
     conf = Path(script).resolve().parent / "conf"
+    keys = {argument.partition("=")[0] for argument in sys.argv[1:]}
+    reports = script_task == "evaluate" and "runs" in keys
+    task = "compare" if reports else script_task
 
-    @hydra.main(version_base="1.3", config_path=str(conf), config_name="config" if task == "train" else task)
+    @hydra.main(version_base="1.3", config_path=str(conf), config_name=CONFIGS[task])
     def entry(cfg: DictConfig) -> None:
         from optcov.cli import tasks  # torch and Lightning take seconds: a typo is answered before
 
@@ -45,11 +58,18 @@ def main(task: Task, script: str) -> None:
             getattr(tasks, task)(cfg)
         except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
+                log.error("%s", _sentence(error) or f"{type(error).__name__}: {error}")  # in the job's own log
                 raise  # Hydra finishes the other jobs, and raises it again
             failed.append(error)  # past Hydra, which would add a line of its own
 
     try:
-        if task != "train":
+        if reports and "run" in keys:
+            from optcov.cli.errors import ConfigError
+
+            raise ConfigError(
+                "run and runs are both given: run=FOLDER scores a run again, runs=FOLDER reports over runs"
+            )
+        if task in ("sample", "evaluate"):
             sys.argv[1:] = with_run_overrides(sys.argv[1:])
         entry()
         if failed:
@@ -74,7 +94,10 @@ def with_run_overrides(arguments: list[str]) -> list[str]:
 
     runs = [argument.removeprefix("run=") for argument in arguments if argument.startswith("run=")]
     if not runs and not any(argument.startswith("-") for argument in arguments):
-        raise ConfigError("run is missing: give run=FOLDER, the folder that train.py printed when it ended")
+        raise ConfigError(
+            "run is missing: give run=FOLDER, the folder that train.py printed when it ended (or, to evaluate.py, "
+            "runs=FOLDER of a multirun or runs=[FOLDER,FOLDER] for a report)"
+        )
     if not runs:  # --help and its kind
         return arguments
     saved = Path(runs[0]) / ".hydra" / "overrides.yaml"

@@ -12,23 +12,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from optcov.cli import report
 from optcov.cli.build import Parts
-from optcov.cli.report import write_atomically
 from optcov.data.pixels import to_uint8
 from optcov.denoiser import Prediction
+from optcov.files import write_atomically
+from optcov.report import tile
 from optcov.sampler import NoiseStream, StartingNoise, invert, slerp
 
 log = logging.getLogger(__name__)
 
 
-def tile(images: Tensor) -> Image.Image:
+def to_picture(images: Tensor) -> Image.Image:
     """A table of images as one picture, small ones enlarged, a line right of and below each.
 
     Args:
         images: ``[rows, columns, C, H, W]`` on [-1, 1] with 1 or 3 channels.
     """
-    return report.tile(to_uint8(images))
+    return tile(to_uint8(images))
 
 
 class Mode(ABC):
@@ -93,7 +93,7 @@ class Interpolation(Mode):
 
     def picture(self, parts: Parts, folder: Path, seed: int, device: torch.device) -> None:
         images = self.path(parts, self.ends(parts, seed, device), seed, device)
-        tile(images).save(folder / "interpolation.png")
+        to_picture(images).save(folder / "interpolation.png")
         log.info("%d rows of %d images: %s", self.rows, self.frames, folder / "interpolation.png")
 
 
@@ -119,7 +119,7 @@ class ImageInterpolation(Interpolation):
         encoded = invert(parts.denoiser, images, parts.times, self.corrections)
         path = self.path(parts, (encoded[: self.rows], encoded[self.rows :]), seed, device)
         ends = torch.stack([images[: self.rows], images[self.rows :]], 1)
-        tile(torch.cat([ends[:, :1], path, ends[:, 1:]], 1)).save(folder / "interpolation.png")
+        to_picture(torch.cat([ends[:, :1], path, ends[:, 1:]], 1)).save(folder / "interpolation.png")
         error = float((path[:, [0, -1]] - ends).square().mean().sqrt()) * 127.5
         told = {"inversion_rmse_grey_levels": error, "images": 2 * self.rows, "corrections": self.corrections}
         write_atomically(folder / "interpolation.json", json.dumps(told, indent=2) + "\n")
@@ -143,8 +143,8 @@ class TrajectoryPicture(Mode):
             hook.remove()
         calls = torch.stack([*seen, torch.stack([x_0, x_0])])  # [calls + 1, 2, rows, *event]
         shown = torch.linspace(0, len(calls) - 1, min(self.frames, len(calls))).round().long()
-        tile(calls[shown.to(device)].permute(2, 1, 0, 3, 4, 5).flatten(0, 1)).save(folder / "trajectory.png")
-        first, *others = [tile(call) for call in calls]
+        to_picture(calls[shown.to(device)].permute(2, 1, 0, 3, 4, 5).flatten(0, 1)).save(folder / "trajectory.png")
+        first, *others = [to_picture(call) for call in calls]
         duration = [max(40, 3000 // len(calls))] * len(others) + [1500]  # ms; the last one stays
         first.save(folder / "trajectory.gif", save_all=True, append_images=others, duration=duration, loop=0)
         log.info("%d network calls of %d samples: %s", len(seen), self.rows, folder / "trajectory.gif")

@@ -1,81 +1,22 @@
-"""What a run and a sweep leave behind: results, tables, plots and pictures."""
+"""What the command line shows of a run, and the report that ends a multirun; the report itself is `optcov.report`."""
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import pandas as pd
+from filelock import FileLock
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
-from torch.nn import functional
 
-from optcov.files import whole
+from optcov.report import gather, write_report, write_tables
 
-matplotlib.use("Agg")
 log = logging.getLogger(__name__)
-
-NOT_LABELS = ("sampler.num_steps", "seed")  # the table's columns, and what its cells average over
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file at once or not at all."""
-    with whole(path) as partial:
-        partial.write_text(text)
-
-
-def picture(images: Tensor, path: Path, count: int = 64, scale: int | None = None) -> None:
-    """The first samples as a PNG: a grid of images, or the points of vectors.
-
-    Args:
-        images: uint8 ``[n, C, H, W]`` with 1 or 3 channels, or ``[n, D]`` with D at least 2.
-        path: the file.
-        count: how many images.
-        scale: enlargement; small images are enlarged where None.
-    """
-    if images.ndim == 2:
-        _scatter(images, path)
-        return
-    images = images[:count]
-    columns = max(1, int(len(images) ** 0.5))
-    images = images[: len(images) // columns * columns]
-    tile(images.reshape(-1, columns, *images.shape[1:]), scale, line=columns > 1).save(path)
-
-
-def tile(images: Tensor, scale: int | None = None, line: bool = True) -> Image.Image:
-    """A table of images as one picture, small ones enlarged.
-
-    Args:
-        images: uint8 ``[rows, columns, C, H, W]`` with 1 or 3 channels.
-        scale: enlargement; small images are enlarged where None.
-        line: draw one right of and below each image.
-    """
-    if line:
-        images = functional.pad(images, (0, 1, 0, 1), value=96)
-    rows, columns, channels, height, width = images.shape
-    pixels = images.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
-    picture = Image.fromarray((pixels[..., 0] if channels == 1 else pixels).contiguous().cpu().numpy())
-    scale = scale or max(1, 64 // height)
-    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-
-
-def _scatter(vectors: Tensor, path: Path) -> None:
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(5, 5))
-    x, y = (vectors[:, i].double() / 127.5 - 1 for i in (0, -1))
-    axes.scatter(x, y, s=2)
-    axes.set(xlim=(-1, 1), ylim=(-1, 1), title=f"{len(vectors)} samples", aspect="equal")
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def show_run(results: dict[str, Any]) -> None:
@@ -95,104 +36,32 @@ def show_run(results: dict[str, Any]) -> None:
     console.print(results["output_dir"], soft_wrap=True, highlight=False)
 
 
-def collect(folder: Path) -> pd.DataFrame:
-    """The results of every run in a folder, a row each, with the overrides that tell them apart."""
-    rows = []
-    for path in sorted(folder.glob("*/results.json"), key=_natural):
-        results = json.loads(path.read_text())
-        row: dict[str, Any] = {"run": str(path.parent.relative_to(folder)), **results["overrides"]}
-        row |= {key: results[key] for key in ("data", "model", "schedule", "var", "sampler", "trajectory")}
-        row |= {"num_steps": results["num_steps"], "nfe": results["nfe"], "seed": results["seed"]} | results["metrics"]
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _natural(path: Path) -> list[str | int]:
-    """Sorts job 2 before job 10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
-
-
-def labels(runs: pd.DataFrame) -> pd.Series[str]:
-    """What tells each run from the others, apart from steps and seed: ``beta``, or ``var=beta, sampler=ddim``."""
-    settings = runs.columns[1 : runs.columns.get_loc("nfe")].drop([*NOT_LABELS, "num_steps"], errors="ignore")
-    telling = [key for key in settings if runs[key].nunique(dropna=False) > 1] or ["var"]
-    if len(telling) == 1:
-        return runs[telling[0]].astype(str)
-    return runs[telling].apply(lambda row: ", ".join(f"{key}={row[key]}" for key in telling), axis=1)
-
-
-def metric_names(runs: pd.DataFrame) -> list[str]:
-    """The columns of :func:`collect` that follow the seed: the metrics."""
-    return [str(name) for name in runs.loc[:, "nfe":].columns if name not in ("nfe", "seed")]
-
-
-def table(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Scores as text, label by steps: ``mean``, or ``mean ± std`` over seeds; the best of a column in bold."""
-    grouped = runs.assign(label=labels(runs)).groupby(["label", "num_steps"], sort=False)[metric]
-    mean, spread, count = (getattr(grouped, name)().unstack() for name in ("mean", "std", "count"))
-    mean, spread, count = (frame[sorted(frame.columns)] for frame in (mean, spread, count))
-    text: pd.DataFrame = mean.map("{:.4g}".format)
-    text = text.where(count < 2, text + " ± " + spread.map("{:.2g}".format))
-    text = text.where(mean != mean.min(), "**" + text + "**").where(mean.notna(), "")
-    text.columns = [f"{steps} steps" for steps in text.columns]
-    return text
-
-
-def plot(runs: pd.DataFrame, metric: str, path: Path) -> None:
-    """The metric against the number of steps, a line for each label, bars over seeds."""
-    from matplotlib import pyplot, ticker
-
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for label, rows in runs.assign(label=labels(runs)).groupby("label", sort=False):
-        scores = rows.groupby("num_steps")[metric]
-        mean = scores.mean()
-        axes.errorbar(mean.index, mean, yerr=scores.std().fillna(0), marker="o", capsize=3, label=str(label))
-    steps = sorted(runs["num_steps"].unique())
-    axes.set(xlabel="steps", ylabel=metric, xscale="log", yscale="log")
-    axes.set_xticks(steps, [str(step) for step in steps])
-    axes.minorticks_off()
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-
-
-def report(folder: Path) -> None:
-    """Write ``table.csv``, ``table.md`` and a plot per metric over all runs below a folder, and print the tables."""
-    runs = collect(folder)
-    if runs.empty:
-        log.warning("no run below %s has ended: there is nothing to compare", folder)
-        return
-    write_atomically(folder / "table.csv", runs.to_csv(index=False))
-    sections = []
-    for metric in metric_names(runs):
-        scores = table(runs, metric)
-        over = runs["seed"].nunique()
-        heading = f"{metric} (lower is better)" + (f", mean ± std over {over} seeds" if over > 1 else "")
-        sections.append(f"### {heading}\n\n{scores.to_markdown()}\n")
-        plot(runs, metric, folder / f"{metric}.png")
-        shown = Table("", *scores.columns, title=heading, title_justify="left")
-        for label, cells in scores.iterrows():
-            shown.add_row(str(label), *(_bold(cell) for cell in cells))
-        Console().print(shown)
-    write_atomically(folder / "table.md", "\n".join(sections))
-    log.info("table and plot: %s", folder)
-
-
-def _bold(cell: str) -> str:
-    return f"[bold]{cell.strip('*')}[/bold]" if cell.startswith("**") else cell
-
-
 class SweepReport(Callback):
-    """Ends a multirun with one table and one plot over all its jobs, here and in W&B."""
+    """Keeps the tables of a multirun as its jobs end, and ends it with the report over all of them, here and in W&B.
+
+    Hydra does not come to the end of a multirun of which a job failed: the tables are there then, and
+    ``evaluate.py runs=FOLDER`` writes the rest.
+    """
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if config.hydra.mode != RunMode.MULTIRUN:
+            return
+        folder = Path(config.hydra.sweep.dir)
+        # jobs may end at once: whoever has the lock last sees the results of all before it
+        with FileLock(folder / ".lock"):
+            runs = gather(folder)
+            if runs.ended:
+                write_tables(runs, folder)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        report(folder)
+        runs = gather(folder)
+        if not runs.ended:
+            log.warning("no run below %s has ended: there is nothing to compare", folder)
+            return
+        write_report(runs, folder)
         settings = config.get("logger", {}).get("wandb")
-        if settings is not None and (folder / "table.csv").is_file():
-            from optcov.cli.dashboard import log_sweep  # which reads what is collected here
+        if settings is not None:
+            from optcov.cli.dashboard import log_sweep  # and with it Lightning
 
             log_sweep(folder, settings)

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from optcov.cli.errors import ConfigError
-from optcov.cli.report import write_atomically
+from optcov.files import write_atomically
 
 # keys that make no other run: where it is, and how it is watched
 NOT_OF_THE_RUN = ("output_dir", "logger")

@@ -13,16 +13,23 @@ from torch import Tensor
 from optcov.cli.build import Parts
 from optcov.cli.errors import refusals
 from optcov.cli.fit import make_trainer
-from optcov.cli.report import write_atomically
+from optcov.files import write_atomically
 from optcov.metric import Metric, ModelMetric, with_count
 
 
 @dataclass
 class Scores:
-    """Values by name, and their standard errors where they are known."""
+    """Values by name, their standard errors where they are known, and the names of those that had better be large."""
 
     values: dict[str, float] = field(default_factory=dict)
     standard_errors: dict[str, float] = field(default_factory=dict)
+    higher_is_better: list[str] = field(default_factory=list)
+
+    def add(self, name: str, value: float, metric: Metric | ModelMetric) -> None:
+        """Keep a metric's value under its full name."""
+        self.values[name] = value
+        if metric.higher_is_better:
+            self.higher_is_better.append(name)
 
 
 def wants_samples(parts: Parts) -> bool:
@@ -48,7 +55,7 @@ def score_samples(parts: Parts, chunks: Iterable[Tensor], count: int, scores: Sc
             for metric in metrics:
                 metric.update(chunk, real=False)
         for metric in metrics:
-            scores.values[with_count(metric.name, count)] = metric.compute()
+            scores.add(with_count(metric.name, count), metric.compute(), metric)
 
 
 def score_model(cfg: DictConfig, parts: Parts, folder: Path, scores: Scores) -> None:
@@ -68,5 +75,6 @@ def score_model(cfg: DictConfig, parts: Parts, folder: Path, scores: Scores) -> 
                     cfg.sample_batch_size,
                 )
             name = with_count(f"{metric.name}_{metric.split}", len(images))
-            scores.values[name], scores.standard_errors[name] = score.value, score.standard_error
+            scores.add(name, score.value, metric)
+            scores.standard_errors[name] = score.standard_error
             write_atomically(folder / f"{name}.json", json.dumps(score.details, indent=1) + "\n")

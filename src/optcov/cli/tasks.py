@@ -13,15 +13,27 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import DictConfig, OmegaConf
 
-from optcov.cli import report
 from optcov.cli.build import Parts, build
 from optcov.cli.dashboard import Dashboard
 from optcov.cli.draw import draw, forget, preview, write_npz, write_pngs
 from optcov.cli.errors import ConfigError, refusals
-from optcov.cli.fit import NETWORK, fit_mean, fit_trajectory, fit_variance, make_callbacks, make_trainer, plan
+from optcov.cli.fit import (
+    NETWORK,
+    fit_mean,
+    fit_trajectory,
+    fit_variance,
+    make_callbacks,
+    make_trainer,
+    plan,
+    write_variance_curve,
+)
 from optcov.cli.preflight import check
+from optcov.cli.report import show_run
 from optcov.cli.run_folder import choices, claim, overrides, provenance
 from optcov.cli.score import Scores, score_model, score_samples, wants_samples
+from optcov.files import write_atomically
+from optcov.report import check_comparable, gather, write_report
+from optcov.report.runs import FORMAT
 from optcov.training.store import first_process
 
 log = logging.getLogger(__name__)
@@ -60,6 +72,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         if first_process():
             for checkpoint in filter(None, (mean, variance)):
                 checkpoint.save(folder / "checkpoints" / f"{checkpoint.kind}.safetensors")
+            write_variance_curve(cfg, parts, folder)
         results = _evaluate(cfg, parts, folder)
         if first_process():
             results["wall_time_s"] |= {
@@ -125,6 +138,24 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return results
 
 
+def compare(cfg: DictConfig) -> Path:
+    """Report over runs.
+
+    Args:
+        cfg: composed from ``conf/report.yaml``.
+    Returns:
+        The folder of the report.
+    """
+    sources = cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs)
+    with refusals("runs"):
+        runs = gather(sources)
+        check_comparable(runs)
+    folder = Path(cfg.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_report(runs, folder)
+    return folder
+
+
 def _check_count(cfg: DictConfig, parts: Parts) -> None:
     if wants_samples(parts) and cfg.num_samples < 2:
         raise ConfigError(f"num_samples = {cfg.num_samples} has no covariance to score: give at least 2")
@@ -149,13 +180,16 @@ def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
         return {}
     score_model(cfg, parts, folder, scores)
     return {
+        "format": FORMAT,
         "metrics": scores.values,
         "standard_errors": scores.standard_errors,
+        "higher_is_better": scores.higher_is_better,
         **{key: value for key, value in choices().items() if key != "metric"},
         "num_steps": parts.sampler.num_steps,
         "nfe": parts.sampler.network_calls(parts.times),
         "times": parts.times.tolist(),
         "seed": cfg.seed,
+        "data_shape": list(parts.denoiser.data_shape),
         "overrides": overrides(),
         "wall_time_s": {},
         **sampled,
@@ -191,14 +225,14 @@ def _restore(cfg: DictConfig) -> tuple[Parts, Path]:
 
 
 def _finish(results: dict[str, Any], folder: Path, loggers: list[Logger], step: int) -> None:
-    report.write_atomically(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    write_atomically(folder / "results.json", json.dumps(results, indent=2) + "\n")
     forget(folder)
     row = {"num_steps": results["num_steps"], "nfe": results["nfe"], **results["metrics"]}
     for logger in loggers:
         logger.log_metrics(row, step)
         if isinstance(logger, Dashboard):
             logger.log_run(results, folder)
-    report.show_run(results)
+    show_run(results)
 
 
 def _loggers(cfg: DictConfig, config: dict[str, Any]) -> list[Logger]:

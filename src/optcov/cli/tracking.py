@@ -16,10 +16,10 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from optcov.cli import report
 from optcov.cli.dashboard import Dashboard
 from optcov.data.pixels import to_uint8
 from optcov.metric import Metric, with_count
+from optcov.report import picture
 from optcov.sampler import DDIMSampler, NoiseStream, Sampler
 from optcov.seeds import derive_seed
 from optcov.training import EMA, Checkpoint, MeanStage, Stage, VarianceStage
@@ -150,13 +150,13 @@ class Tracking(Callback):
         better = not self._best or score < self._best["score"]
         said = f"{decisive} = {score:.4g}{', the best so far' if better else ''}"
         log.info("%s: step %d, %s (%.1f s)", stage.name, self._step, said, time.monotonic() - started)
-        picture = self.folder / "tracking" / f"{stage.name}_{self._step}.png"
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        report.picture(images, picture, count=16)
+        path = self.folder / "tracking" / f"{stage.name}_{self._step}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(images, path, count=16)
         for logger in trainer.loggers:
             logger.log_metrics({f"track/{stage.name}/{name}": value for name, value in scores.items()}, self._step)
             if isinstance(logger, Dashboard):
-                logger.log_image(f"track/{stage.name}/samples", [str(picture)], self._step)
+                logger.log_image(f"track/{stage.name}/samples", [str(path)], self._step)
         if better:
             weights = {name: value.detach().cpu().clone() for name, value in _fitted(stage).state_dict().items()}
             self._best = {"score": score, "step": self._step, "weights": weights, "scored": self._scored}

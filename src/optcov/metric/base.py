@@ -16,9 +16,10 @@ from optcov.variance.base import VarianceStrategy
 
 
 class Metric(ABC):
-    """A score over a set of samples; lower is better."""
+    """A score over a set of samples; lower is better unless ``higher_is_better``."""
 
     name: ClassVar[str]
+    higher_is_better: ClassVar[bool] = False
 
     @abstractmethod
     def update(self, images: Tensor, real: bool) -> None:
@@ -45,7 +46,9 @@ class Score:
 
 
 class ModelMetric(ABC):
-    """A score that a model gets on images of a split, such as bits/dim; no samples are drawn for it; lower is better.
+    """A score that a model gets on images of a split, such as bits/dim; no samples are drawn for it.
+
+    Lower is better unless ``higher_is_better``.
 
     Args:
         split: of the data.
@@ -55,6 +58,7 @@ class ModelMetric(ABC):
     """
 
     name: ClassVar[str]
+    higher_is_better: ClassVar[bool] = False
 
     def __init__(self, split: Split = "test", num_images: int | None = None) -> None:
         if num_images is not None and num_images < 2:

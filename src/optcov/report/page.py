@@ -1,0 +1,108 @@
+"""The report as one page that needs no other file and no script."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from optcov.report.runs import Runs
+from optcov.report.table import NOT_LABELS, Scores, labels
+
+CAPTIONS = {
+    "variance": "Left: the covariance that each strategy gives x_0 at time t, on a few training images; a strategy "
+    "without any, such as beta_tilde, is not on the logarithmic axis. Right: the variance of the step that follows "
+    "from it, of the fewest steps that were run. Dashed: the bounds of Analytic-DPM, Theorem 2, for data in [-1, 1].",
+    "samples": "Samples of the first seed. The noise of a sample is the same in all cells of one sampler.",
+}
+
+
+def page(runs: Runs, by_metric: Mapping[str, Scores], pictures: Mapping[str, Path], folder: Path) -> str:
+    """The page as HTML.
+
+    Args:
+        runs: what is reported.
+        by_metric: scores, by metric.
+        pictures: PNG files, by metric, and ``variance`` and ``samples`` where there are.
+        folder: where the page will lie; links are relative to it.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    frame = runs.frame()
+    settings = frame.iloc[:, 1 : frame.columns.get_loc("nfe")].drop(columns=["num_steps"])
+    same = {str(key): settings[key].iloc[0] for key in settings if settings[key].nunique(dropna=False) == 1}
+    facts: dict[str, Any] = {}
+    for name in ("reference", "num_samples", "git_revision", "device", "versions"):
+        values = list(dict.fromkeys(_said(getattr(run.results, name)) for run in runs.ended))
+        facts[name.replace("_", " ")] = " | ".join(values)
+    sections = [
+        {"name": name, "scores": _cells(each), "picture": _inlined(pictures[name])} for name, each in by_metric.items()
+    ]
+    rows = []
+    for run, label in zip(runs.ended, labels(frame), strict=True):
+        results = run.results
+        scored = {name: _with_error(results.metrics, results.standard_errors, name) for name in by_metric}
+        rows.append(
+            {
+                "link": Path(os.path.relpath(run.folder, folder)).as_posix(),
+                "name": runs.name(run.folder),
+                "label": label,
+                "cells": [results.num_steps, results.nfe, results.seed, *scored.values()],
+                "throughput": _rounded(results.throughput_images_per_s),
+                "seconds": _rounded(results.wall_time_s.get("total")),
+            }
+        )
+    environment = Environment(
+        loader=PackageLoader("optcov.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template("page.html").render(
+        title=folder.resolve().name,
+        count=len(runs.ended),
+        seeds=sorted({run.results.seed for run in runs.ended}),
+        same={key: value for key, value in same.items() if value not in (None, "None") and key not in NOT_LABELS},
+        facts={key: value for key, value in facts.items() if value},
+        sections=sections,
+        others=[(name, _inlined(pictures[name]), CAPTIONS[name]) for name in CAPTIONS if name in pictures],
+        metrics=list(by_metric),
+        rows=rows,
+        unfinished=[
+            (Path(os.path.relpath(place, folder)).as_posix(), runs.name(place), words)
+            for place, words in runs.unfinished
+        ],
+    )
+
+
+def _cells(scores: Scores) -> dict[str, Any]:
+    text = scores.text
+    rows = [(label, list(zip(text.loc[label], scores.best.loc[label], strict=True))) for label in text.index]
+    return {"heading": scores.heading, "columns": list(text.columns), "rows": rows}
+
+
+def _inlined(path: Path) -> dict[str, Any]:
+    with Image.open(path) as opened:
+        width = opened.width
+    return {"source": "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(), "width": width}
+
+
+def _with_error(values: Mapping[str, float], errors: Mapping[str, float], name: str) -> str:
+    if name not in values:
+        return ""
+    return f"{values[name]:.4g}" + (f" ± {errors[name]:.2g}" if name in errors else "")
+
+
+def _rounded(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}"
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {version}" for key, version in value.items())
+    return "" if value is None else str(value)

@@ -1,0 +1,222 @@
+"""Runs on disk: which folders hold one, what its ``results.json`` says, and all of them as one data frame."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import OmegaConf
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+FORMAT = 1  # of results.json; goes up when a key gets another meaning
+STANDARD_ERROR = "_se"  # ends the name of a column that holds the standard errors of another
+
+
+class Results(BaseModel):
+    """What a run scored, and how; every other string in ``results.json`` is the option chosen in a config group.
+
+    Args:
+        metrics: by name, which ends in the number of samples.
+        standard_errors: of metrics, where they are known from one run.
+        higher_is_better: the metrics of which a larger value is the better one.
+        overrides: what the command line set inside groups and at the top level.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    metrics: dict[str, float]
+    standard_errors: dict[str, float] = {}
+    higher_is_better: list[str] = []
+    var: str
+    num_steps: int
+    nfe: int
+    seed: int
+    overrides: dict[str, str] = {}
+    data_shape: tuple[int, ...] | None = None
+    num_samples: int | None = None
+    reference: str | None = None
+    throughput_images_per_s: float | None = None
+    wall_time_s: dict[str, float] = {}
+    git_revision: str | None = None
+    versions: dict[str, str] = {}
+    device: str | None = None
+    output_dir: str | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        """The results in a file.
+
+        Raises:
+            ValueError: if it is damaged, or of another format, in one sentence.
+        """
+        mend = "run it again, or leave this folder out"
+        try:
+            content = json.loads(path.read_text())
+            version = content.get("format", FORMAT)  # the first files did not say
+            if version != FORMAT:
+                raise ValueError(
+                    f"runs: {path} has format = {version!r}, and this version of optcov reads {FORMAT}: {mend}"
+                )
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise ValueError(f"runs: {path} is damaged ({key}: {first['msg'].lower()}): {mend}") from error
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+            raise ValueError(f"runs: {path} is damaged (it holds no JSON object): {mend}") from error
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """The option chosen in each group."""
+        others = {key: value for key, value in (self.model_extra or {}).items() if isinstance(value, str)}
+        return {"var": self.var, **others}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended."""
+
+    folder: Path
+    results: Results
+
+    def setting(self, key: str) -> str | None:
+        """A setting by its full key, as in the overrides; None where the run has none of that name."""
+        if key in self.results.overrides:
+            return self.results.overrides[key]
+        config = self.folder / ".hydra" / "config.yaml"
+        if not config.is_file():
+            return None
+        saved = OmegaConf.to_container(OmegaConf.load(config))
+        for part in key.split("."):
+            if not isinstance(saved, dict) or part not in saved:
+                return None
+            saved = saved[part]
+        return str(saved)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs to be compared.
+
+    Args:
+        base: the folder that holds all of them, to which their names are relative.
+        ended: in natural order within each source.
+        unfinished: folders of runs without results, and the last words of their logs.
+    """
+
+    base: Path
+    ended: list[Run]
+    unfinished: list[tuple[Path, str]]
+
+    def name(self, folder: Path) -> str:
+        """A run's folder relative to the base."""
+        return os.path.relpath(folder, self.base)
+
+    def frame(self) -> pd.DataFrame:
+        """A row for each run that has ended, see :func:`collect`."""
+        keys = dict.fromkeys(key for run in self.ended for key in run.results.overrides if key not in ("run", "seed"))
+        choices = dict.fromkeys(key for run in self.ended for key in run.results.choices)
+        metrics = dict.fromkeys(name for run in self.ended for name in run.results.metrics)
+        with_errors = {name for run in self.ended for name in run.results.standard_errors}
+        rows = []
+        for run in self.ended:
+            results = run.results
+            row: dict[str, Any] = {"run": self.name(run.folder), **{key: run.setting(key) for key in keys}}
+            row |= {key: results.choices.get(key) for key in choices}
+            row |= {"num_steps": results.num_steps, "nfe": results.nfe, "seed": results.seed}
+            for name in metrics:
+                row[name] = results.metrics.get(name)
+                if name in with_errors:
+                    row[name + STANDARD_ERROR] = results.standard_errors.get(name)
+            rows.append(row)
+        frame = pd.DataFrame(rows)
+        frame.attrs["higher_is_better"] = sorted({name for run in self.ended for name in run.results.higher_is_better})
+        return frame
+
+
+def collect(source: Path | str | Sequence[Path | str]) -> pd.DataFrame:
+    """The results of runs, a row each.
+
+    Args:
+        source: as for :func:`gather`.
+    Returns:
+        A frame with the columns ``run`` (the folder), overrides, the option chosen in each group, ``num_steps``,
+        ``nfe``, ``seed``, and the metrics; a metric with known standard errors is followed by them, in a column whose
+        name ends in ``_se``. ``frame.attrs["higher_is_better"]`` lists metrics.
+    Raises:
+        ValueError: as :func:`gather`.
+    """
+    return gather(source).frame()
+
+
+def gather(source: Path | str | Sequence[Path | str]) -> Runs:
+    """Find runs and read their results.
+
+    Args:
+        source: the folder of a run or of a multirun, a pattern like ``outputs/train/*``, or several of them.
+    Raises:
+        ValueError: if a folder holds no run, or results can not be read, in one sentence.
+    """
+    sources = [source] if isinstance(source, (str, Path)) else list(source)
+    if not sources:
+        raise ValueError("runs = [] names no folder: give folders of runs or multiruns")
+    folders = dict.fromkeys(run.resolve() for each in sources for run in _runs_in(str(each)))
+    ended = [Run(folder, Results.read(folder / "results.json")) for folder in folders if _has_ended(folder)]
+    unfinished = [(folder, _last_words(folder)) for folder in folders if not _has_ended(folder)]
+    base = Path(os.path.commonpath([folder.parent for folder in folders]))
+    return Runs(base, ended, unfinished)
+
+
+def _runs_in(source: str) -> Iterator[Path]:
+    """The folders of runs that a path or pattern names, ended or not."""
+    path = Path(source)
+    if path.exists() or not re.search(r"[*?\[]", source):
+        if not path.is_dir():
+            raise ValueError(f"runs = {source} is no folder: give the folder of a run or of a multirun")
+        found = list(_runs_below(path))
+        if not found:
+            raise ValueError(
+                f"runs = {source} holds no run: give the folder of one, which has a results.json, or of a multirun"
+            )
+        yield from found
+        return
+    root = Path(path.anchor)
+    matches = _in_order(root.glob(str(path.relative_to(root))))
+    found = [run for match in matches if match.is_dir() for run in _runs_below(match)]
+    if not found:
+        raise ValueError(f"runs = {source} matches no folder of a run: give the folder of a run or of a multirun")
+    yield from found
+
+
+def _runs_below(folder: Path) -> Iterator[Path]:
+    if _is_run(folder):
+        yield folder
+    else:
+        yield from (job for job in _in_order(folder.iterdir()) if _is_run(job))
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is of a run, ended or not; one that was refused left its log and no more."""
+    return _has_ended(folder) or (folder / ".hydra").is_dir() or (folder / "train.log").is_file()
+
+
+def _has_ended(folder: Path) -> bool:
+    return (folder / "results.json").is_file()
+
+
+def _last_words(folder: Path) -> str:
+    lines = [line for log in sorted(folder.glob("*.log")) for line in log.read_text(errors="replace").splitlines()]
+    return lines[-1].partition(" - ")[2].strip() or lines[-1] if lines else "no log"
+
+
+def _in_order(paths: Iterable[Path]) -> list[Path]:
+    """Sorts job 2 before job 10."""
+    return sorted(paths, key=lambda path: [int(part) if part.isdigit() else part for part in _PARTS.split(str(path))])
+
+
+_PARTS = re.compile(r"(\d+)")

@@ -1,0 +1,131 @@
+"""Scores of runs as tables: a row for each strategy, a column for each number of steps, over seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+from rich.table import Table
+
+from optcov.report.runs import STANDARD_ERROR
+
+# what a table's columns stand for, what its cells average over, and what has no part in a score or is in its name
+NOT_LABELS = (
+    "sampler.num_steps", "num_steps", "seed", "num_samples", "sample_batch_size", "cache_dir", "checkpoint_every",
+    "output_dir", "metric", "logger", "callbacks", "trainer", "experiment",
+)  # fmt: skip
+
+
+def metric_names(runs: pd.DataFrame) -> list[str]:
+    """The columns of :func:`collect` that hold metrics."""
+    following = [str(name) for name in runs.loc[:, "nfe":].columns if name not in ("nfe", "seed")]
+    errors = {name + STANDARD_ERROR for name in following}
+    return [name for name in following if name not in errors]
+
+
+def higher_is_better(runs: pd.DataFrame, metric: str) -> bool:
+    """Whether the larger value of a metric is the better one."""
+    return metric in runs.attrs.get("higher_is_better", [])
+
+
+def labels(runs: pd.DataFrame) -> pd.Series[str]:
+    """What tells each run from the others, apart from steps and seed: ``beta``, or ``var=beta, sampler=ddim``.
+
+    Two runs that nothing tells apart, not even the seed, get the names of their folders.
+    """
+    settings = [key for key in runs.columns[1 : runs.columns.get_loc("nfe")] if not _is_no_label(key)]
+    telling = [key for key in settings if runs[key].nunique(dropna=False) > 1] or ["var"]
+    named = runs[telling].apply(lambda row: _label(row.dropna(), alone=len(telling) == 1), axis=1).astype(str)
+    cell = pd.DataFrame({"label": named, "steps": runs["num_steps"], "seed": runs["seed"]})
+    again = pd.Series(False, index=runs.index)
+    for metric in metric_names(runs):
+        scored = runs[metric].notna()
+        again[scored] |= cell[scored].duplicated(keep=False)
+    return named.where(~again, named + " (" + runs["run"] + ")")
+
+
+def _is_no_label(key: str) -> bool:
+    return key in NOT_LABELS or key.partition(".")[0] in ("logger", "callbacks", "metric")
+
+
+def _label(settings: pd.Series[str], alone: bool) -> str:
+    if alone:
+        return str(settings.iloc[0]) if len(settings) else "not set"
+    return ", ".join(f"{key}={value}" for key, value in settings.items())
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A metric over runs; each frame has a row for each label and a column for each number of steps.
+
+    Args:
+        mean: over seeds; NaN where there is no run.
+        error: the standard deviation over seeds, or the standard error of the only run; NaN where neither is known.
+        best: whether a cell is the best of its column.
+        heading: the metric's name, its direction, and what the errors are.
+        label_of_run: the row of each run.
+    """
+
+    mean: pd.DataFrame
+    error: pd.DataFrame
+    best: pd.DataFrame
+    heading: str
+    label_of_run: pd.Series[str]
+
+    @property
+    def text(self) -> pd.DataFrame:
+        """Cells such as ``2.036 ± 0.043``, empty where there is no run; columns are named ``5 steps``."""
+        text = self.mean.map("{:.4g}".format)
+        text = text.where(self.error.isna(), text + " ± " + self.error.map("{:.2g}".format))
+        return text.where(self.mean.notna(), "").rename(columns="{} steps".format)
+
+    def to_markdown(self) -> str:
+        """A table in Markdown, the best of each column in bold."""
+        return str(self.bold("**{}**").to_markdown())
+
+    def to_latex(self) -> str:
+        """A ``tabular`` for the package booktabs, the best of each column in bold."""
+        text = self.text.apply(lambda column: column.str.replace("±", r"$\pm$"))
+        best = self.best.set_axis(text.columns, axis=1)
+        style = text.style.apply(lambda _: best.map(lambda is_best: "textbf:--rwrap;" if is_best else ""), axis=None)
+        style = style.format_index(escape="latex", axis=0).hide(names=True, axis=0).hide(names=True, axis=1)
+        return str(style.to_latex(hrules=True, column_format="l" + "c" * len(text.columns)))
+
+    def to_terminal(self) -> Table:
+        """A table for rich, the best of each column in bold."""
+        shown = Table("", *self.text.columns, title=self.heading, title_justify="left")
+        for label, cells in self.bold("[bold]{}[/bold]").iterrows():
+            shown.add_row(str(label), *cells)
+        return shown
+
+    def bold(self, pattern: str) -> pd.DataFrame:
+        """The text, with a pattern around the best of each column."""
+        text = self.text
+        return text.where(~self.best.set_axis(text.columns, axis=1), text.map(pattern.format))
+
+
+def scores(runs: pd.DataFrame, metric: str) -> Scores:
+    """A metric of :func:`collect`'s runs, averaged over seeds."""
+    label_of_run = labels(runs)
+    scored = runs.assign(label=label_of_run).dropna(subset=[metric])
+    grouped = scored.groupby(["label", "num_steps"], sort=False)
+    mean, spread, count = (
+        getattr(grouped[metric], name)().unstack().sort_index(axis=1) for name in ("mean", "std", "count")
+    )
+    largest = higher_is_better(runs, metric)
+    heading = f"{metric} ({'higher' if largest else 'lower'} is better)"
+    errors = metric + STANDARD_ERROR
+    if count.max(axis=None) > 1:
+        fewest, most = int(count.min(axis=None)), int(count.max(axis=None))
+        heading += f", mean ± std over {most if fewest == most else f'{fewest} to {most}'} seeds"
+    elif errors in scored and scored[errors].notna().any():
+        spread = grouped[errors].mean().unstack().sort_index(axis=1)
+        heading += ", ± standard error"
+    best = mean.eq(mean.max() if largest else mean.min())
+    rows = list(dict.fromkeys(scored["label"]))
+    return Scores(mean.loc[rows], spread.loc[rows], best.loc[rows], heading, label_of_run)
+
+
+def table(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Scores as text, label by steps: ``mean``, or ``mean ± std`` over seeds; the best of a column in ``**bold**``."""
+    return scores(runs, metric).bold("**{}**")

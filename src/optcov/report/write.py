@@ -1,0 +1,125 @@
+"""A report's files, in one folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from io import StringIO
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image
+from rich.console import Console
+
+from optcov.files import write_atomically
+from optcov.report.page import page
+from optcov.report.picture import first_samples, sample_grid
+from optcov.report.plot import plot, plot_variance
+from optcov.report.runs import Runs
+from optcov.report.table import Scores, labels, metric_names, scores
+from optcov.variance.curve import COLUMNS
+
+log = logging.getLogger(__name__)
+
+
+def check_comparable(runs: Runs) -> None:
+    """Refuse runs of which a table would compare nothing.
+
+    Raises:
+        ValueError: if none has ended, or there are several and no two have a metric in common.
+    """
+    if not runs.ended:
+        folder, words = runs.unfinished[0]
+        raise ValueError(f"runs: {folder} has not ended, nor has any other ({words}): give a run that has ended")
+    frame = runs.frame()
+    shared = [name for name in metric_names(frame) if frame[name].notna().sum() > 1]
+    if len(frame) > 1 and not shared:
+        first, second = runs.ended[:2]
+        raise ValueError(
+            f"runs have no metric in common: {first.folder} has {_listed(first.results.metrics)}, {second.folder} has "
+            f"{_listed(second.results.metrics)}: score them alike with evaluate.py run=FOLDER metric=... num_samples=N"
+        )
+
+
+def _listed(names: Mapping[str, float]) -> str:
+    return " and ".join(names) or "none"
+
+
+def write_tables(runs: Runs, folder: Path) -> dict[str, Scores]:
+    """Write ``table.csv``, a row for each run, and the scores of each metric as ``table.md`` and ``table.tex``.
+
+    Returns:
+        The scores by metric.
+    """
+    frame = runs.frame()
+    write_atomically(folder / "table.csv", frame.to_csv(index=False))
+    by_metric = {metric: scores(frame, metric) for metric in metric_names(frame) if frame[metric].notna().any()}
+    sections = [f"### {each.heading}\n\n{each.to_markdown()}\n" for each in by_metric.values()]
+    if runs.unfinished:
+        lines = [f"- {runs.name(place)}: {words}" for place, words in runs.unfinished]
+        sections.append("### Not finished, and in no table\n\n" + "\n".join(lines) + "\n")
+    write_atomically(folder / "table.md", "\n".join(sections))
+    tabulars = [f"% {each.heading}\n% \\usepackage{{booktabs}}\n{each.to_latex()}" for each in by_metric.values()]
+    write_atomically(folder / "table.tex", "\n".join(tabulars))
+    return by_metric
+
+
+def write_report(runs: Runs, folder: Path) -> None:
+    """Write tables, a plot for each metric, ``variance.png``, ``samples.png`` and ``report.html``; print the tables.
+
+    Args:
+        runs: of :func:`optcov.report.gather`; at least one has ended.
+        folder: exists.
+    """
+    for place, words in runs.unfinished:
+        log.warning("%s has not ended, and is in no table (%s)", place, words)
+    by_metric = write_tables(runs, folder)
+    frame = runs.frame()
+    pictures = {}
+    for metric, found in by_metric.items():
+        pictures[metric] = folder / f"{metric}.png"
+        plot(frame, metric, pictures[metric])
+        Console().print(found.to_terminal())
+    if curves := variance_curves(runs, frame):
+        pictures["variance"] = folder / "variance.png"
+        plot_variance(curves, pictures["variance"])
+    if cells := sample_cells(runs, frame):
+        pictures["samples"] = folder / "samples.png"
+        sample_grid(cells).save(pictures["samples"])
+    write_atomically(folder / "report.html", page(runs, by_metric, pictures, folder))
+    log.info("report: %s", folder / "report.html")
+
+
+def variance_curves(runs: Runs, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The curves of the first seed and the fewest steps, each that several runs share once, by strategy or label."""
+    order = frame.assign(label=labels(frame)).sort_values(["seed", "num_steps"], kind="stable")
+    found: dict[str, tuple[str, str]] = {}  # text of the file -> its strategy and label
+    for position in order.drop_duplicates("label").index.sort_values():
+        path = runs.ended[position].folder / "variance.csv"
+        if path.is_file() and _is_curve(path):
+            found.setdefault(path.read_text(), (order.loc[position, "var"], order.loc[position, "label"]))
+    short = len({var for var, _ in found.values()}) == len(found)
+    return {var if short else label: pd.read_csv(StringIO(text)) for text, (var, label) in found.items()}
+
+
+def _is_curve(path: Path) -> bool:
+    try:
+        if set(COLUMNS) <= set(pd.read_csv(path, dtype="float64").columns):
+            return True
+    except ValueError:
+        pass
+    log.warning("%s is damaged or of another version, and is not drawn", path)
+    return False
+
+
+def sample_cells(runs: Runs, frame: pd.DataFrame) -> dict[tuple[str, int], Image.Image]:
+    """The first samples of the first seed, by label and number of steps."""
+    cells: dict[tuple[str, int], Image.Image] = {}
+    first = frame["seed"].min()
+    for run, label in zip(runs.ended, labels(frame), strict=True):
+        results, path = run.results, run.folder / "samples.png"
+        place = (str(label), results.num_steps)
+        if results.seed == first and place not in cells and path.is_file() and results.num_samples:
+            is_image = results.data_shape is None or len(results.data_shape) == 3
+            cells[place] = first_samples(path, results.num_samples, is_image)
+    return cells

@@ -1,0 +1,83 @@
+"""The curve of a strategy: ``Cov[x_0 | x_t]`` and the variance of a step against time, between their bounds.
+
+    0 <= C <= min(1, r),   lambda^2 <= Sigma_{s|t} <= lambda^2 + c^2 min(1, r),   r = sigma_t^2 / alpha_t^2
+
+for data in [-1, 1] and averages over x_t: Analytic-DPM (arXiv:2201.06503), Theorem 2 (r is its Eq. 11, 1 its Eq. 12).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optcov.denoiser import Denoiser, Prediction, noise_variance
+from optcov.kernel import ReverseKernel
+from optcov.seeds import derive_seed
+from optcov.variance.analytic import even_in_log_snr
+from optcov.variance.base import VarianceStrategy
+
+COLUMNS = ("t", "s", "mean", "q05", "q95", "upper", "step_lower", "step_mean", "step_upper")
+
+
+def num_curve_images(dimensions: int) -> int:
+    """How many images :func:`variance_curve` is worth: 4096 values at each time, from 8 images or more."""
+    return max(8, -(-4096 // dimensions))
+
+
+@torch.no_grad()
+def variance_curve(
+    denoiser: Denoiser,
+    strategy: VarianceStrategy,
+    images: Tensor,
+    stride: float,
+    seed: int = 0,
+    num_times: int = 32,
+) -> dict[str, Tensor]:
+    """The diagonal of C, eigenvalues clamped to [0, 1] as steps use it, and the DDPM step (eta = 1) that it makes.
+
+    Args:
+        denoiser, strategy: a mean network and its fitted variance, in eval mode, on the device of the images.
+        images: clean data in [-1, 1], ``[B, *event]``; each keeps one noise over all times.
+        stride: the length of a step in (0, 1], 1/K for K even ones; it ends at ``s = t - stride``, or 1/N before that.
+        seed: of the noise.
+        num_times: at most this many times in (1/N, 1], even in log SNR.
+    Returns:
+        float64 ``[K]`` on the CPU for each name, ascending in t: ``t`` and ``s``; ``mean``, ``q05`` and ``q95`` of C's
+        diagonal over pixels and images, and ``upper``, its bound min(1, r); ``step_lower``, ``step_mean`` and
+        ``step_upper``, the variance of the step: lambda^2, the mean over pixels and images, and the bound.
+    """
+    schedule = denoiser.schedule
+    nodes = even_in_log_snr(schedule, num_times)
+    t = nodes[nodes > 1].double() / schedule.num_steps
+    s = (t - stride).clamp(min=1 / schedule.num_steps)
+    kernels = ReverseKernel.between(schedule, s, t)
+    generator = torch.Generator(images.device).manual_seed(derive_seed(seed))
+    eps = torch.randn(images.shape, dtype=images.dtype, device=images.device, generator=generator)
+    rows = []
+    for i, time in enumerate(t.to(images.device)):
+        x_t = denoiser.diffuse(images, eps, time)
+        variance = _diagonal(denoiser, strategy, denoiser(x_t, time), x_t, time, kernels[i].to(images.device))
+        values = variance.double().cpu().numpy()
+        rows.append([values.mean(), *np.quantile(values, [0.05, 0.95])])  # torch.quantile ends at 16 million values
+    mean, q05, q95 = torch.tensor(rows, dtype=torch.float64).reshape(-1, 3).unbind(1)
+    upper = noise_variance(schedule, t).clamp(max=1)
+    steps = (kernels.lambda_sq + kernels.c**2 * c for c in (torch.zeros_like(mean), mean, upper))
+    return dict(zip(COLUMNS, (t, s, mean, q05, q95, upper, *steps), strict=True))
+
+
+def _diagonal(
+    denoiser: Denoiser,
+    strategy: VarianceStrategy,
+    prediction: Prediction,
+    x_t: Tensor,
+    t: Tensor,
+    kernel: ReverseKernel,
+) -> Tensor:
+    """The diagonal of C, ``[B, *event]``; of a strategy that models the step, the C that would make such a step."""
+    try:
+        return strategy.covariance(denoiser, prediction, x_t, t).clamp(0.0, 1.0).diagonal()
+    except NotImplementedError:
+        # in float64: at large t the step differs from lambda^2 by a millionth part
+        step = strategy.transition(kernel, denoiser, prediction, x_t.double(), t).diagonal()
+        return (step - kernel.lambda_sq) / kernel.c**2
