@@ -108,9 +108,7 @@ def test_ctrl_c_says_how_to_go_on_and_two_processes_do(
 
 OTHERS = {
     "sampler.num_steps=2": "sampler.num_steps = 3, not 2",
-    "sampler.clip_x0=false": "sampler.clip_x0 = True, not False",
     "sampler=ddim": "sampler._target_",
-    "trajectory=quadratic": "trajectory._target_",
     "trainer.precision=bf16-mixed": "trainer.precision",
     "compile=true": "compile = False, not True",
     "seed=1": "seed = 0, not 1",
