@@ -87,6 +87,7 @@ def sample(cfg: DictConfig) -> Path:
     """
     if cfg.format not in ("npz", "png"):
         raise ConfigError(f"format = {cfg.format} is unknown: give npz or png")
+    cfg.metric = {}  # nothing is scored, so that nothing need be there for it
     parts, folder = _restore(cfg)
     if cfg.get("mode") is not None:
         with refusals("mode"):
@@ -156,7 +157,7 @@ def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
         images, seconds = draw(cfg, parts, folder)
         if first_process():
             report.picture(images, folder / "samples.png")
-            score_samples(parts, images, scores)
+            score_samples(cfg, parts, [images], len(images), folder, scores)
         sampled = {
             "reference": f"{choices()['data']} train ({len(parts.data.reference())})",
             "num_samples": len(images),
@@ -169,6 +170,7 @@ def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
     return {
         "metrics": scores.values,
         "standard_errors": scores.standard_errors,
+        "higher_is_better": scores.higher_is_better,
         **{key: value for key, value in choices().items() if key != "metric"},
         "num_steps": parts.sampler.num_steps,
         "nfe": parts.sampler.network_calls(parts.times),
