@@ -156,7 +156,7 @@ def test_a_network_is_found_again_only_by_what_determined_it(setting: str):
     "setting",
     ["var=beta", "head=complex", "sampler.num_steps=2", "num_samples=9", "sampler=ddim", "trajectory=quadratic",
      "sample_batch_size=4", "cache_dir=x", "output_dir=y", "checkpoint_every=3", "logger=wandb", "trainer=auto",
-     "trainer.log_every_n_steps=7"],
+     "trainer.log_every_n_steps=7", "callbacks=tracking"],
 )  # fmt: skip
 def test_and_not_by_what_did_not(setting: str):
     assert identity_key(identity(setting)) == identity_key(identity())

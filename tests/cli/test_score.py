@@ -156,6 +156,10 @@ def test_missing_weights_are_refused_before_training(run: CLI, metric: str, monk
         (["metric=fd_cifar", "metric.fd_cifar.reference=absent.npz"], ["metric.fd_cifar", "absent.npz is no file"]),
         (["metric=fd_cifar", "metric.fd_cifar.features.batch_size=0"], ["metric.fd_cifar: features.batch_size = 0"]),
         (["metric=kid"], ["metric.kid.subset_size = 1000 is more than the 8 samples: give fewer"]),
+        (
+            ["metric=kid", "num_samples=1000", "callbacks=tracking", "callbacks.tracking.num_samples=500"],
+            ["callbacks.tracking.num_samples = 500: metric.kid.subset_size = 1000 is more than the 500 samples"],
+        ),
         (["metric=kid", "metric.kid.subsets=1"], ["metric.kid.subsets = 1", "at least 2"]),
         (["metric=inception_score"], ["metric.inception_score.splits = 10 is more than num_samples = 8"]),
         (["metric=precision_recall", "num_samples=3"], ["metric.precision_recall.k = 3 leaves 3 samples no neighbour"]),

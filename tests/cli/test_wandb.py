@@ -1,6 +1,7 @@
 """Weights & Biases without its server: what an offline run's file holds, and when a run is offline."""
 
 import builtins
+import csv
 import http.server
 import json
 import os
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import wandb
 from command_line import CLI, TINY, UNET, results
@@ -33,6 +35,21 @@ class Offline:
     tags: tuple[str, ...] = ()
     run_id: str = ""
     exit_code: int | None = None
+    files: dict[str, Path] = field(default_factory=dict)  # of its artifacts
+
+    def table(self, key: str) -> list[dict[str, Any]]:
+        """The rows of a table."""
+        table = json.loads(self.files[f"{key}.table.json"].read_text())
+        return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+
+    def lines(self, key: str) -> dict[str, dict[float, float]]:
+        """The lines of a chart of W&B's own, from its table."""
+        chart = self.config["_wandb"]["visualize"][key]["panel_config"]
+        assert chart["panelDefId"] == "wandb/lineseries/v0"
+        found: dict[str, dict[float, float]] = {}
+        for row in self.table(f"{key}_table"):
+            found.setdefault(row["lineKey"], {})[row["step"]] = row["lineVal"]
+        return found
 
 
 def records(path: Path) -> Iterator[bytes]:
@@ -52,9 +69,9 @@ def records(path: Path) -> Iterator[bytes]:
             joined = b""
 
 
-def values(items: Any) -> dict[str, Any]:
-    """Keys and values, those with a path as dictionaries in one another."""
-    found: dict[str, Any] = {}
+def values(items: Any, found: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Keys and values, those with a path as dictionaries in one another; added to what was found before."""
+    found = {} if found is None else found
     for item in items:
         place, (*path, last) = found, list(item.nested_key) or [item.key]
         for key in path:
@@ -74,13 +91,15 @@ def read(folder: Path) -> Offline:
         if kind == "run":
             run.group, run.project, run.name = record.run.run_group, record.run.project, record.run.display_name
             run.tags, run.run_id = tuple(record.run.tags), record.run.run_id
-            run.config |= values(record.run.config.update)
+            values(record.run.config.update, run.config)
         elif kind == "config":
-            run.config |= values(record.config.update)
+            values(record.config.update, run.config)
         elif kind == "history":
             run.history.append(values(record.history.item))
         elif kind == "summary":
             run.summary |= values(record.summary.update)
+        elif kind == "artifact":
+            run.files |= {content.path: Path(content.local_path) for content in record.artifact.manifest.contents}
         elif kind == "exit":
             run.exit_code = record.exit.exit_code
     return run
@@ -108,13 +127,29 @@ def logged(history: list[dict[str, Any]], key: str) -> list[Any]:
     return [row[key] for row in history if key in row]
 
 
-def test_an_offline_run_holds_config_choices_metric_samples_and_table(run: CLI):
+@pytest.fixture
+def curves(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
+    """The variance over t that every run leaves in its folder."""
+    curve = {"t": [0.25, 0.5, 1.0], "mean": [0.1, 0.4, 0.9], "upper": [0.2, 1.0, 1.0]}
+    evaluate = tasks._evaluate
+
+    def evaluated(cfg: Any, parts: Any, folder: Path) -> Any:
+        pd.DataFrame(curve | {"s": 0.1}).to_csv(folder / "variance.csv", index=False)
+        return evaluate(cfg, parts, folder)
+
+    monkeypatch.setattr(tasks, "_evaluate", evaluated)
+    return curve
+
+
+def test_an_offline_run_holds_config_scores_pictures_and_charts(run: CLI, curves: dict[str, list[float]]):
     """Of a user who is not logged in, without a network and without a question."""
-    folder = run("var=sn_dpm", "logger=wandb")
+    tracking = ["callbacks=tracking", "callbacks.tracking.every_n_steps=1", "callbacks.tracking.num_samples=5"]
+    folder = run("var=sn_dpm", "logger=wandb", "logger.wandb.tags=[mine]", *tracking)
     found = read(folder)
     assert found.exit_code == 0  # finished, not cut off
     assert found.project == "optcov"
     assert found.name == "run"
+    assert set(found.tags) == {"mine", "sn_dpm", "ddpm", "digits", "linear"}
 
     config = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"))
     assert isinstance(config, dict)
@@ -137,43 +172,63 @@ def test_an_offline_run_holds_config_choices_metric_samples_and_table(run: CLI):
         assert choices[group] == ours.get(group, "fd_pixel")
     assert choices["var"] == "sn_dpm"
 
-    assert logged(found.history, "fd_pixel_8") == [ours["metrics"]["fd_pixel_8"]]
-    assert found.summary["fd_pixel_8"] == ours["metrics"]["fd_pixel_8"]
+    score = ours["metrics"]["fd_pixel_8"]
+    assert logged(found.history, "fd_pixel_8") == [score]
+    assert found.summary["fd_pixel_8"] == score
     assert len(logged(found.history, "mean/loss")) == len(logged(found.history, "variance/loss")) == 2
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    for stage in ("mean", "variance"):
+        name = f"track/{stage}/fd_pixel_5"
+        tracked = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+        assert [(row["trainer/global_step"], row[name]) for row in found.history if name in row] == tracked
+        assert [step for step, _ in tracked] == [1, 2]
+        assert found.summary[name] == {"min": min(value for _, value in tracked), "last": tracked[-1][1]}
+        assert len(logged(found.history, f"track/{stage}/samples")) == 2
 
-    media = next(folder.glob("wandb/offline-run-*/files"))
+    media = next(folder.glob("wandb/offline-run-*/files/media"))
     (samples,) = logged(found.history, "samples")
-    assert samples["_type"] in ("image-file", "images/separated")
-    (picture,) = media.glob("media/images/**/*.png")
-    assert Image.open(picture).tobytes() == Image.open(folder / "samples.png").tobytes()
-    (table,) = (json.loads(path.read_text()) for path in media.glob("media/table/**/*.json"))
-    row = dict(zip(table["columns"], table["data"][0], strict=True))
-    assert row["var"] == "sn_dpm"
-    assert row["num_steps"] == 3
-    assert row["fd_pixel_8"] == ours["metrics"]["fd_pixel_8"]
-    assert len(table["data"]) == 1
-    assert (folder / "metrics.csv").is_file()  # always, too
+    assert samples["_type"] == "image-file"
+    assert Image.open(media.parent / samples["path"]).tobytes() == Image.open(folder / "samples.png").tobytes()
+    (row,) = found.table("results")
+    assert (row["var"], row["num_steps"], row["fd_pixel_8"]) == ("sn_dpm", 3, score)
+    assert row["samples"]["_type"] == "image-file"
+    assert found.files[row["samples"]["path"]].read_bytes() == (folder / "samples.png").read_bytes()
+    assert found.lines("variance") == {
+        name: dict(zip(curves["t"], curves[name], strict=True)) for name in ("mean", "upper")
+    }
+    assert all(path.is_relative_to(folder) for path in found.files.values())  # until they are sent
 
 
-def test_the_runs_of_a_sweep_are_apart_and_share_its_group(run: CLI):
-    run.raw("-m", *TINY, *UNET, "logger=wandb", "var=beta,beta_tilde", "hydra.sweep.dir=my_sweep")
+def test_the_runs_of_a_sweep_are_apart_and_share_its_group(run: CLI, curves: dict[str, list[float]]):
+    steps = ["sampler.num_steps=2,3", *(argument for argument in TINY if not argument.startswith("sampler.num_steps"))]
+    run.raw("-m", *steps, *UNET, "logger=wandb", "var=beta,beta_tilde", "hydra.sweep.dir=my_sweep")
     sweep = run.folder / "my_sweep"
-    found = [read(path.parent) for path in sorted(sweep.glob("*/results.json"))]
-    assert len(found) == 2
+    jobs = sorted(path.parent for path in sweep.glob("*/results.json"))
+    found = [read(path) for path in jobs]
+    assert len(found) == 4
     assert {each.config["choices"]["var"] for each in found} == {"beta", "beta_tilde"}
-    assert len({each.run_id for each in found}) == 2
+    assert len({each.run_id for each in found}) == 4
     assert {each.exit_code for each in found} == {0}
     assert {each.group for each in found} == {"my_sweep"}
-    assert len({each.name for each in found}) == 2
-    for each, path in zip(found, sorted(sweep.glob("*/results.json")), strict=True):
-        assert logged(each.history, "fd_pixel_8") == [results(path.parent)["metrics"]["fd_pixel_8"]]
-    summary = read(sweep)  # the table and the plot over all jobs
-    assert summary.group == "my_sweep"
-    assert "table" in summary.tags
-    assert logged(summary.history, "table")
-    assert logged(summary.history, "fd_pixel_8")
-    (table,) = (json.loads(path.read_text()) for path in sweep.glob("wandb/**/media/table/**/*.json"))
-    assert len(table["data"]) == 2
+    assert len({each.name for each in found}) == 4
+    scores: dict[str, dict[float, float]] = {}
+    for each, path in zip(found, jobs, strict=True):
+        ours = results(path)
+        assert set(each.tags) == {ours["var"], "ddpm", "digits", "linear"}
+        scores.setdefault(ours["var"], {})[ours["num_steps"]] = ours["metrics"]["fd_pixel_8"]
+        assert logged(each.history, "fd_pixel_8") == [ours["metrics"]["fd_pixel_8"]]
+
+    summary = read(sweep)  # of all jobs
+    assert (summary.group, summary.name, summary.tags) == ("my_sweep", "my_sweep", ("table",))
+    assert summary.exit_code == 0
+    assert logged(summary.history, "fd_pixel_8")[0]["_type"] == "image-file"  # the plot, with its bars
+    assert summary.lines("fd_pixel_8_against_steps") == scores
+    assert summary.lines("variance").keys() == scores.keys()
+    rows = summary.table("table")
+    assert [row["fd_pixel_8"] for row in rows] == [scores[row["var"]][row["num_steps"]] for row in rows]
+    assert len(rows) == 4
+    for path, row in zip(jobs, rows, strict=True):
+        assert summary.files[row["samples"]["path"]].read_bytes() == (path / "samples.png").read_bytes()
 
 
 def started(**settings: Any) -> dict[str, Any]:
@@ -228,6 +283,7 @@ def log_in(monkeypatch: pytest.MonkeyPatch, how: str, server: str) -> None:
 @pytest.mark.parametrize("how", ["key", "netrc"])
 def test_online_where_logged_in_and_answered(monkeypatch: pytest.MonkeyPatch, server: str, how: str):
     monkeypatch.setenv("WANDB_BASE_URL", server)
+    assert started()["settings"].finish_timeout == dashboard.UPLOAD_LIMIT
     assert started()["mode"] == "offline"  # the server is there, the user is a stranger
     log_in(monkeypatch, how, server)
     assert started()["mode"] == "online"
@@ -270,3 +326,39 @@ def test_a_failed_run_is_finished_as_failed(run: CLI, monkeypatch: pytest.Monkey
     run.refused("var=beta", "logger=wandb")
     assert wandb.run is None
     assert read(run.folder / "run").exit_code not in (None, 0)
+
+
+def test_no_failure_of_wandb_costs_a_run_anything(run: CLI, monkeypatch: pytest.MonkeyPatch):
+    """As where its service is killed: it can neither log nor finish; that is said once, and the next run logs again."""
+
+    def gone(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionResetError("Connection lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb.Run, "log", gone)
+        patch.setattr(wandb.Run, "finish", gone)
+        folder = run("var=beta", "logger=wandb", "callbacks=tracking")
+    assert results(folder)["metrics"]["fd_pixel_8"] > 0
+    assert (folder / "train.log").read_text().count("W&B fails (ConnectionResetError: Connection lost)") == 1
+    assert "WANDB_DATA_DIR" not in os.environ
+    after = run("var=beta", "logger=wandb", "hydra.run.dir=after")
+    assert logged(read(after).history, "fd_pixel_8") == [results(after)["metrics"]["fd_pixel_8"]]
+
+
+def test_a_server_that_answers_and_starts_no_run_is_done_without(monkeypatch: pytest.MonkeyPatch, server: str):
+    monkeypatch.setenv("WANDB_BASE_URL", server)
+    log_in(monkeypatch, "key", server)
+    modes = []
+
+    def init(mode: str, **arguments: Any) -> Any:
+        modes.append(mode)
+        if mode == "online":
+            raise wandb.errors.CommError("no such API")
+        raise InterruptedError
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.raises(InterruptedError):
+        dashboard.wandb_logger(project="optcov", save_dir="run")
+    assert modes == ["online", "offline"]
+    with pytest.raises(ValueError, match=r"logger\.wandb\.mode = online"):
+        dashboard.wandb_logger(project="optcov", save_dir="run", mode="online")

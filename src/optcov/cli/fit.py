@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from omegaconf import DictConfig
 from torch import nn
 
 from optcov.cli.build import Parts
-from optcov.cli.dashboard import sweep_folder
 from optcov.cli.errors import ConfigError, refusals
+from optcov.cli.run_folder import sweep_folder
+from optcov.cli.tracking import Tracking
 from optcov.seeds import derive_seed
 from optcov.training import (
     Checkpoint,
@@ -87,9 +88,9 @@ def plan(cfg: DictConfig, config: dict[str, Any], parts: Parts) -> Plan:
         given["mean"] = Checkpoint.load(Path(cfg.mean_ckpt), "mean", "mean_ckpt")
         for key in NETWORK:
             if given["mean"].identity.get(key) != mean[key]:
-                difference = _difference(key, given["mean"].identity.get(key), mean[key])
+                other = difference(key, given["mean"].identity.get(key), mean[key])
                 raise CheckpointError(
-                    f"mean_ckpt = {cfg.mean_ckpt} was trained with {difference}: "
+                    f"mean_ckpt = {cfg.mean_ckpt} was trained with {other}: "
                     f"give the {key} it was trained with, or leave mean_ckpt out to train anew"
                 )
         mean = given["mean"].identity
@@ -206,6 +207,20 @@ def make_trainer(cfg: DictConfig, **arguments: Any) -> Trainer:
     return trainer
 
 
+def make_callbacks(cfg: DictConfig, parts: Parts) -> list[Callback]:
+    """Lightning callbacks of the config, for one stage.
+
+    Raises:
+        ConfigError: if a run of these parts can not be tracked.
+    """
+    with refusals("callbacks"):
+        callbacks: list[Callback] = [instantiate(callback) for callback in cfg.callbacks.values()]
+        for callback in callbacks:
+            if isinstance(callback, Tracking):
+                callback.check(parts)
+    return callbacks
+
+
 def _find_or_fit(
     cfg: DictConfig, kind: Kind, identity: Identity, module: nn.Module, fit: Callable[[Entry], None]
 ) -> Checkpoint:
@@ -221,6 +236,8 @@ def _find_or_fit(
                 shutil.rmtree(entry.resume_folder, ignore_errors=True)
             return checkpoint
     log.info("%s: found %s", kind, entry.path)
+    if "tracking" in cfg.callbacks:
+        log.info("%s: fitted before, so that there is nothing to track; another cache_dir fits it again", kind)
     return _load_into(module, checkpoint, f"cache_dir = {cfg.cache_dir}")
 
 
@@ -231,12 +248,15 @@ def run_stage(
     keep = ModelCheckpoint(
         entry.resume_folder, "resume", every_n_train_steps=cfg.checkpoint_every, enable_version_counter=False
     )
-    callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
+    callbacks = make_callbacks(cfg, parts)
+    for callback in callbacks:
+        if isinstance(callback, Tracking):
+            callback.attach(cfg, parts, entry.identity)
     trainer = make_trainer(cfg, logger=loggers, callbacks=[*callbacks, StageProgressBar(description), keep])
     try:
         trainer.fit(stage, datamodule=parts.data, ckpt_path=_resumable(entry.resume_folder), weights_only=True)
     except SystemExit:  # how Lightning ends on Ctrl+C
-        raise KeyboardInterrupt(description) from None
+        raise KeyboardInterrupt(f"{description}; the same command continues from the last checkpoint") from None
 
 
 def _resumable(folder: Path) -> Path | None:
@@ -265,10 +285,10 @@ def _load_into(module: nn.Module, checkpoint: Checkpoint, name: str) -> Checkpoi
     return checkpoint
 
 
-def _difference(key: str, theirs: Any, ours: Any) -> str:
+def difference(key: str, theirs: Any, ours: Any) -> str:
     """The first setting in which two configs differ, in words."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for name in sorted(theirs.keys() | ours.keys()):  # _target_ comes first
             if theirs.get(name) != ours.get(name):
-                return _difference(f"{key}.{name}", theirs.get(name), ours.get(name))
+                return difference(f"{key}.{name}", theirs.get(name), ours.get(name))
     return f"{key} = {theirs}, not {ours}"

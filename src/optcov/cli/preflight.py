@@ -9,13 +9,13 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, get_type_hints
+from typing import Any, get_type_hints
 
 from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
 
 from optcov.cli.errors import ConfigError
@@ -31,7 +31,7 @@ class TopLevel(BaseModel):
     time_offset: int
     warmup_steps: NonNegativeInt
     compile: bool
-    num_samples: Annotated[int, Field(ge=2)]  # one sample has no covariance
+    num_samples: PositiveInt
     sample_batch_size: PositiveInt
     mean_ckpt: str | None
     var_ckpt: str | None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
+from optcov.files import whole
+
 matplotlib.use("Agg")
 log = logging.getLogger(__name__)
 
@@ -27,12 +28,8 @@ NOT_LABELS = ("sampler.num_steps", "seed")  # the table's columns, and what its 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file at once or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole(path) as partial:
         partial.write_text(text)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def picture(images: Tensor, path: Path, count: int = 64, scale: int | None = None) -> None:
@@ -196,17 +193,6 @@ class SweepReport(Callback):
         report(folder)
         settings = config.get("logger", {}).get("wandb")
         if settings is not None and (folder / "table.csv").is_file():
-            self._log_to_wandb(folder, settings)
+            from optcov.cli.dashboard import log_sweep  # which reads what is collected here
 
-    @staticmethod
-    def _log_to_wandb(folder: Path, settings: DictConfig) -> None:
-        import wandb
-
-        from optcov.cli.dashboard import wandb_logger
-
-        arguments = {key: settings[key] for key in ("project", "entity", "mode")}
-        group = settings.get("group") or folder.name
-        run = wandb_logger(**arguments, group=group, tags=["table"], save_dir=str(folder.absolute())).experiment
-        run.log({"table": wandb.Table(dataframe=pd.read_csv(folder / "table.csv"))})
-        run.log({path.stem: wandb.Image(str(path)) for path in folder.glob("*.png")})
-        wandb.finish()
+            log_sweep(folder, settings)

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
-from torch.utils.data import DataLoader
 
 from optcov.cli import report
 from optcov.cli.build import Parts, build
+from optcov.cli.dashboard import Dashboard
+from optcov.cli.draw import draw, forget, preview, write_npz, write_pngs
 from optcov.cli.errors import ConfigError, refusals
-from optcov.cli.fit import NETWORK, fit_mean, fit_trajectory, fit_variance, make_trainer, plan
+from optcov.cli.fit import NETWORK, fit_mean, fit_trajectory, fit_variance, make_callbacks, make_trainer, plan
 from optcov.cli.preflight import check
 from optcov.cli.run_folder import choices, claim, overrides, provenance
 from optcov.cli.score import Scores, score_model, score_samples, wants_samples
-from optcov.training import SamplingStage, StageProgressBar
 from optcov.training.store import first_process
 
 log = logging.getLogger(__name__)
@@ -46,6 +42,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     config = check(cfg)
     parts = build(cfg)
     make_trainer(cfg)  # refuses what this machine can not do
+    make_callbacks(cfg, parts)
     fits = plan(cfg, config, parts)
     folder = Path(cfg.output_dir)
     done = claim(folder, config) if first_process() else None
@@ -95,17 +92,18 @@ def sample(cfg: DictConfig) -> Path:
         return folder
     if cfg.format == "png" and len(parts.denoiser.data_shape) != 3:
         raise ConfigError("format = png writes images, but the samples are vectors: set format=npz")
-    images, seconds = draw(cfg, parts, folder)
+    place = folder / ("samples.npz" if cfg.format == "npz" else "samples")
+    if first_process() and place.exists() and not (folder / ".parts").exists():
+        raise ConfigError(f"output_dir = {folder} holds finished samples: choose another hydra.run.dir")
+    drawn = draw(cfg, parts, folder)
     if first_process():
-        report.picture(images, folder / "samples.png")
+        preview(drawn, folder / "samples.png")
         if cfg.format == "npz":
-            channels_last = images.movedim(1, -1) if images.ndim == 4 else images
-            np.savez_compressed(folder / "samples.npz", channels_last.numpy())
+            write_npz(drawn, len(drawn), drawn.shape, place)
         else:
-            (folder / "samples").mkdir()
-            for i, image in enumerate(images):
-                report.picture(image[None], folder / "samples" / f"{i:06d}.png", scale=1)
-        log.info("%d samples in %.1f s: %s", len(images), seconds, folder)
+            write_pngs(drawn, len(drawn), place)
+        log.info("%d samples in %.1f s: %s", len(drawn), drawn.seconds(), folder)
+        forget(folder)
     return folder
 
 
@@ -126,44 +124,21 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return results
 
 
-def draw(cfg: DictConfig, parts: Parts, folder: Path) -> tuple[Tensor, float]:
-    """``num_samples`` samples over all devices.
-
-    Returns:
-        uint8 ``[num_samples, *data_shape]`` on the first process (nothing on others), and the seconds it took.
-    """
-    trainer = make_trainer(cfg, callbacks=[StageProgressBar("3/3 sampling")])
-    parts_folder = folder / ".parts"
-    parts_folder.mkdir(exist_ok=True)
-    stage = SamplingStage(parts.denoiser, parts.strategy, parts.sampler, parts.times, cfg.seed, parts_folder)
-    started = time.monotonic()
-    indices: DataLoader[int] = DataLoader(range(cfg.num_samples), batch_size=cfg.sample_batch_size)  # type: ignore[arg-type]
-    trainer.predict(stage, indices, return_predictions=False)
-    seconds = time.monotonic() - started
-    trainer.strategy.barrier()
-    if not first_process():
-        return torch.empty(0, dtype=torch.uint8), seconds
-    loaded = [torch.load(path, weights_only=True) for path in sorted(parts_folder.glob("part_*.pt"))]
-    order = torch.cat([part["indices"] for part in loaded]).argsort()
-    images = torch.cat([part["images"] for part in loaded])[order]
-    shutil.rmtree(parts_folder)
-    return images, seconds
-
-
 def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
     scores, sampled = Scores(), {}
     if wants_samples(parts):
         log.info("sampling: %d samples, %d steps", cfg.num_samples, len(parts.times))
-        images, seconds = draw(cfg, parts, folder)
+        drawn = draw(cfg, parts, folder)
         if first_process():
-            report.picture(images, folder / "samples.png")
-            score_samples(cfg, parts, [images], len(images), folder, scores)
-        sampled = {
-            "reference": f"{choices()['data']} train ({len(parts.data.reference())})",
-            "num_samples": len(images),
-            "throughput_images_per_s": len(images) / seconds,
-            "wall_time_s": {"sampling": seconds},
-        }
+            preview(drawn, folder / "samples.png")
+            score_samples(cfg, parts, drawn, len(drawn), folder, scores)
+            seconds = drawn.seconds()
+            sampled = {
+                "reference": f"{choices()['data']} train ({len(parts.data.reference())})",
+                "num_samples": len(drawn),
+                "throughput_images_per_s": len(drawn) / seconds,
+                "wall_time_s": {"sampling": seconds},
+            }
     if not first_process():
         return {}
     score_model(cfg, parts, folder, scores)
@@ -212,14 +187,12 @@ def _restore(cfg: DictConfig) -> tuple[Parts, Path]:
 
 def _finish(results: dict[str, Any], folder: Path, loggers: list[Logger], step: int) -> None:
     report.write_atomically(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    forget(folder)
     row = {"num_steps": results["num_steps"], "nfe": results["nfe"], **results["metrics"]}
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            if (folder / "samples.png").is_file():
-                logger.log_image("samples", [str(folder / "samples.png")])
-            columns = ["var", "sampler", "trajectory", *row]
-            logger.log_table("results", columns, [[results.get(column, row.get(column)) for column in columns]])
         logger.log_metrics(row, step)
+        if isinstance(logger, Dashboard):
+            logger.log_run(results, folder)
     report.show_run(results)
 
 
@@ -237,12 +210,8 @@ def _loggers(cfg: DictConfig, config: dict[str, Any]) -> list[Logger]:
 def _close(loggers: list[Logger], failed: bool = False) -> None:
     for logger in loggers:
         logger.finalize("failed" if failed else "success")
-    if any(isinstance(logger, WandbLogger) for logger in loggers):
-        import wandb
-
-        if wandb.run is not None and not wandb.run.offline:
-            log.info("W&B: %s", wandb.run.url)
-        wandb.finish(exit_code=int(failed))
+        if isinstance(logger, Dashboard):
+            logger.close(failed)
 
 
 def _quiet() -> None:

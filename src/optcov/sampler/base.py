@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from optcov.denoiser import Denoiser
 from optcov.sampler.noise import NoiseStream
+from optcov.sampler.progress import ImageBar
 from optcov.variance.base import VarianceStrategy
 from optcov.variance.fixed import BetaTilde
 
@@ -77,7 +77,26 @@ def order_within(order: int, num_steps: int) -> int:
     return order
 
 
-@torch.no_grad()
+def batches(count: int, batch_size: int) -> list[range]:
+    """The indices 0..count - 1 in as few batches as can be, all of one size.
+
+    Every network call then has one shape, for which it is compiled once, and the same arithmetic.  The last batch may
+    reach beyond ``count``, by less than one index for each batch.
+
+    Args:
+        count: how many indices.
+        batch_size: the largest size of a batch.
+    Raises:
+        ValueError: if either is below 1.
+    """
+    if count < 1:
+        raise ValueError(f"count = {count} draws nothing: give at least 1")
+    if batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size} draws nothing: give at least 1")
+    size = math.ceil(count / math.ceil(count / batch_size))
+    return [range(start, start + size) for start in range(0, count, size)]
+
+
 def sample(
     denoiser: Denoiser,
     strategy: VarianceStrategy,
@@ -96,18 +115,25 @@ def sample(
         sampler, times: which update, and which times (``trajectory.times(schedule, num_steps)``).
         count: how many samples.
         seed: sample i depends on (seed, i) alone, whatever the batch size.
-        batch_size: samples at once.
+        batch_size: samples at once, at most.
         device: where to compute.
         progress: show a bar.
     Returns:
         float32 ``[count, *event]``, nominally in [-1, 1], on the CPU.
+    Raises:
+        ValueError: if ``count`` or ``batch_size`` is below 1, or the sampler has no use for the strategy.
     """
     sampler.check(strategy)
+    parts = batches(count, batch_size)
     denoiser.to(device).eval()
     strategy.to(device).eval()
-    batches: Iterable[range] = [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
-    drawn = []
-    for indices in tqdm(batches, desc="sampling", disable=not progress, unit="batch"):
-        noise = NoiseStream(seed, indices, denoiser.data_shape, device)
-        drawn.append(sampler.sample(denoiser, strategy, times, noise).cpu())
-    return torch.cat(drawn)
+    images = torch.empty(count, *denoiser.data_shape)  # out here, so that gradients may be taken with respect to them
+    bar = ImageBar(denoiser, sampler.network_calls(times), count, disable=not progress)
+    with bar, torch.inference_mode():
+        for indices in parts:
+            bar.begin(len(indices))
+            noise = NoiseStream(seed, indices, denoiser.data_shape, device)
+            drawn = sampler.sample(denoiser, strategy, times, noise)
+            images[indices.start : indices.stop] = drawn[: count - indices.start]
+            bar.end()
+    return images

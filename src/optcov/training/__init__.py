@@ -1,6 +1,7 @@
 """Training: Lightning modules of the stages, callbacks, and the store of fitted weights."""
 
-from optcov.training.callbacks import EMA, StageProgressBar
+from optcov.training.callbacks import EMA, SamplingProgressBar, StageProgressBar
+from optcov.training.drawn import DrawnSamples
 from optcov.training.modules import MeanStage, SamplingStage, Stage, VarianceStage
 from optcov.training.store import Checkpoint, CheckpointError, Entry
 
@@ -8,8 +9,10 @@ __all__ = [
     "EMA",
     "Checkpoint",
     "CheckpointError",
+    "DrawnSamples",
     "Entry",
     "MeanStage",
+    "SamplingProgressBar",
     "SamplingStage",
     "Stage",
     "StageProgressBar",

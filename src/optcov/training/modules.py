@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from optcov.data.pixels import to_uint8
 from optcov.denoiser import Denoiser
 from optcov.sampler import NoiseStream, Sampler
 from optcov.seeds import derive_seed
+from optcov.training.drawn import DrawnSamples
+from optcov.training.store import Kind
 from optcov.variance.base import VarianceStrategy
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -30,7 +33,7 @@ class Stage(LightningModule):
         seed: of times and noise.
     """
 
-    name: str
+    name: Kind
 
     def __init__(self, optimizer: OptimizerFactory, warmup_steps: int = 0, seed: int = 0) -> None:
         super().__init__()
@@ -63,7 +66,7 @@ class Stage(LightningModule):
 class MeanStage(Stage):
     """Stage 1: the mean network learns the noise."""
 
-    name = "mean"
+    name: Kind = "mean"
 
     def __init__(self, denoiser: Denoiser, optimizer: OptimizerFactory, warmup_steps: int = 0, seed: int = 0) -> None:
         super().__init__(optimizer, warmup_steps, seed)
@@ -76,7 +79,7 @@ class MeanStage(Stage):
 class VarianceStage(Stage):
     """Stage 2: a strategy learns on the frozen mean network, which stays in eval mode."""
 
-    name = "variance"
+    name: Kind = "variance"
 
     def __init__(
         self,
@@ -105,12 +108,14 @@ class VarianceStage(Stage):
 
 
 class SamplingStage(LightningModule):
-    """Draws the samples whose indices it is given, and leaves them as 8-bit parts in a folder, one per process.
+    """Draws the samples that are missing, batch by batch, and keeps each batch as a file.
+
+    Processes share out whole batches, so that no sample depends on how many they are.
 
     Args:
         denoiser, strategy, sampler, times: as in :func:`optcov.sampler.sample`.
         seed: sample i depends on (seed, i) alone.
-        folder: where the parts go.
+        drawn: where the samples go.
     """
 
     def __init__(
@@ -120,22 +125,18 @@ class SamplingStage(LightningModule):
         sampler: Sampler,
         times: Tensor,
         seed: int,
-        folder: Path,
+        drawn: DrawnSamples,
     ) -> None:
         super().__init__()
         self.denoiser, self.strategy, self.sampler, self.times = denoiser, strategy, sampler, times
-        self.seed, self.folder = seed, folder
-        self._indices: list[Tensor] = []
-        self._images: list[Tensor] = []
+        self.seed, self.drawn = seed, drawn
+        self.missing = [(batch.start, batch.stop) for batch in drawn.missing()]
 
-    def predict_step(self, indices: Tensor, batch_idx: int) -> None:
-        noise = NoiseStream(self.seed, indices.tolist(), self.denoiser.data_shape, self.device)
-        x_0 = self.sampler.sample(self.denoiser, self.strategy, self.times, noise)
-        self._indices.append(indices.cpu())
-        self._images.append(to_uint8(x_0).cpu())
+    def predict_dataloader(self) -> DataLoader[tuple[int, int]]:
+        return DataLoader(self.missing, batch_size=None)  # type: ignore[arg-type]
 
-    def on_predict_end(self) -> None:
-        if not self._indices:  # fewer samples than processes
-            return
-        part = {"indices": torch.cat(self._indices), "images": torch.cat(self._images)}
-        torch.save(part, self.folder / f"part_{self.global_rank}.pt")
+    def predict_step(self, bounds: Sequence[int], batch_idx: int) -> None:
+        indices, began = range(*bounds), time.time()
+        noise = NoiseStream(self.seed, indices, self.denoiser.data_shape, self.device)
+        images = to_uint8(self.sampler.sample(self.denoiser, self.strategy, self.times, noise)).cpu()
+        self.drawn.write(indices, images, began, time.time())
