@@ -7,7 +7,8 @@ import numpy as np
 import scipy.linalg
 import torch
 
-from optcov.metric.frechet import Moments, frechet_distance
+from optcov.metric import frechet_distance
+from optcov.metric.moments import Moments
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -29,6 +29,12 @@ def test_the_notebook_of_the_readme_draws_images():
     assert namespace["images"].shape == (4, 1, 8, 8)
 
 
+def test_the_notebook_of_the_metrics_scores_samples(capsys: pytest.CaptureFixture[str]):
+    (code,) = blocks("docs/metrics.md", "python")
+    exec(code.replace("300, 3", "20, 3").replace("200, 3", "10, 3"), {})
+    assert float(capsys.readouterr().out) > 0
+
+
 def test_the_strategy_of_contributing_works(monkeypatch: pytest.MonkeyPatch):
     strategy, test = blocks("CONTRIBUTING.md", "python")
     (yaml,) = blocks("CONTRIBUTING.md", "yaml")
@@ -47,7 +53,7 @@ def test_the_strategy_of_contributing_works(monkeypatch: pytest.MonkeyPatch):
     assert images.isfinite().all()
 
 
-@pytest.mark.parametrize("document", ["README.md", "conf/config.yaml"])
+@pytest.mark.parametrize("document", ["README.md", "conf/config.yaml", "docs/metrics.md"])
 def test_every_group_option_named_in_the_readme_exists(document: str):
     named = re.findall(r"(?<![\w./-])(\w+)=([a-z][a-z_0-9,]*)(?![\w.])", (ROOT / document).read_text())
     groups = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()}

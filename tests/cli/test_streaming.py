@@ -188,7 +188,7 @@ def test_an_unfinished_run_may_change_what_its_samples_do_not_depend_on(
 def test_one_sample_is_a_picture_but_no_score(run: CLI, untouched: Path):
     assert arrays(run(f"run={untouched}", "num_samples=1", task="sample", tiny=False)).shape == (1, 8, 8, 1)
     sentence = run.refused(f"run={untouched}", "num_samples=1", task="evaluate", tiny=False)
-    assert sentence == "num_samples = 1 has no covariance to score: give at least 2"
+    assert sentence == "metric.fd_pixel: num_samples = 1 has no covariance: give at least 2"
 
 
 @pytest.mark.parametrize("task", ["sample", "evaluate"])

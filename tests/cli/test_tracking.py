@@ -14,8 +14,7 @@ from PIL import Image
 from optcov.cli import fit
 from optcov.cli.build import build
 from optcov.cli.tracking import Tracking
-from optcov.data.pixels import to_uint8
-from optcov.metric import FrechetPixelDistance
+from optcov.metric import FrechetPixelDistance, Reference, Score
 from optcov.sampler import DDIMSampler, sample
 from optcov.seeds import derive_seed
 from optcov.training import Checkpoint, StageProgressBar
@@ -104,9 +103,9 @@ def scored_again(folder: Path, settings: list[str], mean_steps: int, count: int,
         drawn = -(-count // batch_size) * batch_size
         images = sample(parts.denoiser, strategy, sampler, times, drawn, derive_seed(0, 6), batch_size, progress=False)
         metric = FrechetPixelDistance()
-        metric.update(parts.data.reference(), real=True)
-        metric.update(to_uint8(images[:count]), real=False)
-        found[f"{stage}/fd_pixel_{count}"] = metric.compute()
+        metric.refer_to(Reference(parts.data.reference()))
+        metric.update(images[:count])
+        found[f"{stage}/fd_pixel_{count}"] = metric.compute()["fd_pixel"].value
     return found
 
 
@@ -156,14 +155,19 @@ def test_a_best_of_another_score_is_forgotten():
         assert other.state_dict() == {}
 
 
-@pytest.mark.parametrize("best", [2, 5])
+@pytest.mark.parametrize(("best", "higher"), [(2, False), (5, False), (2, True)])
 def test_the_best_weights_are_those_of_their_step_and_can_be_used(
-    run: CLI, monkeypatch: pytest.MonkeyPatch, best: int, count_calls: Callable[[Any, str], list[Any]]
+    run: CLI, monkeypatch: pytest.MonkeyPatch, best: int, higher: bool, count_calls: Callable[[Any, str], list[Any]]
 ):
     """The mean that a run of two steps ends with is that of step 2; of the last step, it is the run's own."""
     settings = [line for line in LONGER if not line.startswith(("trainer.max_steps", "var="))]
     steps = iter((2, 4, 5))
-    monkeypatch.setattr(FrechetPixelDistance, "compute", lambda metric: float(next(steps, 9) != best))
+
+    def answer(value: float) -> dict[str, Score]:
+        return {"fd_pixel": Score(-float(value) if higher else float(value))}
+
+    monkeypatch.setattr(FrechetPixelDistance, "higher_is_better", higher)
+    monkeypatch.setattr(FrechetPixelDistance, "compute", lambda metric: answer(next(steps, 9) != best))
     found = run("var=beta", *settings, *TRACKED, "trainer.max_steps=5")
     shorter = run("var=beta", *settings, f"trainer.max_steps={best}", "hydra.run.dir=shorter")
     kept = Checkpoint.load(found / BEST[0], "mean", "mean_ckpt")

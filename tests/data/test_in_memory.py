@@ -79,6 +79,10 @@ def test_all_grey_levels_come_back():
     assert torch.equal(to_uint8(x + 0.99 / 255), levels)
     assert torch.equal(to_uint8(x - 0.99 / 255), levels)
     assert to_uint8(torch.tensor([-7.0, -1.1, 1.1, 9.0])).tolist() == [0, 0, 255, 255]
+    broken = torch.zeros(5, 1, 2, 2)
+    broken[1, 0, 0], broken[3, 0, 1, 1] = torch.nan, torch.inf
+    with pytest.raises(ValueError, match="2 of 5 samples hold NaN or infinity"):
+        to_uint8(broken)
 
 
 def test_digits():

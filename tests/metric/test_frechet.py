@@ -9,7 +9,8 @@ from torch.testing import assert_close
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from optcov.data.pixels import from_uint8
-from optcov.metric import FrechetPixelDistance, frechet_distance, with_count
+from optcov.metric import FrechetPixelDistance, Reference, frechet_distance, with_count
+from optcov.metric.moments import Moments
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -81,30 +82,29 @@ class Pixels(nn.Module):
         return from_uint8(x).flatten(1)
 
 
-def test_against_torchmetrics():
-    real, fake = images(300, 0), images(200, 1, high=200)
+def score(real: Tensor, fake: Tensor, size: int = 1000) -> float:
+    metric = FrechetPixelDistance()
+    metric.refer_to(Reference(real))
+    for batch in fake.split(size):
+        metric.update(batch)
+    return metric.compute()["fd_pixel"].value
+
+
+@pytest.mark.parametrize("count", [200, 30, 9])
+def test_against_torchmetrics(count: int):
+    real, fake = images(300, 0), images(count, 1, high=200)
     theirs = FrechetInceptionDistance(feature=Pixels(), normalize=False, input_img_size=(3, 4, 4))
     theirs.set_dtype(torch.float64)
-    ours = FrechetPixelDistance()
     for batch in real.split(77):
         theirs.update(batch, real=True)
-        ours.update(batch, real=True)
     for batch in fake.split(64):
         theirs.update(batch, real=False)
-        ours.update(batch, real=False)
-    assert ours.compute() == pytest.approx(float(theirs.compute()), rel=1e-6)
+    assert score(real, fake, 64) == pytest.approx(float(theirs.compute()), rel=1e-6)
 
 
 def test_against_numpy_whatever_the_batches():
     real, fake = images(300, 0), images(50, 1, 100, 180)
-    scores = []
-    for size in (7, 300):
-        metric = FrechetPixelDistance()
-        for batch in real.split(size):
-            metric.update(batch, real=True)
-        for batch in fake.split(size):
-            metric.update(batch, real=False)
-        scores.append(metric.compute())
+    scores = [score(real, fake, size) for size in (7, 300)]
     assert scores[0] == pytest.approx(scores[1], rel=1e-10)
     x, y = (from_uint8(each).flatten(1).double().numpy() for each in (real, fake))
     s, t = np.cov(x.T), np.cov(y.T)
@@ -113,23 +113,33 @@ def test_against_numpy_whatever_the_batches():
     assert scores[0] == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_set_has_no_distance_to_itself():
-    metric, same = FrechetPixelDistance(), images(60, 0)
-    metric.update(same, real=True)
-    metric.update(same.flip(0), real=False)
-    # covariances of 48 x 48 and rank 48; the root of rounding
-    assert abs(metric.compute()) < 1e-5
+@pytest.mark.parametrize("count", [60, 20, 10])
+def test_a_set_has_no_distance_to_itself(count: int):
+    same = images(count, 0)
+    assert abs(score(same, same.flip(0))) < 1e-5  # the root of rounding
 
 
-@pytest.mark.parametrize(("real", "fake"), [(0, 5), (5, 0), (5, 1), (1, 5), (0, 0)])
-def test_fewer_than_two_samples_are_refused(real: int, fake: int):
-    metric = FrechetPixelDistance()
-    if real:
-        metric.update(images(real, 0), real=True)
-    if fake:
-        metric.update(images(fake, 1), real=False)
+def test_the_memory_of_moments_does_not_grow_with_the_number_of_features():
+    moments, features = Moments(), random(500, 6)
+    for i, each in enumerate(features, 1):
+        moments.update(each[None])
+        assert len(moments.rows if moments.rows is not None else []) == (i if i <= 6 else 0)
+        if i in (2, 6, 7, 500):
+            mean, covariance = moments.mean_and_covariance()
+            assert_close(mean, features[:i].mean(0), rtol=1e-12, atol=1e-12)
+            assert_close(covariance, features[:i].T.cov(), rtol=1e-10, atol=1e-12)
+            again, root = moments.mean_and_root()
+            assert_close(again, mean, rtol=1e-12, atol=1e-12)
+            assert_close(root.T @ root, covariance, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_samples_are_refused(count: int):
     with pytest.raises(ValueError, match="at least 2"):
-        metric.compute()
+        score(images(5, 0), images(count, 1))
+    if count:
+        with pytest.raises(ValueError, match="at least 2"):
+            score(images(count, 0), images(5, 1))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
@@ -13,7 +14,7 @@ from torch import Tensor
 from optcov.cli.errors import refusals
 from optcov.data import DataModule
 from optcov.denoiser import Denoiser
-from optcov.metric import Metric, ModelMetric
+from optcov.metric import Metric, ModelMetric, Reference
 from optcov.sampler import Sampler
 from optcov.seeds import derive_seed
 from optcov.trajectory import Trajectory
@@ -38,6 +39,11 @@ class Parts:
             return self.trajectory.times(self.denoiser.schedule, self.sampler.num_steps)
 
 
+def reference_of(cfg: DictConfig, data: DataModule) -> Reference:
+    """The training images, with what metrics keep of them in the cache of the config."""
+    return Reference(data.reference(), Path(cfg.cache_dir) / "reference")
+
+
 def build(cfg: DictConfig) -> Parts:
     """Instantiate every group; new weights depend on the seed alone.
 
@@ -50,15 +56,19 @@ def build(cfg: DictConfig) -> Parts:
         sampler = instantiate(cfg.sampler)
         trajectory = instantiate(cfg.trajectory)
         trajectory.check(schedule, sampler.num_steps)
-    with refusals("metric"):
-        metrics = {name: instantiate(metric) for name, metric in cfg.metric.items()}
+    metrics = {}
+    for name, metric in cfg.metric.items():
+        with refusals(f"metric.{name}"):
+            metrics[name] = instantiate(metric)
     with refusals("data"):
         data = instantiate(cfg.data)
         shape = data.data_shape
-    with refusals("metric"):
-        for metric in metrics.values():
+    for name, metric in metrics.items():
+        with refusals(f"metric.{name}"):
             if isinstance(metric, ModelMetric):
                 metric.images(data)
+            else:
+                metric.check(reference_of(cfg, data), cfg.num_samples)
     with refusals("model"):
         torch.manual_seed(derive_seed(cfg.seed, 0))
         network = instantiate(cfg.model, data_shape=shape)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from optcov.cli.build import Parts
-from optcov.cli.errors import ConfigError
+from optcov.cli.errors import ConfigError, refusals
 from optcov.cli.fit import NOT_IDENTITY, difference, make_trainer
 from optcov.cli.run_folder import sweep_folder
 from optcov.files import whole, write_atomically
@@ -41,7 +41,7 @@ def draw(cfg: DictConfig, parts: Parts, folder: Path) -> DrawnSamples:
     Returns:
         The samples, which only the first process should read.
     Raises:
-        ConfigError: if the folder holds samples of another config.
+        ConfigError: if the folder holds samples of another config, or the network answers NaN.
     """
     if first_process():
         _claim(folder / ".parts", identity(cfg, parts))
@@ -50,7 +50,8 @@ def draw(cfg: DictConfig, parts: Parts, folder: Path) -> DrawnSamples:
     if stage.missing:
         trainer = make_trainer(cfg, callbacks=[SamplingProgressBar("3/3 sampling")])
         try:
-            trainer.predict(stage, return_predictions=False)
+            with refusals("samples"):
+                trainer.predict(stage, return_predictions=False)
         except SystemExit:  # how Lightning ends on Ctrl+C
             sweep = sweep_folder()
             place = f"hydra.run.dir={folder}" if sweep is None else f"hydra.sweep.dir={sweep}"

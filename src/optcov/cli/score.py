@@ -10,11 +10,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 from torch import Tensor
 
-from optcov.cli.build import Parts
+from optcov.cli.build import Parts, reference_of
 from optcov.cli.errors import refusals
 from optcov.cli.fit import make_trainer
 from optcov.files import write_atomically
-from optcov.metric import Metric, ModelMetric, with_count
+from optcov.metric import FrechetDistance, Metric, ModelMetric, Score, update_all, with_count
 
 
 @dataclass
@@ -25,11 +25,15 @@ class Scores:
     standard_errors: dict[str, float] = field(default_factory=dict)
     higher_is_better: list[str] = field(default_factory=list)
 
-    def add(self, name: str, value: float, metric: Metric | ModelMetric) -> None:
-        """Keep a metric's value under its full name."""
-        self.values[name] = value
-        if metric.higher_is_better:
+    def add(self, name: str, score: Score, higher_is_better: bool, folder: Path) -> None:
+        """Take a score; its details go to a file of their own in ``folder``."""
+        self.values[name] = score.value
+        if score.standard_error is not None:
+            self.standard_errors[name] = score.standard_error
+        if higher_is_better:
             self.higher_is_better.append(name)
+        if score.details:
+            write_atomically(folder / f"{name}.json", json.dumps(score.details, indent=1) + "\n")
 
 
 def wants_samples(parts: Parts) -> bool:
@@ -37,25 +41,36 @@ def wants_samples(parts: Parts) -> bool:
     return any(isinstance(metric, Metric) for metric in parts.metrics.values())
 
 
-def score_samples(parts: Parts, chunks: Iterable[Tensor], count: int, scores: Scores) -> None:
-    """Compare samples with the reference of the data.
+def score_samples(
+    cfg: DictConfig, parts: Parts, chunks: Iterable[Tensor], count: int, folder: Path, scores: Scores
+) -> None:
+    """Score samples, on the device of the trainer; features that several metrics want are computed once.
+
+    What samples are compared with is made ready before the first chunk is asked for.
 
     Args:
-        parts: whose metrics and data are used.
-        chunks: uint8 ``[b, *data_shape]``, read once.
-        count: how many samples they hold.
-        scores: what is added to.
+        chunks: uint8 ``[b, *data_shape]``, all samples in order.
+        count: of all samples.
+        folder: of the run.
+        scores: to which each score is added, with the number of samples in its name.
     """
-    reference = parts.data.reference()
     metrics = [metric for metric in parts.metrics.values() if isinstance(metric, Metric)]
+    device = make_trainer(cfg).strategy.root_device
     with refusals("metric"):
-        for metric in metrics:
-            metric.update(reference, real=True)
+        reference = reference_of(cfg, parts.data)
+        # a Frechet distance takes its statistics from features that were left by others
+        for metric in sorted(metrics, key=lambda metric: isinstance(metric, FrechetDistance)):
+            metric.to(device).refer_to(reference)
+            metric.reset()
+        seen = 0
         for chunk in chunks:
-            for metric in metrics:
-                metric.update(chunk, real=False)
+            update_all(metrics, chunk)
+            seen += len(chunk)
+        if seen != count:
+            raise ValueError(f"{seen} samples arrived of num_samples = {count}: run again")
         for metric in metrics:
-            scores.add(with_count(metric.name, count), metric.compute(), metric)
+            for name, score in metric.compute().items():
+                scores.add(with_count(name, count), score, metric.higher_is_better, folder)
 
 
 def score_model(cfg: DictConfig, parts: Parts, folder: Path, scores: Scores) -> None:
@@ -75,6 +90,4 @@ def score_model(cfg: DictConfig, parts: Parts, folder: Path, scores: Scores) -> 
                     cfg.sample_batch_size,
                 )
             name = with_count(f"{metric.name}_{metric.split}", len(images))
-            scores.add(name, score.value, metric)
-            scores.standard_errors[name] = score.standard_error
-            write_atomically(folder / f"{name}.json", json.dumps(score.details, indent=1) + "\n")
+            scores.add(name, score, metric.higher_is_better, folder)

@@ -53,7 +53,6 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     started = time.monotonic()
     config = check(cfg)
     parts = build(cfg)
-    _check_count(cfg, parts)
     make_trainer(cfg)  # refuses what this machine can not do
     make_callbacks(cfg, parts)
     fits = plan(cfg, config, parts)
@@ -98,6 +97,7 @@ def sample(cfg: DictConfig) -> Path:
     """
     if cfg.format not in ("npz", "png"):
         raise ConfigError(f"format = {cfg.format} is unknown: give npz or png")
+    cfg.metric = {}  # nothing is scored, so that nothing need be there for it
     parts, folder = _restore(cfg)
     if cfg.get("mode") is not None:
         with refusals("mode"):
@@ -130,7 +130,6 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     parts, folder = _restore(cfg)
-    _check_count(cfg, parts)
     results = _evaluate(cfg, parts, folder)
     if first_process():
         results["wall_time_s"]["total"] = time.monotonic() - started
@@ -156,11 +155,6 @@ def compare(cfg: DictConfig) -> Path:
     return folder
 
 
-def _check_count(cfg: DictConfig, parts: Parts) -> None:
-    if wants_samples(parts) and cfg.num_samples < 2:
-        raise ConfigError(f"num_samples = {cfg.num_samples} has no covariance to score: give at least 2")
-
-
 def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
     scores, sampled = Scores(), {}
     if wants_samples(parts):
@@ -168,7 +162,7 @@ def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
         drawn = draw(cfg, parts, folder)
         if first_process():
             preview(drawn, folder / "samples.png")
-            score_samples(parts, drawn, len(drawn), scores)
+            score_samples(cfg, parts, drawn, len(drawn), folder, scores)
             seconds = drawn.seconds()
             sampled = {
                 "reference": f"{choices()['data']} train ({len(parts.data.reference())})",

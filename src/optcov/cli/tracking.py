@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
@@ -16,9 +15,10 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from optcov.cli.build import Parts, reference_of
 from optcov.cli.dashboard import Dashboard
 from optcov.data.pixels import to_uint8
-from optcov.metric import Metric, with_count
+from optcov.metric import Metric, Reference, update_all, with_count
 from optcov.report import picture
 from optcov.sampler import DDIMSampler, NoiseStream, Sampler
 from optcov.seeds import derive_seed
@@ -27,9 +27,6 @@ from optcov.training.store import Identity
 from optcov.trajectory import EvenTrajectory
 from optcov.variance.base import VarianceStrategy
 from optcov.variance.fixed import BetaTilde
-
-if TYPE_CHECKING:
-    from optcov.cli.build import Parts
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +54,7 @@ class Tracking(Callback):
         if mean_steps < 1:
             raise ValueError(f"callbacks.tracking.mean_steps = {mean_steps} makes no samples: give at least 1")
         self.every_n_steps, self.num_samples, self.mean_steps = every_n_steps, num_samples, mean_steps
-        self._step = 0
+        self._step, self._referred = 0, False
         self._best: dict[str, Any] = {}
 
     def check(self, parts: Parts) -> None:
@@ -68,6 +65,11 @@ class Tracking(Callback):
         """
         if not _of_samples(parts):
             raise ValueError("callbacks=tracking scores samples, and no metric of the run does: add metric=fd_pixel")
+        for metric in _of_samples(parts):
+            try:
+                metric.check(Reference(parts.data.reference()), self.num_samples)
+            except ValueError as error:
+                raise ValueError(f"callbacks.tracking.num_samples = {self.num_samples}: {error}") from error
         if self.mean_steps > parts.denoiser.schedule.num_steps:
             raise ValueError(
                 f"callbacks.tracking.mean_steps = {self.mean_steps} does not fit a schedule of "
@@ -83,7 +85,7 @@ class Tracking(Callback):
         """Say which run this is, and what determines the weights it trains."""
         self.parts, self.identity = parts, identity
         self.seed, self.batch_size = derive_seed(cfg.seed, 6), cfg.sample_batch_size
-        self.folder = Path(cfg.output_dir)
+        self.folder, self.reference = Path(cfg.output_dir), reference_of(cfg, parts.data)
         scored = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("metric", "sampler", "trajectory")}
         self._scored = scored | {"num_samples": self.num_samples, "mean_steps": self.mean_steps}
 
@@ -111,12 +113,18 @@ class Tracking(Callback):
             return
         started = time.monotonic()
         with _averaged(trainer, pl_module), _evaluating(pl_module):
-            images = self._draw(trainer, pl_module)
-            if trainer.is_global_zero:
-                self._log(trainer, pl_module, images, started)
+            samples = self._draw(trainer, pl_module)
+            if not trainer.is_global_zero:
+                return
+            try:
+                images = to_uint8(samples)
+            except ValueError as error:  # a network that goes astray may come back
+                log.warning("%s: step %d can not be scored: %s", pl_module.name, self._step, error)
+                return
+            self._log(trainer, pl_module, images, started)
 
     def _draw(self, trainer: Trainer, stage: Stage) -> Tensor:
-        """uint8 ``[num_samples, *data_shape]`` on the CPU; the processes share the work."""
+        """Float ``[num_samples, *data_shape]`` on the CPU; the processes share the work."""
         strategy: VarianceStrategy
         sampler: Sampler
         if isinstance(stage, VarianceStage):
@@ -131,23 +139,28 @@ class Tracking(Callback):
             for start in range(0, share, self.batch_size):
                 indices = mine[start : start + self.batch_size]
                 noise = NoiseStream(self.seed, indices, stage.denoiser.data_shape, stage.device)
-                drawn.append(to_uint8(sampler.sample(stage.denoiser, strategy, times, noise)))
+                drawn.append(sampler.sample(stage.denoiser, strategy, times, noise))
         images = stage.all_gather(torch.cat(drawn))
         assert isinstance(images, Tensor)
         return images.reshape(-1, *stage.denoiser.data_shape)[: self.num_samples].cpu()
 
-    def _scores(self, images: Tensor) -> dict[str, float]:
-        scores, reference = {}, self.parts.data.reference()
-        for metric in copy.deepcopy(_of_samples(self.parts)):  # a metric adds up all it is given
-            metric.update(reference, real=True)
-            metric.update(images, real=False)
-            scores[with_count(metric.name, len(images))] = metric.compute()
-        return scores
+    def _scores(self, images: Tensor, device: torch.device) -> dict[str, float]:
+        metrics = _of_samples(self.parts)
+        for metric in metrics:
+            if not self._referred:
+                metric.to(device).refer_to(self.reference)
+            metric.reset()
+        self._referred = True
+        update_all(metrics, images)
+        found = [named for metric in metrics for named in metric.compute().items()]
+        return {with_count(name, len(images)): score.value for name, score in found}
 
     def _log(self, trainer: Trainer, stage: Stage, images: Tensor, started: float) -> None:
-        scores = self._scores(images)
+        scores = self._scores(images, stage.device)
         decisive, score = next(iter(scores.items()))
         better = not self._best or score < self._best["score"]
+        if self._best and _of_samples(self.parts)[0].higher_is_better:
+            better = score > self._best["score"]
         said = f"{decisive} = {score:.4g}{', the best so far' if better else ''}"
         log.info("%s: step %d, %s (%.1f s)", stage.name, self._step, said, time.monotonic() - started)
         path = self.folder / "tracking" / f"{stage.name}_{self._step}.png"

@@ -12,5 +12,17 @@ def from_uint8(images: Tensor) -> Tensor:
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """[-1, 1] to the nearest grey level, clamped to 0..255; any shape, any float dtype."""
+    """[-1, 1] to the nearest grey level, clamped to 0..255; any float dtype.
+
+    Args:
+        x: ``[n, ...]``.
+    Raises:
+        ValueError: if one of the n holds NaN or infinity.
+    """
+    if not x.isfinite().all():
+        broken = int((~x.isfinite()).reshape(len(x), -1).any(1).sum())
+        raise ValueError(
+            f"{broken} of {len(x)} samples hold NaN or infinity: train the mean network longer, or in "
+            "trainer.precision=32-true"
+        )
     return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,17 +1,38 @@
 """Metrics: of samples, and of a model on data."""
 
-from optcov.metric.base import Metric, ModelMetric, Score, with_count
-from optcov.metric.frechet import FrechetPixelDistance, frechet_distance
+from optcov.metric.base import Metric, ModelMetric, Score, grey_levels, with_count
+from optcov.metric.cifar_features import CIFARFeatures
+from optcov.metric.features import FeatureMetric, FeatureNetwork, PixelFeatures, TrainedFeatures, update_all
+from optcov.metric.frechet import FrechetDistance, FrechetPixelDistance, frechet_distance
+from optcov.metric.inception import InceptionFeatures
+from optcov.metric.inception_score import InceptionScore
+from optcov.metric.kid import KernelDistance
 from optcov.metric.nll import VariationalNLL
 from optcov.metric.nll_ode import FlowNLL
+from optcov.metric.precision_recall import PrecisionRecall
+from optcov.metric.reference import Reference, Statistics
 
 __all__ = [
+    "CIFARFeatures",
+    "FeatureMetric",
+    "FeatureNetwork",
     "FlowNLL",
+    "FrechetDistance",
     "FrechetPixelDistance",
+    "InceptionFeatures",
+    "InceptionScore",
+    "KernelDistance",
     "Metric",
     "ModelMetric",
+    "PixelFeatures",
+    "PrecisionRecall",
+    "Reference",
     "Score",
+    "Statistics",
+    "TrainedFeatures",
     "VariationalNLL",
     "frechet_distance",
+    "grey_levels",
+    "update_all",
     "with_count",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -12,37 +12,90 @@ from torch import Tensor
 from optcov.data.base import DataModule, Split
 from optcov.data.pixels import to_uint8
 from optcov.denoiser import Denoiser
+from optcov.metric.reference import Reference
 from optcov.variance.base import VarianceStrategy
-
-
-class Metric(ABC):
-    """A score over a set of samples; lower is better unless ``higher_is_better``."""
-
-    name: ClassVar[str]
-    higher_is_better: ClassVar[bool] = False
-
-    @abstractmethod
-    def update(self, images: Tensor, real: bool) -> None:
-        """Add uint8 ``[B, *data_shape]``, of the reference where ``real``."""
-
-    @abstractmethod
-    def compute(self) -> float:
-        """The score of all that was added."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a :class:`ModelMetric` answers.
+    """A number that a metric answers.
 
     Args:
         value: the score.
-        standard_error: of the value, over images.
+        standard_error: of the value, over images, where it is known.
         details: whatever else is worth a file of its own, as JSON.
     """
 
     value: float
-    standard_error: float
+    standard_error: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
+
+
+class Metric(ABC):
+    """A score of a set of samples, beside a reference or by themselves.
+
+    ``refer_to`` once, then any number of times: ``update`` with all samples, ``compute``, ``reset``.  It is no
+    ``nn.Module``: whatever holds one has none of its weights in a checkpoint or an average.
+    """
+
+    name: str
+    higher_is_better: ClassVar[bool] = False
+
+    def check(self, reference: Reference, num_samples: int) -> None:  # noqa: B027 (most metrics refuse nothing)
+        """Refuse what can not be scored, before anything is trained or drawn.
+
+        Args:
+            reference: what the samples will be compared with.
+            num_samples: how many there will be.
+        Raises:
+            ValueError: in one sentence.
+        """
+
+    def to(self, device: torch.device | str) -> Self:
+        """Compute there."""
+        return self
+
+    def refer_to(self, reference: Reference) -> None:  # noqa: B027 (not every metric has a reference)
+        """Compare with these images from now on; heavy, unless their statistics are kept already.
+
+        Raises:
+            ValueError: if they can not be a reference.
+        """
+
+    @abstractmethod
+    def update(self, images: Tensor) -> None:
+        """Add samples.
+
+        Args:
+            images: ``[B, *data_shape]``, uint8, or float on [-1, 1], which is rounded to grey levels.
+        Raises:
+            ValueError: if they are of another type or shape, or not finite.
+        """
+
+    @abstractmethod
+    def compute(self) -> dict[str, Score]:
+        """The scores of all samples that were added, by name.
+
+        Raises:
+            ValueError: if they are too few, or there is no reference.
+        """
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget the samples, keep the reference."""
+
+
+def grey_levels(images: Tensor) -> Tensor:
+    """Samples as uint8, any shape; floats on [-1, 1] are rounded, never truncated.
+
+    Raises:
+        ValueError: if they are neither, or not finite.
+    """
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise ValueError(f"images are {images.dtype}: give uint8, or float on [-1, 1]")
+    return to_uint8(images)
 
 
 class ModelMetric(ABC):

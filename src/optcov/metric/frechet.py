@@ -7,13 +7,21 @@ Source: Dowson and Landau 1982; for images, Heusel et al. (arXiv:1706.08500).  S
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from optcov.data.pixels import from_uint8
-from optcov.metric.base import Metric
+from optcov.metric.base import Score
+from optcov.metric.features import FeatureMetric, FeatureNetwork, PixelFeatures
+from optcov.metric.moments import Moments, covariance_root
+from optcov.metric.reference import Reference, Statistics
+
+log = logging.getLogger(__name__)
 
 
 def frechet_distance(mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, covariance_2: Tensor) -> Tensor:
@@ -25,39 +33,24 @@ def frechet_distance(mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, covar
     Returns:
         float64, 0-dimensional, not negative up to rounding.
     """
-    mean_1, mean_2 = mean_1.double(), mean_2.double()
-    covariance_1, covariance_2 = covariance_1.double(), covariance_2.double()
-    values, vectors = torch.linalg.eigh(covariance_1)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    # S_1 S_2 and root S_2 root have the same eigenvalues, and the latter is symmetric
-    cross = torch.linalg.eigvalsh(root @ covariance_2 @ root).clamp(min=0).sqrt().sum()
-    return ((mean_1 - mean_2) ** 2).sum() + covariance_1.trace() + covariance_2.trace() - 2 * cross  # type: ignore[no-any-return]
+    return frechet_distance_by_root(mean_1.double(), covariance_root(covariance_1.double()), mean_2, covariance_2)
 
 
-class Moments:
-    """Running mean and covariance of features, in float64."""
+def frechet_distance_by_root(mean_1: Tensor, root_1: Tensor, mean_2: Tensor, covariance_2: Tensor) -> Tensor:
+    """The same with ``S_1 = root_1^T root_1``: cheap and exact where the rank of S_1 is small.
 
-    def __init__(self) -> None:
-        self.count = 0
-        self._sum = self._outer = torch.zeros((), dtype=torch.float64)
-
-    def update(self, features: Tensor) -> None:
-        """Add features ``[B, d]``."""
-        features = features.double()
-        self.count += len(features)
-        self._sum = self._sum + features.sum(0)
-        self._outer = self._outer + features.T @ features
-
-    def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
-        """``[d]`` and the unbiased ``[d, d]``.
-
-        Raises:
-            ValueError: if fewer than two features were added.
-        """
-        if self.count < 2:
-            raise ValueError(f"num_samples = {self.count} has no covariance: give at least 2")
-        mean = self._sum / self.count
-        return mean, (self._outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
+    Args:
+        mean_1, mean_2: ``[d]``.
+        root_1: ``[r, d]``, float64.
+        covariance_2: symmetric positive semi-definite ``[d, d]``.
+    Returns:
+        float64, 0-dimensional.
+    """
+    mean_2, covariance_2 = mean_2.to(root_1), covariance_2.to(root_1)
+    # S_1 S_2 and root S_2 root^T have the same non-zero eigenvalues, and the latter is symmetric
+    cross = torch.linalg.eigvalsh(root_1 @ covariance_2 @ root_1.T).clamp(min=0).sqrt().sum()
+    distance: Tensor = ((mean_1 - mean_2) ** 2).sum() + (root_1**2).sum() + covariance_2.trace() - 2 * cross
+    return distance
 
 
 def frechet_distance_of_few(few: Tensor, many: Sequence[Tensor]) -> Tensor:
@@ -72,14 +65,18 @@ def frechet_distance_of_few(few: Tensor, many: Sequence[Tensor]) -> Tensor:
     Returns:
         float64, 0-dimensional.
     """
+
+    def pixels(chunk: Tensor) -> Tensor:
+        return from_uint8(chunk.to(few.device)).flatten(1).double()
+
     mean_1 = few.double().mean(0)
     a = (few.double() - mean_1) / (len(few) - 1) ** 0.5
     count = sum(map(len, many))
-    mean_2 = sum((_features(chunk).sum(0) for chunk in many), torch.zeros_like(mean_1)) / count
-    gram = torch.zeros(len(few), len(few), dtype=torch.float64)
-    trace = torch.zeros((), dtype=torch.float64)
+    mean_2 = sum((pixels(chunk).sum(0) for chunk in many), torch.zeros_like(mean_1)) / count
+    gram = a.new_zeros(len(few), len(few))
+    trace = a.new_zeros(())
     for chunk in many:
-        b = (_features(chunk) - mean_2) / (count - 1) ** 0.5
+        b = (pixels(chunk) - mean_2) / (count - 1) ** 0.5
         product = a @ b.T
         gram += product @ product.T
         trace += (b**2).sum()
@@ -88,31 +85,111 @@ def frechet_distance_of_few(few: Tensor, many: Sequence[Tensor]) -> Tensor:
     return distance
 
 
-def _features(images: Tensor) -> Tensor:
-    """float64 ``[B, d]`` on [-1, 1] of uint8 images."""
-    return from_uint8(images).flatten(1).double()
+class FrechetDistance(FeatureMetric):
+    """Frechet distance on the features of a network; constant memory, however many samples.
+
+    Its name is ``fid`` on Inception features and ``fd_`` with the network's name on others.
+
+    Args:
+        features: what computes them.
+        reference: a ``.npz`` file with ``mu`` and ``sigma`` to compare with, instead of the images that
+            :meth:`refer_to` is given.
+    """
+
+    def __init__(self, features: FeatureNetwork, reference: str | None = None) -> None:
+        super().__init__(features)
+        self.name = f"fd{features.suffix}" if features.suffix else "fid"
+        self.path = None if reference is None else Path(reference).expanduser()
+        self._reference: Reference | None = None
+        self._statistics: Statistics | None = None
+        self._warned = False
+
+    def check(self, reference: Reference, num_samples: int) -> None:
+        super().check(reference, num_samples)
+        if num_samples < 2:
+            raise ValueError(f"num_samples = {num_samples} has no covariance: give at least 2")
+        if self._given is None:
+            return
+        dim, shape = self.features.num_features(reference.data_shape), reference.data_shape
+        what = f"metric.{self.name}.reference = {self.path}"
+        if len(self._given.mean) != dim or self._given.network not in (None, self.features.key):
+            raise ValueError(
+                f"{what} has {len(self._given.mean)} features of {self._given.network or 'another network'}, but "
+                f"{self.features.key} has {dim}: give statistics of the same network, or null for the training images"
+            )
+        if self._given.data_shape not in (None, shape):
+            raise ValueError(
+                f"{what} is of images of shape {self._given.data_shape}, but the samples are {shape}: "
+                "give statistics of the same resolution, or null for the training images"
+            )
+
+    def refer_to(self, reference: Reference) -> None:
+        self.check(reference, 2)
+        super().refer_to(reference)
+        self._reference, self._statistics = reference, self._given
+        self.prepare()
+
+    def prepare(self) -> Statistics:
+        """The statistics to compare with, computed now unless they were."""
+        if self._statistics is None:
+            if self._reference is None:
+                raise ValueError(f"{self.name} has nothing to compare samples with: call refer_to first")
+            self._statistics = self._reference.statistics(self.features)
+        return self._statistics
+
+    @cached_property
+    def _given(self) -> Statistics | None:
+        return None if self.path is None else Statistics.read(self.path)
+
+    def update_features(self, features: Tensor) -> None:
+        self._moments.update(features)
+
+    def compute(self) -> dict[str, Score]:
+        """The distance; it is biased upwards for few samples, and warns once where there are no more than features."""
+        distance = self._distance()
+        count, dim = self._moments.count, self._moments.dim
+        if count <= dim and not self._warned:
+            self._warned = True
+            log.warning(
+                "%s of %d samples with %d features is far above that of many samples: "
+                "compare it with others of as many samples alone",
+                self.name,
+                count,
+                dim,
+            )
+        details = {} if self.path is None else {"reference": str(self.path)}
+        return {self.name: Score(float(distance), details=details)}
+
+    def _distance(self) -> Tensor:
+        statistics = self.prepare()
+        return frechet_distance_by_root(*self._moments.mean_and_root(), statistics.mean, statistics.covariance)
+
+    def reset(self) -> None:
+        self._moments = Moments()
 
 
-class FrechetPixelDistance(Metric):
-    """Frechet distance on raw pixels, on the scale [-1, 1]: without any network, for small images and vectors."""
+class FrechetPixelDistance(FrechetDistance):
+    """Frechet distance on raw pixels, on the scale [-1, 1]: without any network, for small images and vectors.
 
-    name = "fd_pixel"
+    Up to d/4 samples are compared with the images of the reference themselves: that is faster than the covariance of
+    the reference, which may be too large to form.
 
-    def __init__(self) -> None:
-        self._images: dict[bool, list[Tensor]] = {True: [], False: []}
+    Args:
+        reference: as in :class:`FrechetDistance`.
+    """
 
-    def update(self, images: Tensor, real: bool) -> None:
-        self._images[real] += torch.split(images, 1024)
+    def __init__(self, reference: str | None = None) -> None:
+        super().__init__(PixelFeatures(), reference)
 
-    def compute(self) -> float:
-        few, many = sorted(self._images.values(), key=lambda chunks: sum(map(len, chunks)))
-        count = sum(map(len, few))
-        if count < 2:
-            raise ValueError(f"num_samples = {count} has no covariance: give at least 2")
-        if count < few[0][0].numel():
-            return float(frechet_distance_of_few(torch.cat([_features(chunk) for chunk in few]), many))
-        moments = Moments(), Moments()
-        for side, chunks in zip(moments, (few, many), strict=True):
-            for chunk in chunks:
-                side.update(_features(chunk))
-        return float(frechet_distance(*moments[0].mean_and_covariance(), *moments[1].mean_and_covariance()))
+    def refer_to(self, reference: Reference) -> None:
+        self.check(reference, 2)
+        FeatureMetric.refer_to(self, reference)
+        self._reference, self._statistics = reference, self._given
+
+    def _distance(self) -> Tensor:
+        rows = self._moments.rows
+        if rows is None or self._reference is None or self._statistics is not None:
+            return super()._distance()
+        if not 2 <= len(rows) <= rows.shape[1] / 4:
+            return super()._distance()
+        return frechet_distance_of_few(rows, torch.split(self._reference.images, 1024))
