@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from optcov.denoiser import Denoiser
+from optcov.guidance.base import Guidance
 from optcov.sampler.noise import NoiseStream
 from optcov.variance.base import VarianceStrategy
 from optcov.variance.fixed import BetaTilde
@@ -88,6 +89,8 @@ def sample(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     progress: bool = True,
+    labels: Tensor | None = None,
+    guidance: Guidance | None = None,
 ) -> Tensor:
     """Draw samples; the plain call for notebooks.
 
@@ -99,15 +102,27 @@ def sample(
         batch_size: samples at once.
         device: where to compute.
         progress: show a bar.
+        labels: the class of each sample, int64 ``[count]`` in 0..K-1, for a denoiser that knows classes or guidance;
+            None for none, which is the null label where there are classes.
+        guidance: towards the labels, moved and put in eval mode as the others; None for none.
+    Raises:
+        ValueError: if the sampler would ignore the strategy, or labels and samples are not as many, or labels missing
+            for guidance.
     Returns:
         float32 ``[count, *event]``, nominally in [-1, 1], on the CPU.
     """
     sampler.check(strategy)
     denoiser.to(device).eval()
     strategy.to(device).eval()
+    if labels is None and guidance is not None:
+        raise ValueError("guidance without labels leads nowhere: give the class of each sample")
+    if labels is not None and len(labels) != count:
+        raise ValueError(f"labels are {len(labels)}, samples {count}: give a class for each sample")
+    guidance = (guidance or Guidance(denoiser)).to(device).eval()
     batches: Iterable[range] = [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
     drawn = []
     for indices in tqdm(batches, desc="sampling", disable=not progress, unit="batch"):
         noise = NoiseStream(seed, indices, denoiser.data_shape, device)
-        drawn.append(sampler.sample(denoiser, strategy, times, noise).cpu())
+        wanted = None if labels is None else labels[indices.start : indices.stop].to(device)
+        drawn.append(sampler.sample(*guidance.bind(denoiser, strategy, wanted), times, noise).cpu())
     return torch.cat(drawn)
