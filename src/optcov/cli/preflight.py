@@ -33,8 +33,12 @@ class TopLevel(BaseModel):
     compile: bool
     num_samples: Annotated[int, Field(ge=2)]  # one sample has no covariance
     sample_batch_size: PositiveInt
+    conditional: bool
+    label_dropout: Annotated[float, Field(ge=0, lt=1)]
+    labels: NonNegativeInt | list[NonNegativeInt] | None
     mean_ckpt: str | None
     var_ckpt: str | None
+    classifier_ckpt: str | None
     cache_dir: str
     checkpoint_every: PositiveInt
     output_dir: str

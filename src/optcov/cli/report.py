@@ -35,7 +35,9 @@ def write_atomically(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def picture(images: Tensor, path: Path, count: int = 64, scale: int | None = None) -> None:
+def picture(
+    images: Tensor, path: Path, count: int = 64, scale: int | None = None, labels: Tensor | None = None
+) -> None:
     """The first samples as a PNG: a grid of images, or the points of vectors.
 
     Args:
@@ -43,14 +45,38 @@ def picture(images: Tensor, path: Path, count: int = 64, scale: int | None = Non
         path: the file.
         count: how many images.
         scale: enlargement; small images are enlarged where None.
+        labels: the class of each, int64 ``[n]``: images then have a row for each class, points a colour.
     """
     if images.ndim == 2:
-        _scatter(images, path)
+        _scatter(images, path, labels)
+        return
+    if labels is not None:
+        tile(by_class(images, labels, count), scale).save(path)
         return
     images = images[:count]
     columns = max(1, int(len(images) ** 0.5))
     images = images[: len(images) // columns * columns]
     tile(images.reshape(-1, columns, *images.shape[1:]), scale, line=columns > 1).save(path)
+
+
+def by_class(images: Tensor, labels: Tensor, count: int = 64) -> Tensor:
+    """The first images of each class that there is, a row each, black where one has fewer than another.
+
+    Args:
+        images: uint8 ``[n, C, H, W]``.
+        labels: int64 ``[n]``.
+        count: how many images at most, unless there are more classes: the first of them, then, one image each.
+    Returns:
+        ``[rows, columns, C, H, W]``.
+    """
+    frequency = labels.bincount()
+    classes = frequency.nonzero().flatten()[:count]
+    columns = min(max(1, count // len(classes)), int(frequency.max()))
+    table = images.new_zeros(len(classes), columns, *images.shape[1:])
+    for row, label in zip(table, classes, strict=True):
+        found = images[labels == label][:columns]
+        row[: len(found)] = found
+    return table
 
 
 def tile(images: Tensor, scale: int | None = None, line: bool = True) -> Image.Image:
@@ -70,12 +96,12 @@ def tile(images: Tensor, scale: int | None = None, line: bool = True) -> Image.I
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
-def _scatter(vectors: Tensor, path: Path) -> None:
+def _scatter(vectors: Tensor, path: Path, labels: Tensor | None) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(5, 5))
     x, y = (vectors[:, i].double() / 127.5 - 1 for i in (0, -1))
-    axes.scatter(x, y, s=2)
+    axes.scatter(x, y, s=2, c=labels, cmap=None if labels is None else "tab10")
     axes.set(xlim=(-1, 1), ylim=(-1, 1), title=f"{len(vectors)} samples", aspect="equal")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
@@ -84,8 +110,9 @@ def _scatter(vectors: Tensor, path: Path) -> None:
 def show_run(results: dict[str, Any]) -> None:
     """Print a run's results as a table on the terminal."""
     table = Table("", results["var"], title="optcov", title_justify="left")
-    for key in ("data", "model", "schedule", "sampler", "trajectory", "num_steps", "nfe", "seed"):
-        table.add_row(key, str(results[key]))
+    for key in ("data", "model", "schedule", "sampler", "guidance", "trajectory", "num_steps", "nfe", "seed"):
+        if key != "guidance" or results[key] != "none":
+            table.add_row(key, str(results[key]))
     table.add_section()
     for name, value in results["metrics"].items():
         error = results["standard_errors"].get(name)
@@ -105,6 +132,7 @@ def collect(folder: Path) -> pd.DataFrame:
         results = json.loads(path.read_text())
         row: dict[str, Any] = {"run": str(path.parent.relative_to(folder)), **results["overrides"]}
         row |= {key: results[key] for key in ("data", "model", "schedule", "var", "sampler", "trajectory")}
+        row["guidance"] = results.get("guidance", "none")
         row |= {"num_steps": results["num_steps"], "nfe": results["nfe"], "seed": results["seed"]} | results["metrics"]
         rows.append(row)
     return pd.DataFrame(rows)

@@ -21,10 +21,11 @@ from torch.utils.data import DataLoader
 from optcov.cli import report
 from optcov.cli.build import Parts, build
 from optcov.cli.errors import ConfigError, refusals
-from optcov.cli.fit import NETWORK, fit_mean, fit_trajectory, fit_variance, make_trainer, plan
+from optcov.cli.fit import NETWORK, fit_classifier, fit_mean, fit_trajectory, fit_variance, make_trainer, plan
 from optcov.cli.preflight import check
 from optcov.cli.run_folder import choices, claim, overrides, provenance
 from optcov.cli.score import Scores, score_model, score_samples, wants_samples
+from optcov.guidance import Guidance
 from optcov.training import SamplingStage, StageProgressBar
 from optcov.training.store import first_process
 
@@ -59,14 +60,17 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         variance = fit_variance(cfg, parts, fits, loggers)
         fit_trajectory(cfg, parts)
         variance_fitted = time.monotonic()
+        classifier = fit_classifier(cfg, parts, fits, loggers)
+        classifier_fitted = time.monotonic()
         if first_process():
-            for checkpoint in filter(None, (mean, variance)):
+            for checkpoint in filter(None, (mean, variance, classifier)):
                 checkpoint.save(folder / "checkpoints" / f"{checkpoint.kind}.safetensors")
         results = _evaluate(cfg, parts, folder)
         if first_process():
             results["wall_time_s"] |= {
                 "mean": mean_fitted - started,
                 "variance": variance_fitted - mean_fitted,
+                **({"classifier": classifier_fitted - variance_fitted} if classifier else {}),
                 "total": time.monotonic() - started,
             }
             _finish(results, folder, loggers, cfg.trainer.max_steps)
@@ -96,11 +100,16 @@ def sample(cfg: DictConfig) -> Path:
         raise ConfigError("format = png writes images, but the samples are vectors: set format=npz")
     images, seconds = draw(cfg, parts, folder)
     if first_process():
-        report.picture(images, folder / "samples.png")
+        labels = parts.labels(cfg.num_samples, cfg.seed)
+        report.picture(images, folder / "samples.png", labels=labels)
         if cfg.format == "npz":
             channels_last = images.movedim(1, -1) if images.ndim == 4 else images
-            np.savez_compressed(folder / "samples.npz", channels_last.numpy())
+            arrays = [channels_last.numpy()] if labels is None else [channels_last.numpy(), labels.numpy()]
+            np.savez_compressed(folder / "samples.npz", *arrays)
         else:
+            if labels is not None:
+                rows = [f"{i:06d}.png,{label}" for i, label in enumerate(labels.tolist())]
+                report.write_atomically(folder / "labels.csv", "\n".join(["file,label", *rows]) + "\n")
             (folder / "samples").mkdir()
             for i, image in enumerate(images):
                 report.picture(image[None], folder / "samples" / f"{i:06d}.png", scale=1)
@@ -134,7 +143,10 @@ def draw(cfg: DictConfig, parts: Parts, folder: Path) -> tuple[Tensor, float]:
     trainer = make_trainer(cfg, callbacks=[StageProgressBar("3/3 sampling")])
     parts_folder = folder / ".parts"
     parts_folder.mkdir(exist_ok=True)
-    stage = SamplingStage(parts.denoiser, parts.strategy, parts.sampler, parts.times, cfg.seed, parts_folder)
+    labels = parts.labels(cfg.num_samples, cfg.seed)
+    stage = SamplingStage(
+        parts.denoiser, parts.strategy, parts.sampler, parts.times, cfg.seed, parts_folder, parts.guidance, labels
+    )
     started = time.monotonic()
     indices: DataLoader[int] = DataLoader(range(cfg.num_samples), batch_size=cfg.sample_batch_size)  # type: ignore[arg-type]
     trainer.predict(stage, indices, return_predictions=False)
@@ -155,7 +167,7 @@ def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
         log.info("sampling: %d samples, %d steps", cfg.num_samples, len(parts.times))
         images, seconds = draw(cfg, parts, folder)
         if first_process():
-            report.picture(images, folder / "samples.png")
+            report.picture(images, folder / "samples.png", labels=parts.labels(cfg.num_samples, cfg.seed))
             score_samples(parts, images, scores)
         sampled = {
             "reference": f"{choices()['data']} train ({len(parts.data.reference())})",
@@ -166,12 +178,16 @@ def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
     if not first_process():
         return {}
     score_model(cfg, parts, folder, scores)
+    calls = parts.sampler.network_calls(parts.times)
+    guidance = parts.guidance or Guidance(parts.denoiser)
+    if guidance.classifier_calls:
+        sampled["classifier_calls"] = calls * guidance.classifier_calls
     return {
         "metrics": scores.values,
         "standard_errors": scores.standard_errors,
         **{key: value for key, value in choices().items() if key != "metric"},
         "num_steps": parts.sampler.num_steps,
-        "nfe": parts.sampler.network_calls(parts.times),
+        "nfe": calls * guidance.network_calls,
         "times": parts.times.tolist(),
         "seed": cfg.seed,
         "overrides": overrides(),
@@ -191,13 +207,21 @@ def _restore(cfg: DictConfig) -> tuple[Parts, Path]:
     for key in ("data", *NETWORK):
         cfg[key] = saved[key]
     cfg.mean_ckpt = str(run / "checkpoints" / "mean.safetensors")
+    cfg.conditional, cfg.label_dropout = saved.get("conditional", False), saved.get("label_dropout", 0.0)
     cfg.var_ckpt = str(run / "checkpoints" / "variance.safetensors")
+    cfg.classifier_ckpt = str(run / "checkpoints" / "classifier.safetensors")
     config = check(cfg)
     parts = build(cfg)
     if parts.strategy.fitting != "none" and config["var"] != OmegaConf.to_container(saved["var"]):
         raise ConfigError(
             f"var = {choices()['var']} was not fitted in run = {run}: fit it with "
             f"train.py var={choices()['var']} mean_ckpt={cfg.mean_ckpt}, then give that run"
+        )
+    guided_by_classifier = parts.guidance is not None and parts.guidance.classifier is not None
+    if guided_by_classifier and not Path(cfg.classifier_ckpt).is_file():
+        raise ConfigError(
+            f"guidance = {choices()['guidance']} was not trained in run = {run}: train its classifier with "
+            f"train.py guidance={choices()['guidance']} mean_ckpt={cfg.mean_ckpt}, then give that run"
         )
     plan(cfg, config, parts)
     fit_trajectory(cfg, parts)

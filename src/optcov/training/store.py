@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-Kind = Literal["mean", "variance"]
+Kind = Literal["mean", "variance", "classifier"]
 Identity = dict[str, Any]
 
 FORMAT = 1  # raise it when a change of code gives weights of the same config another meaning
