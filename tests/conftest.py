@@ -1,6 +1,7 @@
-"""Shared ground: schedules, a correlated mixture, and exact denoisers of it, in float64 on one thread."""
+"""Shared ground: one thread, schedules, a correlated mixture and exact denoisers of it in float64, and real data."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -43,3 +44,12 @@ def make_oracle() -> Callable[[GaussianMixture, NoiseSchedule], Denoiser]:
         return Denoiser(OracleNetwork((mixture.means.shape[1],), mixture, schedule), schedule).eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data beside the repository; tests that need it skip where it is absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs real CIFAR-10 and CelebA files in {folder}")
+    return folder

@@ -325,7 +325,14 @@ def test_a_file_that_can_not_grow(run: CLI, failing: str, fits: None):
     arguments = {
         "checkpoint": ["var=beta"],
         "resume": ["var=beta", "checkpoint_every=1"],
-        "samples": ["experiment=oracle", "var=beta", "num_samples=5000"],
+        "samples": [
+            "experiment=oracle",
+            "var=beta",
+            "num_samples=12000",
+            "sample_batch_size=12000",
+            "sampler.num_steps=1",
+            "data.num_train=500",
+        ],
     }[failing]
     with full_disk(20_000):
         sentence = run.refused(*arguments, tiny=failing != "samples")

@@ -14,13 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from optcov.denoiser import Denoiser
 from optcov.guidance import ClassifierFreeGuidance, ClassifierGuidance, Guidance
 from optcov.model import Classifier
-from optcov.sampler import DDPMSampler, NoiseStream
+from optcov.sampler import DDPMSampler, ImageBar, NoiseStream
 from optcov.schedule import LinearSchedule, VPSDESchedule
 from optcov.trajectory import LogSNRTrajectory
 from optcov.variance.analytic import Analytic
 from optcov.variance.fixed import BetaTilde
 
-SAMPLERS = sorted((Path(__file__).parents[2] / "conf" / "sampler").glob("*.yaml"))
+CONF = Path(__file__).parents[2] / "conf"
+SAMPLERS, VARIANCES = (sorted((CONF / group).glob("*.yaml")) for group in ("sampler", "var"))
 READS = {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.equal}
 
 
@@ -92,4 +93,25 @@ def test_guidance_reads_nothing_back(guide):
     denoiser, guided = guide(raw, 4).bind(raw, strategy, labels)
     with mode:
         DDPMSampler(8).sample(denoiser, guided, LogSNRTrajectory().times(schedule, 8), NoiseStream(0, range(4), (3,)))
+    assert mode.found == []
+
+
+@pytest.mark.parametrize("path", VARIANCES, ids=lambda path: path.stem)
+def test_no_variance_reads_back_and_no_bar(path: Path):
+    """Between the nodes of the schedule, where tables are interpolated."""
+    mode = ReadBack()
+    denoiser = Denoiser(Arming(mode), VPSDESchedule(100))
+    config = OmegaConf.to_container(OmegaConf.load(path))
+    if "head" in config:
+        config["head"] = {"_target_": "optcov.model.ComplexHead", "_partial_": True}
+    strategy = instantiate(config, denoiser=denoiser)
+    if strategy.fitting == "calibrate":
+        strategy.calibrate(denoiser, [torch.rand(8, 3)])
+        mode.armed = False
+    times = LogSNRTrajectory().times(denoiser.schedule, 8)
+    with ImageBar(denoiser, 8, 4) as bar, mode:
+        bar.begin(4)
+        DDPMSampler(8).sample(denoiser, strategy, times, NoiseStream(0, range(4), (3,)))
+        bar.end()
+    assert mode.armed
     assert mode.found == []

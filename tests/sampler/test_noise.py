@@ -4,14 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.testing import assert_close
+from torch import Tensor
 
-from optcov.denoiser import Denoiser
-from optcov.sampler import DDPMSampler, NoiseStream, sample
-from optcov.schedule import CosineSchedule
-from optcov.trajectory import EvenTrajectory
-from optcov.variance.fixed import Beta
+from optcov.sampler import NoiseStream
 
 
 def draws(seed: int, indices: list[int], count: int = 3, shape: tuple[int, ...] = (2, 3)) -> Tensor:
@@ -52,40 +47,3 @@ def test_dtype_and_shape(dtype: torch.dtype):
     z = NoiseStream(0, [4, 2], (3, 5, 5), dtype=dtype).draw()
     assert z.dtype == dtype
     assert z.shape == (2, 3, 5, 5)
-
-
-class Elementwise(nn.Module):
-    """A network whose arithmetic can not depend on the batch."""
-
-    data_shape, feature_channels = (2, 4, 4), 2
-
-    def forward(self, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        return 0.5 * x_t.tanh(), x_t
-
-
-def test_images_do_not_depend_on_the_batch_size():
-    schedule = CosineSchedule(30)
-    denoiser = Denoiser(Elementwise(), schedule)
-    times = EvenTrajectory().times(schedule, 4)
-
-    def images(count: int, batch_size: int, seed: int = 3) -> Tensor:
-        return sample(denoiser, Beta(denoiser), DDPMSampler(4), times, count, seed, batch_size, progress=False)
-
-    whole = images(11, 256)
-    assert whole.shape == (11, 2, 4, 4)
-    assert whole.dtype == torch.float32
-    assert whole.abs().max() <= 1
-    for batch_size in (1, 4, 11):
-        assert torch.equal(images(11, batch_size), whole)
-    assert torch.equal(images(5, 3), whole[:5])
-    assert not torch.equal(images(11, 256, seed=4), whole)
-    assert len(whole.flatten(1).unique(dim=0)) == 11
-
-
-def test_sample_is_the_sampler_on_the_streams():
-    schedule = CosineSchedule(30)
-    denoiser = Denoiser(Elementwise(), schedule)
-    times = EvenTrajectory().times(schedule, 4)
-    direct = DDPMSampler(4).sample(denoiser, Beta(denoiser), times, NoiseStream(3, range(6), (2, 4, 4)))
-    batched = sample(denoiser, Beta(denoiser), DDPMSampler(4), times, 6, 3, 4, progress=False)
-    assert_close(batched, direct, rtol=0, atol=0)

@@ -95,9 +95,9 @@ def plan(cfg: DictConfig, config: dict[str, Any], parts: Parts) -> Plan:
         given["mean"] = Checkpoint.load(Path(cfg.mean_ckpt), "mean", "mean_ckpt")
         for key in NETWORK:
             if given["mean"].identity.get(key) != mean[key]:
-                difference = _difference(key, given["mean"].identity.get(key), mean[key])
+                other = difference(key, given["mean"].identity.get(key), mean[key])
                 raise CheckpointError(
-                    f"mean_ckpt = {cfg.mean_ckpt} was trained with {difference}: "
+                    f"mean_ckpt = {cfg.mean_ckpt} was trained with {other}: "
                     f"give the {key} it was trained with, or leave mean_ckpt out to train anew"
                 )
         if given["mean"].identity.get("num_classes") != num_classes:
@@ -141,9 +141,9 @@ def _plan_classifier(
         given["classifier"] = Checkpoint.load(Path(cfg.classifier_ckpt), "classifier", "classifier_ckpt")
         for key in asked:
             if given["classifier"].identity.get(key) != asked[key]:
-                difference = _difference(key, given["classifier"].identity.get(key), asked[key])
+                other = difference(key, given["classifier"].identity.get(key), asked[key])
                 raise CheckpointError(
-                    f"classifier_ckpt = {cfg.classifier_ckpt} was trained with {difference}: "
+                    f"classifier_ckpt = {cfg.classifier_ckpt} was trained with {other}: "
                     "give what it was trained with, or leave classifier_ckpt out to train anew"
                 )
         _load_into(parts.guidance.classifier, given["classifier"], f"classifier_ckpt = {cfg.classifier_ckpt}")
@@ -304,7 +304,7 @@ def run_stage(
     try:
         trainer.fit(stage, datamodule=parts.data, ckpt_path=_resumable(entry.resume_folder), weights_only=True)
     except SystemExit:  # how Lightning ends on Ctrl+C
-        raise KeyboardInterrupt(description) from None
+        raise KeyboardInterrupt(f"{description}; the same command continues from the last checkpoint") from None
 
 
 def _resumable(folder: Path) -> Path | None:
@@ -333,10 +333,10 @@ def _load_into(module: nn.Module, checkpoint: Checkpoint, name: str) -> Checkpoi
     return checkpoint
 
 
-def _difference(key: str, theirs: Any, ours: Any) -> str:
+def difference(key: str, theirs: Any, ours: Any) -> str:
     """The first setting in which two configs differ, in words."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for name in sorted(theirs.keys() | ours.keys()):  # _target_ comes first
             if theirs.get(name) != ours.get(name):
-                return _difference(f"{key}.{name}", theirs.get(name), ours.get(name))
+                return difference(f"{key}.{name}", theirs.get(name), ours.get(name))
     return f"{key} = {theirs}, not {ours}"

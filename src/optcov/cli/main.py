@@ -55,7 +55,9 @@ def main(task: Task, script: str) -> None:
         if failed:
             raise failed[0]
     except KeyboardInterrupt as error:
-        sys.exit(f"stopped{f': {error}' if str(error) else ''}; the same command continues from the last checkpoint")
+        if os.environ.get("LOCAL_RANK", "0") != "0":  # one of several processes speaks
+            sys.exit(1)
+        sys.exit(f"stopped: {str(error) or 'the same command continues from the last checkpoint'}")
     except Exception as error:
         sentence = None if wants_trace else _sentence(error)
         if sentence is None:

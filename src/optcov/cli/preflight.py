@@ -31,7 +31,7 @@ class TopLevel(BaseModel):
     time_offset: int
     warmup_steps: NonNegativeInt
     compile: bool
-    num_samples: Annotated[int, Field(ge=2)]  # one sample has no covariance
+    num_samples: PositiveInt
     sample_batch_size: PositiveInt
     conditional: bool
     label_dropout: Annotated[float, Field(ge=0, lt=1)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
+from optcov.files import whole
+
 matplotlib.use("Agg")
 log = logging.getLogger(__name__)
 
@@ -27,12 +28,8 @@ NOT_LABELS = ("sampler.num_steps", "seed")  # the table's columns, and what its 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file at once or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole(path) as partial:
         partial.write_text(text)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def picture(

@@ -12,14 +12,22 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from optcov.cli.errors import ConfigError
 from optcov.cli.report import write_atomically
 
+# keys that make no other run: where it is, and how it is watched
+NOT_OF_THE_RUN = ("output_dir", "logger")
+# keys that a run which has not ended may still change: neither its networks nor its samples so far depend on them
+UNTIL_THE_END = (*NOT_OF_THE_RUN, "metric", "num_samples", "sample_batch_size")
+
 
 def claim(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     """Take a folder for a run, by writing its config there; what is there already is kept.
+
+    A run that has not ended may go on with other metrics, another number of samples or another batch size of them:
+    so it is mended if a metric failed, or memory did not suffice.
 
     Args:
         folder: the run's folder.
@@ -32,11 +40,13 @@ def claim(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     saved, results = folder / ".hydra" / "config.yaml", folder / "results.json"
     text = OmegaConf.to_yaml(OmegaConf.create(config))
     if saved.is_file():
-        if not _same(OmegaConf.to_container(OmegaConf.load(saved)), OmegaConf.to_container(OmegaConf.create(text))):
+        free = NOT_OF_THE_RUN if results.is_file() else UNTIL_THE_END
+        if _without(free, OmegaConf.load(saved)) != _without(free, OmegaConf.create(text)):
             raise ConfigError(f"output_dir = {folder} holds a run with another config: choose another hydra.run.dir")
-        return dict(json.loads(results.read_text())) if results.is_file() else None
     if results.is_file():
-        raise ConfigError(f"output_dir = {folder} holds another run's results.json: choose another hydra.run.dir")
+        if not saved.is_file():
+            raise ConfigError(f"output_dir = {folder} holds another run's results.json: choose another hydra.run.dir")
+        return dict(json.loads(results.read_text()))
     saved.parent.mkdir(parents=True, exist_ok=True)
     overrides = OmegaConf.create(list(HydraConfig.get().overrides.task))
     write_atomically(saved.with_name("overrides.yaml"), OmegaConf.to_yaml(overrides))
@@ -44,9 +54,11 @@ def claim(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Whether two configs are of one run, wherever its folder is."""
-    return {**one, "output_dir": None, "logger": None} == {**other, "output_dir": None, "logger": None}
+def _without(keys: tuple[str, ...], config: DictConfig | ListConfig) -> dict[str, Any]:
+    """A config as plain containers, but for some of its keys."""
+    plain = OmegaConf.to_container(config)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if key not in keys}
 
 
 def choices() -> dict[str, str]:

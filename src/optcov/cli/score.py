@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,15 +30,25 @@ def wants_samples(parts: Parts) -> bool:
     return any(isinstance(metric, Metric) for metric in parts.metrics.values())
 
 
-def score_samples(parts: Parts, images: Tensor, scores: Scores) -> None:
-    """Compare samples, uint8 ``[n, *data_shape]``, with the reference of the data."""
+def score_samples(parts: Parts, chunks: Iterable[Tensor], count: int, scores: Scores) -> None:
+    """Compare samples with the reference of the data.
+
+    Args:
+        parts: whose metrics and data are used.
+        chunks: uint8 ``[b, *data_shape]``, read once.
+        count: how many samples they hold.
+        scores: what is added to.
+    """
     reference = parts.data.reference()
-    for metric in parts.metrics.values():
-        if isinstance(metric, Metric):
-            with refusals("metric"):
-                metric.update(reference, real=True)
-                metric.update(images, real=False)
-                scores.values[with_count(metric.name, len(images))] = metric.compute()
+    metrics = [metric for metric in parts.metrics.values() if isinstance(metric, Metric)]
+    with refusals("metric"):
+        for metric in metrics:
+            metric.update(reference, real=True)
+        for chunk in chunks:
+            for metric in metrics:
+                metric.update(chunk, real=False)
+        for metric in metrics:
+            scores.values[with_count(metric.name, count)] = metric.compute()
 
 
 def score_model(cfg: DictConfig, parts: Parts, folder: Path, scores: Scores) -> None:

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
-from torch.utils.data import DataLoader
 
 from optcov.cli import report
 from optcov.cli.build import Parts, build
+from optcov.cli.draw import draw, forget, preview, write_npz, write_pngs
 from optcov.cli.errors import ConfigError, refusals
 from optcov.cli.fit import NETWORK, fit_classifier, fit_mean, fit_trajectory, fit_variance, make_trainer, plan
 from optcov.cli.preflight import check
 from optcov.cli.run_folder import choices, claim, overrides, provenance
 from optcov.cli.score import Scores, score_model, score_samples, wants_samples
 from optcov.guidance import Guidance
-from optcov.training import SamplingStage, StageProgressBar
 from optcov.training.store import first_process
 
 log = logging.getLogger(__name__)
@@ -46,6 +41,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     started = time.monotonic()
     config = check(cfg)
     parts = build(cfg)
+    _check_count(cfg, parts)
     make_trainer(cfg)  # refuses what this machine can not do
     fits = plan(cfg, config, parts)
     folder = Path(cfg.output_dir)
@@ -98,22 +94,22 @@ def sample(cfg: DictConfig) -> Path:
         return folder
     if cfg.format == "png" and len(parts.denoiser.data_shape) != 3:
         raise ConfigError("format = png writes images, but the samples are vectors: set format=npz")
-    images, seconds = draw(cfg, parts, folder)
+    place = folder / ("samples.npz" if cfg.format == "npz" else "samples")
+    if first_process() and place.exists() and not (folder / ".parts").exists():
+        raise ConfigError(f"output_dir = {folder} holds finished samples: choose another hydra.run.dir")
+    drawn = draw(cfg, parts, folder)
     if first_process():
-        labels = parts.labels(cfg.num_samples, cfg.seed)
-        report.picture(images, folder / "samples.png", labels=labels)
+        labels = parts.labels(len(drawn), cfg.seed)
+        preview(drawn, folder / "samples.png", labels)
         if cfg.format == "npz":
-            channels_last = images.movedim(1, -1) if images.ndim == 4 else images
-            arrays = [channels_last.numpy()] if labels is None else [channels_last.numpy(), labels.numpy()]
-            np.savez_compressed(folder / "samples.npz", *arrays)
+            write_npz(drawn, len(drawn), drawn.shape, place, labels)
         else:
+            write_pngs(drawn, len(drawn), place)
             if labels is not None:
                 rows = [f"{i:06d}.png,{label}" for i, label in enumerate(labels.tolist())]
                 report.write_atomically(folder / "labels.csv", "\n".join(["file,label", *rows]) + "\n")
-            (folder / "samples").mkdir()
-            for i, image in enumerate(images):
-                report.picture(image[None], folder / "samples" / f"{i:06d}.png", scale=1)
-        log.info("%d samples in %.1f s: %s", len(images), seconds, folder)
+        log.info("%d samples in %.1f s: %s", len(drawn), drawn.seconds(), folder)
+        forget(folder)
     return folder
 
 
@@ -127,6 +123,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     parts, folder = _restore(cfg)
+    _check_count(cfg, parts)
     results = _evaluate(cfg, parts, folder)
     if first_process():
         results["wall_time_s"]["total"] = time.monotonic() - started
@@ -134,47 +131,26 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return results
 
 
-def draw(cfg: DictConfig, parts: Parts, folder: Path) -> tuple[Tensor, float]:
-    """``num_samples`` samples over all devices.
-
-    Returns:
-        uint8 ``[num_samples, *data_shape]`` on the first process (nothing on others), and the seconds it took.
-    """
-    trainer = make_trainer(cfg, callbacks=[StageProgressBar("3/3 sampling")])
-    parts_folder = folder / ".parts"
-    parts_folder.mkdir(exist_ok=True)
-    labels = parts.labels(cfg.num_samples, cfg.seed)
-    stage = SamplingStage(
-        parts.denoiser, parts.strategy, parts.sampler, parts.times, cfg.seed, parts_folder, parts.guidance, labels
-    )
-    started = time.monotonic()
-    indices: DataLoader[int] = DataLoader(range(cfg.num_samples), batch_size=cfg.sample_batch_size)  # type: ignore[arg-type]
-    trainer.predict(stage, indices, return_predictions=False)
-    seconds = time.monotonic() - started
-    trainer.strategy.barrier()
-    if not first_process():
-        return torch.empty(0, dtype=torch.uint8), seconds
-    loaded = [torch.load(path, weights_only=True) for path in sorted(parts_folder.glob("part_*.pt"))]
-    order = torch.cat([part["indices"] for part in loaded]).argsort()
-    images = torch.cat([part["images"] for part in loaded])[order]
-    shutil.rmtree(parts_folder)
-    return images, seconds
+def _check_count(cfg: DictConfig, parts: Parts) -> None:
+    if wants_samples(parts) and cfg.num_samples < 2:
+        raise ConfigError(f"num_samples = {cfg.num_samples} has no covariance to score: give at least 2")
 
 
 def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
     scores, sampled = Scores(), {}
     if wants_samples(parts):
         log.info("sampling: %d samples, %d steps", cfg.num_samples, len(parts.times))
-        images, seconds = draw(cfg, parts, folder)
+        drawn = draw(cfg, parts, folder)
         if first_process():
-            report.picture(images, folder / "samples.png", labels=parts.labels(cfg.num_samples, cfg.seed))
-            score_samples(parts, images, scores)
-        sampled = {
-            "reference": f"{choices()['data']} train ({len(parts.data.reference())})",
-            "num_samples": len(images),
-            "throughput_images_per_s": len(images) / seconds,
-            "wall_time_s": {"sampling": seconds},
-        }
+            preview(drawn, folder / "samples.png", parts.labels(len(drawn), cfg.seed))
+            score_samples(parts, drawn, len(drawn), scores)
+            seconds = drawn.seconds()
+            sampled = {
+                "reference": f"{choices()['data']} train ({len(parts.data.reference())})",
+                "num_samples": len(drawn),
+                "throughput_images_per_s": len(drawn) / seconds,
+                "wall_time_s": {"sampling": seconds},
+            }
     if not first_process():
         return {}
     score_model(cfg, parts, folder, scores)
@@ -234,6 +210,7 @@ def _restore(cfg: DictConfig) -> tuple[Parts, Path]:
 
 def _finish(results: dict[str, Any], folder: Path, loggers: list[Logger], step: int) -> None:
     report.write_atomically(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    forget(folder)
     row = {"num_steps": results["num_steps"], "nfe": results["nfe"], **results["metrics"]}
     for logger in loggers:
         if isinstance(logger, WandbLogger):
@@ -274,5 +251,6 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*[Cc]heckpoint directory.*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")
     warnings.filterwarnings("ignore", message=".*predict returned None.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the frozen mean network
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")

@@ -1,7 +1,7 @@
 """Samplers: which update takes x_t to x_s."""
 
 from optcov.sampler.ancestral import DDIMSampler, DDPMSampler
-from optcov.sampler.base import Sampler, sample
+from optcov.sampler.base import Sampler, batches, sample
 from optcov.sampler.dpm_solver import DPMSolverSampler
 from optcov.sampler.dpm_solver_pp import DPMSolverPPSampler
 from optcov.sampler.euler import EulerSampler
@@ -10,6 +10,7 @@ from optcov.sampler.heun import HeunSampler
 from optcov.sampler.inversion import invert, slerp
 from optcov.sampler.noise import NoiseStream, StartingNoise
 from optcov.sampler.predictor_corrector import PredictorCorrectorSampler
+from optcov.sampler.progress import ImageBar
 from optcov.sampler.unipc import UniPCSampler
 
 __all__ = [
@@ -20,11 +21,13 @@ __all__ = [
     "EulerMaruyamaSampler",
     "EulerSampler",
     "HeunSampler",
+    "ImageBar",
     "NoiseStream",
     "PredictorCorrectorSampler",
     "Sampler",
     "StartingNoise",
     "UniPCSampler",
+    "batches",
     "invert",
     "sample",
     "slerp",

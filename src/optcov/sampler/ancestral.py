@@ -72,7 +72,7 @@ class DDIMSampler(Sampler):
             covariance = strategy.transition(steps[i], denoiser, prediction, x, times[i])
             if i == 1 and strategy.cut_last:
                 covariance = covariance.clamp(0.0, self.max_last_variance)
-            x = self.correct(denoiser, mean + covariance.sqrt_mul(noise.draw()), i, times, noise)
+            x = self.correct(denoiser, mean.add_(covariance.sqrt_mul(noise.draw())), i, times, noise)
         raise ValueError("times is empty: give at least one")
 
 

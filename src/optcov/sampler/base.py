@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from optcov.denoiser import Denoiser
 from optcov.guidance.base import Guidance
 from optcov.sampler.noise import NoiseStream
+from optcov.sampler.progress import ImageBar
 from optcov.variance.base import VarianceStrategy
 from optcov.variance.fixed import BetaTilde
 
@@ -78,7 +78,26 @@ def order_within(order: int, num_steps: int) -> int:
     return order
 
 
-@torch.no_grad()
+def batches(count: int, batch_size: int) -> list[range]:
+    """The indices 0..count - 1 in as few batches as can be, all of one size.
+
+    Every network call then has one shape, for which it is compiled once, and the same arithmetic.  The last batch may
+    reach beyond ``count``, by less than one index for each batch.
+
+    Args:
+        count: how many indices.
+        batch_size: the largest size of a batch.
+    Raises:
+        ValueError: if either is below 1.
+    """
+    if count < 1:
+        raise ValueError(f"count = {count} draws nothing: give at least 1")
+    if batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size} draws nothing: give at least 1")
+    size = math.ceil(count / math.ceil(count / batch_size))
+    return [range(start, start + size) for start in range(0, count, size)]
+
+
 def sample(
     denoiser: Denoiser,
     strategy: VarianceStrategy,
@@ -99,30 +118,37 @@ def sample(
         sampler, times: which update, and which times (``trajectory.times(schedule, num_steps)``).
         count: how many samples.
         seed: sample i depends on (seed, i) alone, whatever the batch size.
-        batch_size: samples at once.
+        batch_size: samples at once, at most.
         device: where to compute.
         progress: show a bar.
         labels: the class of each sample, int64 ``[count]`` in 0..K-1, for a denoiser that knows classes or guidance;
             None for none, which is the null label where there are classes.
         guidance: towards the labels, moved and put in eval mode as the others; None for none.
-    Raises:
-        ValueError: if the sampler would ignore the strategy, or labels and samples are not as many, or labels missing
-            for guidance.
     Returns:
         float32 ``[count, *event]``, nominally in [-1, 1], on the CPU.
+    Raises:
+        ValueError: if ``count`` or ``batch_size`` is below 1, the sampler has no use for the strategy, labels and
+            samples are not as many, or guidance has no labels.
     """
     sampler.check(strategy)
+    parts = batches(count, batch_size)
     denoiser.to(device).eval()
     strategy.to(device).eval()
     if labels is None and guidance is not None:
         raise ValueError("guidance without labels leads nowhere: give the class of each sample")
     if labels is not None and len(labels) != count:
         raise ValueError(f"labels are {len(labels)}, samples {count}: give a class for each sample")
+    if labels is not None:  # the last batch may reach beyond
+        labels = torch.cat([labels, labels.new_zeros(parts[-1].stop - count)]).to(device)
     guidance = (guidance or Guidance(denoiser)).to(device).eval()
-    batches: Iterable[range] = [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
-    drawn = []
-    for indices in tqdm(batches, desc="sampling", disable=not progress, unit="batch"):
-        noise = NoiseStream(seed, indices, denoiser.data_shape, device)
-        wanted = None if labels is None else labels[indices.start : indices.stop].to(device)
-        drawn.append(sampler.sample(*guidance.bind(denoiser, strategy, wanted), times, noise).cpu())
-    return torch.cat(drawn)
+    images = torch.empty(count, *denoiser.data_shape)  # out here, so that gradients may be taken with respect to them
+    bar = ImageBar(denoiser, sampler.network_calls(times), count, disable=not progress)
+    with bar, torch.inference_mode():
+        for indices in parts:
+            bar.begin(len(indices))
+            noise = NoiseStream(seed, indices, denoiser.data_shape, device)
+            wanted = None if labels is None else labels[indices.start : indices.stop]
+            drawn = sampler.sample(*guidance.bind(denoiser, strategy, wanted), times, noise)
+            images[indices.start : indices.stop] = drawn[: count - indices.start]
+            bar.end()
+    return images

@@ -88,13 +88,13 @@ class LinearSampler(Sampler):
             if steps.correction is not None and i > 0:
                 x = per_sample(steps.correction[i, 0], x) * start
                 for j, m in enumerate(history):
-                    x = x + per_sample(steps.correction[i, j + 1], m) * m
+                    x += per_sample(steps.correction[i, j + 1], m) * m
             start = x
             x = per_sample(steps.keep[i], x) * x
             for j, m in enumerate(history[: self.order]):
-                x = x + per_sample(steps.weights[i, j], m) * m
+                x += per_sample(steps.weights[i, j], m) * m
             if self.stochastic:
-                x = x + per_sample(steps.noise[i], x) * noise.draw()
+                x += per_sample(steps.noise[i], x) * noise.draw()
         raise ValueError("times is empty: give at least one")
 
 

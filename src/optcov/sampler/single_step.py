@@ -81,7 +81,7 @@ class SingleStepSampler(Sampler):
             predictions.append(prediction.eps)
             x = per_sample(keep[i], x) * start
             for j, eps in enumerate(predictions):
-                x = x + per_sample(weights[i, j], eps) * eps
+                x += per_sample(weights[i, j], eps) * eps
             if call.ends:
                 start, predictions = x, []
         raise ValueError("times is empty: give at least one")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from optcov.data.batches import LabelledBatch
 from optcov.data.pixels import to_uint8
@@ -17,6 +18,7 @@ from optcov.denoiser import Denoiser
 from optcov.guidance import Guidance
 from optcov.sampler import NoiseStream, Sampler
 from optcov.seeds import derive_seed
+from optcov.training.drawn import DrawnSamples
 from optcov.variance.base import VarianceStrategy
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -169,13 +171,16 @@ class ClassifierStage(FrozenMeanStage):
 
 
 class SamplingStage(LightningModule):
-    """Draws the samples whose indices it is given, and leaves them as 8-bit parts in a folder, one per process.
+    """Draws the samples that are missing, batch by batch, and keeps each batch as a file.
+
+    Processes share out whole batches, so that no sample depends on how many they are.
 
     Args:
         denoiser, strategy, sampler, times: as in :func:`optcov.sampler.sample`.
         seed: sample i depends on (seed, i) alone.
-        folder: where the parts go.
-        guidance, labels: as in :func:`optcov.sampler.sample`.
+        drawn: where the samples go.
+        guidance: as in :func:`optcov.sampler.sample`.
+        labels: the class of each sample, int64, of all whose indices a batch may hold.
     """
 
     def __init__(
@@ -185,26 +190,23 @@ class SamplingStage(LightningModule):
         sampler: Sampler,
         times: Tensor,
         seed: int,
-        folder: Path,
+        drawn: DrawnSamples,
         guidance: Guidance | None = None,
         labels: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.denoiser, self.strategy, self.sampler, self.times = denoiser, strategy, sampler, times
-        self.seed, self.folder = seed, folder
+        self.seed, self.drawn = seed, drawn
         self.guidance, self.labels = guidance or Guidance(denoiser), labels
-        self._indices: list[Tensor] = []
-        self._images: list[Tensor] = []
+        self.missing = [(batch.start, batch.stop) for batch in drawn.missing()]
 
-    def predict_step(self, indices: Tensor, batch_idx: int) -> None:
-        noise = NoiseStream(self.seed, indices.tolist(), self.denoiser.data_shape, self.device)
-        labels = None if self.labels is None else self.labels[indices.cpu()].to(self.device)
-        x_0 = self.sampler.sample(*self.guidance.bind(self.denoiser, self.strategy, labels), self.times, noise)
-        self._indices.append(indices.cpu())
-        self._images.append(to_uint8(x_0).cpu())
+    def predict_dataloader(self) -> DataLoader[tuple[int, int]]:
+        return DataLoader(self.missing, batch_size=None)  # type: ignore[arg-type]
 
-    def on_predict_end(self) -> None:
-        if not self._indices:  # fewer samples than processes
-            return
-        part = {"indices": torch.cat(self._indices), "images": torch.cat(self._images)}
-        torch.save(part, self.folder / f"part_{self.global_rank}.pt")
+    def predict_step(self, bounds: Sequence[int], batch_idx: int) -> None:
+        indices, began = range(*bounds), time.time()
+        noise = NoiseStream(self.seed, indices, self.denoiser.data_shape, self.device)
+        labels = None if self.labels is None else self.labels[indices.start : indices.stop].to(self.device)
+        bound = self.guidance.bind(self.denoiser, self.strategy, labels)
+        images = to_uint8(self.sampler.sample(*bound, self.times, noise)).cpu()
+        self.drawn.write(indices, images, began, time.time())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from optcov.files import whole
 
 Kind = Literal["mean", "variance", "classifier"]
 Identity = dict[str, Any]
@@ -34,12 +35,12 @@ def identity_key(identity: Identity) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _digest(weights: dict[str, Tensor]) -> str:
-    """SHA-256 over names and bytes, for what changed on disk after it was written."""
+def digest_of(weights: dict[str, Tensor]) -> str:
+    """SHA-256 over names and bytes: what changed on disk after it was written, and which weights are which."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
-        digest.update(weights[name].reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(weights[name].cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -65,16 +66,13 @@ class Checkpoint:
         """Write the file at once or not at all."""
         weights = {name: value.contiguous().cpu() for name, value in self.weights.items()}
         identity = json.dumps(self.identity, sort_keys=True)
-        metadata = {"kind": self.kind, "identity": identity, "sha256": _digest(weights)}
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        metadata = {"kind": self.kind, "identity": identity, "sha256": digest_of(weights)}
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            save_file(weights, partial, metadata)
-            partial.replace(path)
+            with whole(path) as partial:
+                save_file(weights, partial, metadata)
         except SafetensorError as error:  # how safetensors reports a full disk
             raise OSError(errno.EIO, f"could not be written: {error}", str(path)) from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path, kind: Kind, key: str) -> Checkpoint:
@@ -94,7 +92,7 @@ class Checkpoint:
                 metadata = file.metadata() or {}
                 identity, found = dict(json.loads(metadata["identity"])), metadata["kind"]
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            if _digest(weights) != metadata["sha256"]:
+            if digest_of(weights) != metadata["sha256"]:
                 raise ValueError("the weights are not those that were saved")
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise CheckpointError(
