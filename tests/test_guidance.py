@@ -168,6 +168,24 @@ def test_a_guided_step_has_the_guided_covariance_within_the_bounds_of_data(mixtu
     assert_close(found, kernel.lambda_sq + kernel.c**2 * mixed.clamp(0, 1), rtol=1e-10, atol=1e-14)
 
 
+class Jacobian(VarianceStrategy):
+    """``C = r (I - sigma de/dx)`` of the denoiser it is handed, as strategies without a fit would have it."""
+
+    def covariance(self, denoiser: Denoiser, prediction: Prediction, x_t: Tensor, t: Tensor) -> Covariance:
+        slope = torch.autograd.functional.jacobian(lambda x: denoiser(x, t).eps.sum(0), x_t)  # [D, B, D]
+        alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
+        return DiagonalCovariance(sigma**2 / alpha**2 * (1 - sigma * slope.diagonal(dim1=0, dim2=2)))
+
+
+def test_a_strategy_that_asks_the_denoiser_gets_answers_for_the_labels_in_question(mixture: GaussianMixture):
+    raw, t = oracle(mixture), TIMES[2]
+    x_t, labels = noisy(mixture, t)
+    denoiser, strategy = ClassifierFreeGuidance(raw, 3, 3.0).bind(raw, Jacobian(raw), labels)
+    prediction = denoiser(x_t, t)
+    exact = GuidedVariance(Oracle(raw)).covariance(denoiser, prediction, x_t, t).diagonal()
+    assert_close(strategy.covariance(denoiser, prediction, x_t, t).diagonal(), exact, rtol=1e-8, atol=1e-10)
+
+
 @pytest.mark.parametrize("t", TIMES)
 def test_classes_of_one_covariance_lose_what_lies_between_them(mixture: GaussianMixture, t: Tensor):
     """C_c is the same for all, C_u = C_c + B with B between the classes, so that C_w = C_c - (w - 1) B."""

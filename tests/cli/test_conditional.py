@@ -197,6 +197,15 @@ def test_likelihood_is_that_of_the_label(run: CLI):
     assert bits[0] - bits[1] > 0.3
 
 
+def test_each_sample_is_of_its_label_whatever_the_batch(run: CLI):
+    few = ["data.num_train=100", "data.num_test=60", "num_samples=20", "sample_batch_size=7"]
+    folder = run("experiment=oracle", "conditional=true", "var=beta_tilde", *few, tiny=False)
+    drawn = run(f"run={folder}", "labels=[0,4,4]", *few[2:], task="sample", tiny=False)
+    vectors, labels = np.load(drawn / "samples.npz").values()
+    assert labels.tolist() == ([0, 4, 4] * 7)[:20]
+    assert ((vectors[:, 0] > 127) == (labels == 0)).all()  # class 0 lies at (0.7, 0), class 4 at (-0.7, 0)
+
+
 def test_a_class_a_row(tmp_path: Path):
     labels = torch.tensor([2, 0, 2, 2, 5])
     images = torch.arange(5, dtype=torch.uint8).reshape(5, 1, 1, 1).expand(5, 1, 2, 2) + 1
