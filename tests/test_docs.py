@@ -6,6 +6,7 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
@@ -14,6 +15,7 @@ from optcov.model import UNet
 from optcov.sampler import DDPMSampler, sample
 from optcov.schedule import LinearSchedule
 from optcov.trajectory import EvenTrajectory
+from optcov.variance.fixed import BetaTilde
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,3 +74,13 @@ def test_every_target_of_the_config_can_be_imported():
     assert len(targets) > 20
     for target in targets:
         assert callable(get_object(target))
+
+
+def test_the_notebook_of_the_guide_to_guidance_draws_images():
+    schedule = LinearSchedule(40)
+    denoiser = Denoiser(UNet((1, 8, 8), channels=8, num_classes=10), schedule)
+    given = {"denoiser": denoiser, "strategy": BetaTilde(denoiser), "sampler": DDPMSampler(3), "sample": sample}
+    namespace: dict[str, object] = given | {"times": EvenTrajectory().times(schedule, 3), "torch": torch}
+    (code,) = blocks("docs/guidance.md", "python")
+    exec(code, namespace)
+    assert namespace["images"].shape == (4, 1, 8, 8)

@@ -43,6 +43,11 @@ class Covariance(ABC):
     def logdet(self) -> Tensor:
         """``log det C`` of each sample, ``[B]``; -inf where C is singular."""
 
+    def lerp(self, other: Covariance, weight: float) -> Covariance:
+        """``C + weight (other - C)``, which beyond 0 and 1 may want :meth:`clamp`; here of the diagonals alone, which a
+        kind can better."""
+        return DiagonalCovariance(torch.lerp(self.diagonal(), other.diagonal(), weight))
+
     def inv_trace(self) -> Tensor:
         """``tr C^{-1}`` of each sample, ``[B]``; here by d calls of :meth:`inv_quad`, which a kind can better."""
         like = self.diagonal()
@@ -117,6 +122,11 @@ class IsotropicCovariance(Covariance):
     def diagonal(self) -> Tensor:
         ones = self.variance.new_ones(len(self.variance), *self.event_shape)
         return per_sample(self.variance, ones) * ones
+
+    def lerp(self, other: Covariance, weight: float) -> Covariance:
+        if not isinstance(other, IsotropicCovariance):
+            return super().lerp(other, weight)
+        return IsotropicCovariance(torch.lerp(self.variance, other.variance, weight), self.event_shape)
 
     def inv_quad(self, v: Tensor) -> Tensor:
         return (v**2).flatten(1).sum(1) / self.variance

@@ -2,6 +2,9 @@
 
 Whatever the network predicts, a :class:`Denoiser` answers with both ``E[x_0|x_t]`` and ``E[eps|x_t]``, tied by
 ``x_t = alpha_t x_0 + sigma_t eps``.  What a network is fed as its time is settled here and nowhere else.
+
+A network that knows K classes answers with ``E[x_0|x_t, y]`` for labels y in 0..K-1, and with ``E[x_0|x_t]`` for the
+null label K.
 """
 
 from __future__ import annotations
@@ -19,7 +22,10 @@ Parameterization = Literal["eps", "x0", "v"]
 
 
 class Network(Protocol):
-    """What a mean network offers: its shapes, and ``(x_t, time) -> (output, features)``."""
+    """What a mean network offers: its shapes, and ``(x_t, time) -> (output, features)``.
+
+    One that knows classes has ``num_classes``, too, and takes labels, int64 ``[B]``, as its third argument.
+    """
 
     data_shape: tuple[int, ...]  # of one sample: (C, H, W) for images, (D,) for vectors
     feature_channels: int  # of the last feature map, before the output norm: what heads read
@@ -35,11 +41,13 @@ class Prediction:
         x0: ``m = E[x_0|x_t]``, ``[B, *event]``.
         eps: ``e = E[eps|x_t]``, ``[B, *event]``.
         features: the network's last feature map, ``[B, feature_channels, ...]``.
+        labels: those that the network was given, null labels among them, ``[B]``; None if it knows no classes.
     """
 
     x0: Tensor
     eps: Tensor
     features: Tensor
+    labels: Tensor | None = None
 
 
 class Denoiser(nn.Module):
@@ -80,23 +88,43 @@ class Denoiser(nn.Module):
         """Channels of ``Prediction.features``."""
         return int(self.network.feature_channels)  # type: ignore[arg-type]
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Prediction:
+    @property
+    def num_classes(self) -> int | None:
+        """K, the classes that the network knows, and its null label; None for a network without."""
+        return getattr(self.network, "num_classes", None)
+
+    def given(self, labels: Tensor) -> Given:
+        """The denoiser of samples whose labels, int64 ``[B]``, are known; it takes ``(x_t, t)`` of these B samples."""
+        return Given(self, labels)
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Prediction:
         """Predict at time ``t``.
 
         Args:
             x_t: ``[B, *event]``.
             t: float64 in (0, 1], 0-dimensional or ``[B]``.
+            labels: int64 ``[B]`` in 0..K, of which K is the null label; None for null labels, and for a network
+                without classes.
+        Raises:
+            ValueError: if there are labels and the network knows no classes.
         """
         n = t * self.schedule.num_steps + self.time_offset
         time = (n * 1000 / self.schedule.num_steps).to(x_t.dtype).expand(len(x_t))
-        output, features = self.network(x_t, time)
+        if self.num_classes is not None:
+            if labels is None:
+                labels = torch.full((len(x_t),), self.num_classes, device=x_t.device)
+            output, features = self.network(x_t, time, labels)
+        elif labels is not None:
+            raise ValueError("labels were given to a network that knows no classes: leave them out")
+        else:
+            output, features = self.network(x_t, time)
         output = output.to(x_t.dtype)  # autocast may have left it in half precision
         alpha, sigma = per_sample(self.schedule.alpha(t), x_t), per_sample(self.schedule.sigma(t), x_t)
         if self.parameterization == "eps":
-            return Prediction(x0=(x_t - sigma * output) / alpha, eps=output, features=features)
+            return Prediction((x_t - sigma * output) / alpha, output, features, labels)
         if self.parameterization == "x0":
-            return Prediction(x0=output, eps=(x_t - alpha * output) / sigma, features=features)
-        return Prediction(x0=alpha * x_t - sigma * output, eps=sigma * x_t + alpha * output, features=features)
+            return Prediction(output, (x_t - alpha * output) / sigma, features, labels)
+        return Prediction(alpha * x_t - sigma * output, sigma * x_t + alpha * output, features, labels)
 
     def diffuse(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """``x_t = alpha_t x_0 + sigma_t eps`` for white noise ``eps``, each ``[B, *event]``."""
@@ -105,6 +133,25 @@ class Denoiser(nn.Module):
     def loss(self, prediction: Prediction, eps: Tensor) -> Tensor:
         """``||eps - e||^2`` of each sample, ``[B]`` (DDPM, Eq. 14)."""
         return ((eps - prediction.eps) ** 2).flatten(1).sum(1)
+
+
+class Given(Denoiser):
+    """A denoiser of B samples whose labels are known, for all that asks with ``(x_t, t)`` alone.
+
+    Args:
+        denoiser: shared, not copied.
+        labels: int64 ``[B]``, on its device.
+    """
+
+    def __init__(self, denoiser: Denoiser, labels: Tensor) -> None:
+        super().__init__(denoiser.network, denoiser.schedule, denoiser.parameterization, denoiser.time_offset)
+        self.denoiser, self.labels = denoiser, labels
+
+    def given(self, labels: Tensor) -> Given:
+        return self.denoiser.given(labels)
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Prediction:
+        return self.denoiser(x_t, t, self.labels)  # type: ignore[no-any-return]
 
 
 def noise_variance(schedule: NoiseSchedule, t: Tensor) -> Tensor:

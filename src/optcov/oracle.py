@@ -78,21 +78,32 @@ class GaussianMixture:
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``[count, d]`` in float64."""
-        component = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        component = self.draw_components(count, generator)
         z = torch.randn(count, self.dim, dtype=torch.float64, generator=generator)
         return self.means[component] + torch.einsum(
             "bij,bj->bi", self.axes[component], self.variances[component].sqrt() * z
         )
 
-    def posterior(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def draw_components(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """The components of as many samples, int64 ``[count]``: those of :meth:`sample` from the same generator."""
+        return torch.multinomial(self.weights, count, replacement=True, generator=generator)
+
+    def posterior(
+        self, x_t: Tensor, alpha: Tensor, sigma: Tensor, components: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean ``[B, d]`` and covariance ``[B, d, d]`` of ``x_0`` given ``x_t = alpha x_0 + sigma eps``.
 
         Args:
             x_t: ``[B, d]``.
             alpha, sigma: amplitudes, 0-dimensional or ``[B]``.
+            components: of each sample, int64 ``[B]`` in 0..K, if it is known, K where not; None where none is.
         """
         alpha, sigma = alpha.double().expand(len(x_t)), sigma.double().expand(len(x_t))
-        responsibility = self._log_joint(x_t, alpha, sigma).softmax(1)
+        log_joint = self._log_joint(x_t, alpha, sigma)
+        if components is not None:
+            other = components[:, None] != torch.arange(len(self.weights), device=x_t.device)
+            log_joint = log_joint.masked_fill(other & (components < len(self.weights))[:, None], -math.inf)
+        responsibility = log_joint.softmax(1)
         axes, rotated, total = self._rotate(x_t, alpha, sigma)
         gain = alpha[:, None, None] * self.variances.to(x_t.device) / total  # of E[x_0 | x_t, k], along the axes
         means = self.means.to(x_t.device) + torch.einsum("kij,bkj->bki", axes, gain * rotated)
@@ -138,17 +149,25 @@ class OracleNetwork(nn.Module):
         mixture: the data's distribution.
         schedule: the schedule of the denoiser it is put into.
         time_offset: as in the denoiser.
+        num_classes: the number of components, to answer for each as for a class; None to know no classes.
     Raises:
-        ValueError: if the data are not vectors of the mixture's dimension.
+        ValueError: if the data are not vectors of the mixture's dimension, or the classes not its components.
     """
 
     def __init__(
-        self, data_shape: Sequence[int], mixture: GaussianMixture, schedule: NoiseSchedule, time_offset: int = 0
+        self,
+        data_shape: Sequence[int],
+        mixture: GaussianMixture,
+        schedule: NoiseSchedule,
+        time_offset: int = 0,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
         if tuple(data_shape) != (mixture.dim,):
             raise ValueError(f"the oracle knows data of shape ({mixture.dim},), not {tuple(data_shape)}")
-        self.data_shape = (mixture.dim,)
+        if num_classes not in (None, len(mixture.weights)):
+            raise ValueError(f"the oracle knows {len(mixture.weights)} components as classes, not {num_classes}")
+        self.data_shape, self.num_classes = (mixture.dim,), num_classes
         self.feature_channels = 256
         generator = torch.Generator().manual_seed(0)
         self.frequencies: Tensor
@@ -160,10 +179,10 @@ class OracleNetwork(nn.Module):
         self.register_buffer("phases", phases, persistent=False)
         self.mixture, self.schedule, self.time_offset = mixture, schedule, time_offset
 
-    def forward(self, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_t: Tensor, time: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         t = time.double() / 1000 - self.time_offset / self.schedule.num_steps
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        mean, _ = self.mixture.posterior(x_t, alpha, sigma)
+        mean, _ = self.mixture.posterior(x_t, alpha, sigma, labels)
         eps = (x_t.double() - alpha[:, None] * mean) / sigma[:, None]
         inputs = torch.cat([x_t, self.schedule.log_snr(t).to(x_t.dtype)[:, None]], 1)
         features = torch.cos(inputs @ self.frequencies.to(x_t.dtype) + self.phases.to(x_t.dtype))

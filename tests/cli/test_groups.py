@@ -25,7 +25,7 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-GIVEN_BY_US = {"denoiser", "data_shape", "feature_channels", "self", "args", "kwargs"}
+GIVEN_BY_US = {"denoiser", "data_shape", "feature_channels", "num_classes", "self", "args", "kwargs"}
 # what an option needs beside it
 BESIDE = {
     "model=oracle": ["data=gaussian_mixture"],

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from optcov.data import DigitsData
-from optcov.data.batches import RandomBatches
+from optcov.data import DigitsData, GaussianMixtureData
+from optcov.data.base import DataModule, Split
+from optcov.data.batches import LabelledBatch, RandomBatches
 from optcov.data.pixels import from_uint8, to_uint8
+from optcov.oracle import GaussianMixture
 
 DATA = torch.arange(10)
 
@@ -111,3 +113,38 @@ def test_calibration_images_are_drawn_with_the_seed():
 def test_a_batch_of_nothing_is_refused():
     with pytest.raises(ValueError, match=r"data\.batch_size = 0"):
         DigitsData(batch_size=0)
+
+
+@pytest.mark.parametrize("random_flip", [False, True])
+def test_labels_stay_with_their_images(random_flip: bool):
+    images = torch.arange(10, dtype=torch.uint8).reshape(10, 1, 1, 1).expand(10, 1, 2, 2)
+    stream = RandomBatches(
+        images, 4, 20, seed=3, rank=1, world_size=2, random_flip=random_flip, labels=torch.arange(10)
+    )
+    plain = torch.stack(list(RandomBatches(images, 4, 20, seed=3, rank=1, world_size=2)))
+    data = DigitsData()
+    for (samples, labels), expected in zip(stream, plain, strict=True):
+        assert torch.equal(labels, expected[:, 0, 0, 0].long())
+        prepared = data.on_after_batch_transfer(LabelledBatch(samples, labels), 0)
+        assert torch.equal(to_uint8(prepared.samples)[:, 0, 0, 0].long(), prepared.labels)
+
+
+class Unlabelled(DataModule):
+    def load(self, split: Split) -> torch.Tensor:
+        return torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+
+
+def test_classes_of_the_data():
+    digits = DigitsData(seed=1)
+    assert digits.num_classes == 10
+    assert digits.labels("train").shape == (1500,)
+    assert digits.labels("test").bincount().min() > 20
+    found = digits.labels("train")[torch.randperm(1500, generator=torch.Generator().manual_seed(1))[:20]]
+    assert torch.equal(digits.calibration_labels(20), found)
+    mixture = GaussianMixture([[-0.5, 0.0], [0.5, 0.2]], [0.001, 0.001], [0.3, 0.7])
+    vectors = GaussianMixtureData(mixture, num_train=100, num_test=50)
+    assert vectors.num_classes == 2
+    for split in ("train", "test"):
+        assert torch.equal(vectors.load(split)[:, 0] > 0, vectors.labels(split) == 1)
+    with pytest.raises(ValueError, match="has no classes"):
+        _ = Unlabelled().num_classes

@@ -221,10 +221,10 @@ def test_the_corner_of_a_picture_is_its_first_samples(tmp_path: Path):
     """20 images make 5 rows of 4, 11 make 3 of 3, 64 make 8 of 8; no more than 4 of each are taken."""
     images = torch.randint(256, (64, 3, 5, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for count, columns, width in ((20, 4, 4), (11, 3, 3), (64, 8, 4)):
-        picture(images[:count], tmp_path / "samples.png", scale=2)
-        corner = np.asarray(first_samples(tmp_path / "samples.png", count, is_image=True))
-        assert corner.shape == (width * 12, width * 12, 3)
+        picture(images[:count], tmp_path / "samples.png")
+        corner = np.asarray(first_samples(tmp_path / "samples.png", (3, 5, 5)))
+        assert corner.shape == (width * 60, width * 60, 3)  # 5 pixels and a line, 10 times as large
         for row in range(width):
             for column in range(width):
-                shown = corner[row * 12 : row * 12 + 10 : 2, column * 12 : column * 12 + 10 : 2]
+                shown = corner[row * 60 : row * 60 + 50 : 10, column * 60 : column * 60 + 50 : 10]
                 assert np.array_equal(shown, images[row * columns + column].permute(1, 2, 0).numpy())

@@ -1,5 +1,6 @@
 """Between the first network call and the last, nothing is read back to the host: on a GPU each would be a wait."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from optcov.denoiser import Denoiser
+from optcov.guidance import ClassifierFreeGuidance, ClassifierGuidance, Guidance
+from optcov.model import Classifier
 from optcov.sampler import DDPMSampler, ImageBar, NoiseStream
 from optcov.schedule import LinearSchedule, VPSDESchedule
 from optcov.trajectory import LogSNRTrajectory
@@ -38,13 +41,13 @@ class ReadBack(TorchDispatchMode):
 class Arming(nn.Module):
     data_shape, feature_channels = (3,), 3
 
-    def __init__(self, mode: ReadBack) -> None:
+    def __init__(self, mode: ReadBack, num_classes: int | None = None) -> None:
         super().__init__()
-        self.mode = mode
+        self.mode, self.num_classes = mode, num_classes
 
-    def forward(self, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_t: Tensor, time: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self.mode.armed = True
-        return x_t.tanh(), x_t
+        return x_t.tanh() if labels is None else (x_t + labels[:, None]).tanh(), x_t
 
 
 def test_a_read_back_is_found():
@@ -68,6 +71,28 @@ def test_the_loop_reads_nothing_back(path: Path, schedule):
     times = LogSNRTrajectory().times(schedule, 8)
     with mode:
         sampler.sample(denoiser, strategy, times, NoiseStream(0, range(4), (3,)))
+    assert mode.found == []
+
+
+@pytest.mark.parametrize(
+    "guide",
+    [
+        Guidance,
+        partial(ClassifierFreeGuidance, weight=3.0),
+        partial(ClassifierGuidance, classifier=partial(Classifier, channels=8)),
+    ],
+    ids=["none", "classifier_free", "classifier"],
+)
+def test_guidance_reads_nothing_back(guide):
+    mode, schedule = ReadBack(), LinearSchedule(100)
+    raw = Denoiser(Arming(mode, 4), schedule)
+    strategy = Analytic(raw, per_pixel=True)
+    labels = torch.arange(4)
+    strategy.calibrate(raw, [torch.rand(4, 3)], labels=labels)
+    mode.armed = False
+    denoiser, guided = guide(raw, 4).bind(raw, strategy, labels)
+    with mode:
+        DDPMSampler(8).sample(denoiser, guided, LogSNRTrajectory().times(schedule, 8), NoiseStream(0, range(4), (3,)))
     assert mode.found == []
 
 

@@ -27,7 +27,7 @@ FORMAT = 1  # raise it when a change of code gives another meaning to the sample
 # keys that say where, how many and what for: sample i is the same whatever they are
 NOT_OF_SAMPLES = (
     "output_dir", "cache_dir", "checkpoint_every", "logger", "metric", "num_samples", "sample_batch_size", "run",
-    "mean_ckpt", "var_ckpt", "format", "mode", "callbacks", "optimizer", "warmup_steps",
+    "mean_ckpt", "var_ckpt", "classifier_ckpt", "format", "mode", "callbacks", "optimizer", "warmup_steps",
 )  # fmt: skip
 
 
@@ -46,7 +46,10 @@ def draw(cfg: DictConfig, parts: Parts, folder: Path) -> DrawnSamples:
     if first_process():
         _claim(folder / ".parts", identity(cfg, parts))
     drawn = DrawnSamples(folder / ".parts", parts.denoiser.data_shape, cfg.num_samples, cfg.sample_batch_size)
-    stage = SamplingStage(parts.denoiser, parts.strategy, parts.sampler, parts.times, cfg.seed, drawn)
+    labels = parts.labels(drawn.batches[-1].stop, cfg.seed)
+    stage = SamplingStage(
+        parts.denoiser, parts.strategy, parts.sampler, parts.times, cfg.seed, drawn, parts.guidance, labels
+    )
     if stage.missing:
         trainer = make_trainer(cfg, callbacks=[SamplingProgressBar("3/3 sampling")])
         try:
@@ -70,7 +73,7 @@ def identity(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     fitted = {"times": parts.times}
-    for module in (parts.denoiser, parts.strategy):
+    for module in filter(None, (parts.denoiser, parts.strategy, parts.guidance)):
         fitted |= {f"{type(module).__name__}.{name}": value for name, value in module.state_dict().items()}
     return {
         "format": FORMAT,
@@ -99,30 +102,37 @@ def _claim(folder: Path, ours: dict[str, Any]) -> None:
     write_atomically(record, json.dumps(ours))
 
 
-def preview(drawn: DrawnSamples, path: Path) -> None:
-    """The first samples as one picture: 64 images, or 10,000 points."""
-    picture(drawn.first(64 if len(drawn.shape) == 3 else 10_000), path)
+def preview(drawn: DrawnSamples, path: Path, labels: Tensor | None = None) -> None:
+    """The first samples as one picture: 64 images, with labels those of a class in a row, or 10,000 points."""
+    count = 10_000 if len(drawn.shape) != 3 else 64 if labels is None else 256  # of which the rows are filled
+    picture(drawn.first(count), path, labels=None if labels is None else labels[:count])
 
 
-def write_npz(chunks: Iterable[Tensor], count: int, shape: tuple[int, ...], path: Path) -> None:
-    """Samples as one compressed array ``arr_0``, channels last.
+def write_npz(
+    chunks: Iterable[Tensor], count: int, shape: tuple[int, ...], path: Path, labels: Tensor | None = None
+) -> None:
+    """Samples as one compressed array ``arr_0``, channels last, and their labels as ``arr_1``.
 
     Args:
         chunks: uint8 ``[b, *shape]``, in order.
         count: how many samples they hold.
         shape: of one sample.
         path: the file.
+        labels: int64 ``[count]``, if there are any.
     """
     shape = (*shape[1:], shape[0]) if len(shape) == 3 else shape
     with (
         whole(path) as partial,
         zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive,
-        archive.open("arr_0.npy", "w", force_zip64=True) as file,
     ):
-        header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
-        np.lib.format.write_array_header_1_0(file, header)
-        for chunk in chunks:
-            file.write((chunk.movedim(1, -1) if chunk.ndim == 4 else chunk).contiguous().numpy().data)
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for chunk in chunks:
+                file.write((chunk.movedim(1, -1) if chunk.ndim == 4 else chunk).contiguous().numpy().data)
+        if labels is not None:
+            with archive.open("arr_1.npy", "w") as file:
+                np.lib.format.write_array(file, labels.numpy())
 
 
 def write_pngs(chunks: Iterable[Tensor], count: int, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The two fits of a run, each done once and found again by what determined it."""
+"""The fits of a run, each done once and found again by what determined it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from optcov.cli.build import Parts
 from optcov.cli.errors import ConfigError, refusals
@@ -31,6 +31,7 @@ from optcov.seeds import derive_seed
 from optcov.training import (
     Checkpoint,
     CheckpointError,
+    ClassifierStage,
     Entry,
     MeanStage,
     Stage,
@@ -48,9 +49,14 @@ TRAINER_IDENTITY = ("max_steps", "precision", "accumulate_grad_batches", "gradie
 NETWORK = ("model", "schedule", "parameterization", "time_offset")  # what a checkpoint must share with a config
 
 
-def mean_identity(config: dict[str, Any]) -> Identity:
-    """Everything that determines a trained mean network, from the resolved config."""
-    return {key: config[key] for key in NETWORK} | _training_identity(config)
+def mean_identity(config: dict[str, Any], num_classes: int | None = None) -> Identity:
+    """Everything that determines a trained mean network, from the resolved config and the classes it knows."""
+    return {key: config[key] for key in NETWORK} | _classes_identity(config, num_classes) | _training_identity(config)
+
+
+def _classes_identity(config: dict[str, Any], num_classes: int | None) -> Identity:
+    """Nothing for an unconditional network, so that its identity is what it was before there were others."""
+    return {} if num_classes is None else {"num_classes": num_classes, "label_dropout": config["label_dropout"]}
 
 
 def _training_identity(config: dict[str, Any]) -> Identity:
@@ -65,20 +71,21 @@ def _training_identity(config: dict[str, Any]) -> Identity:
 
 @dataclass(frozen=True)
 class Plan:
-    """What determines the two fits of a run, and the checkpoints it was given instead.
+    """What determines the fits of a run, and the checkpoints it was given instead.
 
     Args:
-        mean, variance: the identities; None where there is nothing to fit.
+        mean, variance, classifier: the identities; None where there is nothing to fit.
         given: loaded into the run's modules already.
     """
 
     mean: Identity | None
     variance: Identity | None
+    classifier: Identity | None
     given: dict[Kind, Checkpoint]
 
 
 def plan(cfg: DictConfig, config: dict[str, Any], parts: Parts) -> Plan:
-    """Work out what is to be fitted, and load ``mean_ckpt`` and ``var_ckpt``; nothing is written.
+    """Work out what is to be fitted, and load the checkpoints that were given instead; nothing is written.
 
     Args:
         cfg, config: composed, and resolved.
@@ -88,7 +95,8 @@ def plan(cfg: DictConfig, config: dict[str, Any], parts: Parts) -> Plan:
     """
     config = config | {"data": config["data"] | parts.data.identity()}  # with what the files hold
     given: dict[Kind, Checkpoint] = {}
-    mean = mean_identity(config) if list(parts.denoiser.parameters()) else None
+    num_classes = parts.denoiser.num_classes
+    mean = mean_identity(config, num_classes) if list(parts.denoiser.parameters()) else None
     if mean is not None and cfg.mean_ckpt is not None:
         given["mean"] = Checkpoint.load(Path(cfg.mean_ckpt), "mean", "mean_ckpt")
         for key in NETWORK:
@@ -98,12 +106,25 @@ def plan(cfg: DictConfig, config: dict[str, Any], parts: Parts) -> Plan:
                     f"mean_ckpt = {cfg.mean_ckpt} was trained with {other}: "
                     f"give the {key} it was trained with, or leave mean_ckpt out to train anew"
                 )
+        if given["mean"].identity.get("num_classes") != num_classes:
+            theirs, ours = (
+                "without classes" if count is None else f"with {count} classes"
+                for count in (given["mean"].identity.get("num_classes"), num_classes)
+            )
+            raise CheckpointError(
+                f"mean_ckpt = {cfg.mean_ckpt} was trained {theirs}, not {ours}: set "
+                f"conditional={str(num_classes is None).lower()}, or leave mean_ckpt out to train anew"
+            )
         mean = given["mean"].identity
         _load_into(parts.denoiser, given["mean"], f"mean_ckpt = {cfg.mean_ckpt}")
+    classifier = _plan_classifier(cfg, config, parts, given)
     if parts.strategy.fitting == "none":
-        return Plan(mean, None, given)
-    network = {key: config[key] for key in NETWORK} if mean is None else identity_key(mean)
+        return Plan(mean, None, classifier, given)
+    classes = _classes_identity(config, num_classes)
+    network = {key: config[key] for key in NETWORK} | classes if mean is None else identity_key(mean)
     variance = {"mean": network, "var": config["var"], **_training_identity(config)}
+    if classes:
+        variance["label_dropout"] = config["label_dropout"]
     if cfg.var_ckpt is not None:
         given["variance"] = Checkpoint.load(Path(cfg.var_ckpt), "variance", "var_ckpt")
         for key, what in (("mean", "another mean network"), ("var", "other settings of var")):
@@ -113,7 +134,26 @@ def plan(cfg: DictConfig, config: dict[str, Any], parts: Parts) -> Plan:
                     "or leave var_ckpt out to fit anew"
                 )
         _load_into(parts.strategy, given["variance"], f"var_ckpt = {cfg.var_ckpt}")
-    return Plan(mean, variance, given)
+    return Plan(mean, variance, classifier, given)
+
+
+def _plan_classifier(
+    cfg: DictConfig, config: dict[str, Any], parts: Parts, given: dict[Kind, Checkpoint]
+) -> Identity | None:
+    if parts.guidance is None or parts.guidance.classifier is None:
+        return None
+    asked = {"classifier": config["guidance"]["classifier"], "schedule": config["schedule"]}
+    if cfg.classifier_ckpt is not None:
+        given["classifier"] = Checkpoint.load(Path(cfg.classifier_ckpt), "classifier", "classifier_ckpt")
+        for key in asked:
+            if given["classifier"].identity.get(key) != asked[key]:
+                other = difference(key, given["classifier"].identity.get(key), asked[key])
+                raise CheckpointError(
+                    f"classifier_ckpt = {cfg.classifier_ckpt} was trained with {other}: "
+                    "give what it was trained with, or leave classifier_ckpt out to train anew"
+                )
+        _load_into(parts.guidance.classifier, given["classifier"], f"classifier_ckpt = {cfg.classifier_ckpt}")
+    return asked | _training_identity(config)
 
 
 def fit_mean(cfg: DictConfig, parts: Parts, plan: Plan, loggers: list[Logger]) -> Checkpoint | None:
@@ -124,7 +164,8 @@ def fit_mean(cfg: DictConfig, parts: Parts, plan: Plan, loggers: list[Logger]) -
     """
 
     def train(entry: Entry) -> None:
-        stage = MeanStage(parts.denoiser, instantiate(cfg.optimizer), cfg.warmup_steps, cfg.seed)
+        optimizer = instantiate(cfg.optimizer)
+        stage = MeanStage(parts.denoiser, optimizer, cfg.warmup_steps, cfg.seed, cfg.label_dropout)
         run_stage(cfg, stage, parts, loggers, entry, "1/3 mean network")
 
     if plan.mean is None or "mean" in plan.given:
@@ -141,7 +182,8 @@ def fit_variance(cfg: DictConfig, parts: Parts, plan: Plan, loggers: list[Logger
     strategy = parts.strategy
 
     def train(entry: Entry) -> None:
-        stage = VarianceStage(parts.denoiser, strategy, instantiate(cfg.optimizer), cfg.warmup_steps, cfg.seed)
+        optimizer = instantiate(cfg.optimizer)
+        stage = VarianceStage(parts.denoiser, strategy, optimizer, cfg.warmup_steps, cfg.seed, cfg.label_dropout)
         run_stage(cfg, stage, parts, loggers, entry, f"2/3 variance ({type(strategy).__name__})")
 
     def calibrate(entry: Entry) -> None:
@@ -151,12 +193,36 @@ def fit_variance(cfg: DictConfig, parts: Parts, plan: Plan, loggers: list[Logger
         clean = parts.data.calibration(strategy.num_images).to(device)
         with trainer.precision_plugin.forward_context():
             batches = torch.split(clean, parts.data.batch_size)
-            strategy.calibrate(parts.denoiser, batches, derive_seed(cfg.seed, 2))
+            labels = _calibration_labels(parts, strategy.num_images, device)
+            strategy.calibrate(parts.denoiser, batches, derive_seed(cfg.seed, 2), labels)
 
     if plan.variance is None or "variance" in plan.given:
         return plan.given.get("variance")
     fit = train if strategy.fitting == "train" else calibrate
     return _find_or_fit(cfg, "variance", plan.variance, strategy, fit)
+
+
+def fit_classifier(cfg: DictConfig, parts: Parts, plan: Plan, loggers: list[Logger]) -> Checkpoint | None:
+    """Put a trained classifier into ``parts.guidance``.
+
+    Returns:
+        The checkpoint, or None for guidance without one.
+    """
+    classifier = parts.guidance.classifier if parts.guidance is not None else None
+
+    def train(entry: Entry) -> None:
+        assert classifier is not None
+        stage = ClassifierStage(parts.denoiser, classifier, instantiate(cfg.optimizer), cfg.warmup_steps, cfg.seed)
+        run_stage(cfg, stage, parts, loggers, entry, "classifier")
+
+    if classifier is None or plan.classifier is None or "classifier" in plan.given:
+        return plan.given.get("classifier")
+    return _find_or_fit(cfg, "classifier", plan.classifier, classifier, train)
+
+
+def _calibration_labels(parts: Parts, count: int, device: torch.device) -> Tensor | None:
+    """The labels of ``parts.data.calibration(count)``, where the mean network knows classes."""
+    return None if parts.denoiser.num_classes is None else parts.data.calibration_labels(count).to(device)
 
 
 def fit_trajectory(cfg: DictConfig, parts: Parts) -> None:
@@ -173,6 +239,7 @@ def fit_trajectory(cfg: DictConfig, parts: Parts) -> None:
             parts.strategy.to(device).eval(),
             list(torch.split(clean, cfg.sample_batch_size)),
             derive_seed(cfg.seed, 5),
+            _calibration_labels(parts, trajectory.num_images, device),
         )
 
 
@@ -180,10 +247,12 @@ def write_variance_curve(cfg: DictConfig, parts: Parts, folder: Path) -> None:
     """Write ``variance.csv`` and ``variance.png``: what was fitted, on a few training images; seconds."""
     trainer = make_trainer(cfg)
     device = trainer.strategy.root_device
-    images = parts.data.calibration(num_curve_images(math.prod(parts.denoiser.data_shape))).to(device)
+    count = num_curve_images(math.prod(parts.denoiser.data_shape))
+    images, labels = parts.data.calibration(count).to(device), _calibration_labels(parts, count, device)
+    denoiser = parts.denoiser.to(device).eval()
     with trainer.precision_plugin.forward_context():
         curve = variance_curve(
-            parts.denoiser.to(device).eval(),
+            denoiser if labels is None else denoiser.given(labels),
             parts.strategy.to(device).eval(),
             images,
             1 / parts.sampler.num_steps,
@@ -272,6 +341,7 @@ def run_stage(
     keep = ModelCheckpoint(
         entry.resume_folder, "resume", every_n_train_steps=cfg.checkpoint_every, enable_version_counter=False
     )
+    parts.data.labelled = stage.labelled
     callbacks = make_callbacks(cfg, parts)
     for callback in callbacks:
         if isinstance(callback, Tracking):

@@ -66,6 +66,8 @@ class Mode(ABC):
             )
         parts.denoiser.to(device).eval()
         parts.strategy.to(device).eval()
+        if parts.guidance is not None:
+            parts.guidance.to(device).eval()
         self.picture(parts, folder, seed, device)
 
     @abstractmethod
@@ -85,10 +87,12 @@ class Interpolation(Mode):
     def path(self, parts: Parts, ends: tuple[Tensor, Tensor], seed: int, device: torch.device) -> Tensor:
         """The images of all rows, ``[rows, frames, *event]``."""
         drawn = []
+        labels = parts.labels(self.rows, seed)
+        denoiser, strategy = parts.bound(None if labels is None else labels.to(device))
         for frame in range(self.frames):
             rest = NoiseStream(seed, range(2 * self.rows, 3 * self.rows), parts.denoiser.data_shape, device)
             noise = StartingNoise(slerp(*ends, frame / (self.frames - 1)), rest)
-            drawn.append(parts.sampler.sample(parts.denoiser, parts.strategy, parts.times, noise))
+            drawn.append(parts.sampler.sample(denoiser, strategy, parts.times, noise))
         return torch.stack(drawn, 1)
 
     def picture(self, parts: Parts, folder: Path, seed: int, device: torch.device) -> None:
@@ -113,6 +117,11 @@ class ImageInterpolation(Interpolation):
         self.corrections = corrections
 
     def picture(self, parts: Parts, folder: Path, seed: int, device: torch.device) -> None:
+        if parts.num_classes is not None:
+            raise ValueError(
+                "mode = interpolate_images knows of no class between two images: give a run with conditional=false "
+                "and guidance=none, or mode=interpolate"
+            )
         images = parts.data.calibration(2 * self.rows).to(device)
         if len(images) < 2 * self.rows:
             raise ValueError(f"mode.rows = {self.rows} wants twice as many images; the data have {len(images)}")
@@ -136,9 +145,11 @@ class TrajectoryPicture(Mode):
             seen.append(torch.stack([arguments[0], prediction.x0]))
 
         noise = NoiseStream(seed, range(self.rows), parts.denoiser.data_shape, device)
-        hook = parts.denoiser.register_forward_hook(remember)
+        labels = parts.labels(self.rows, seed)
+        denoiser, strategy = parts.bound(None if labels is None else labels.to(device))
+        hook = denoiser.register_forward_hook(remember)
         try:
-            x_0 = parts.sampler.sample(parts.denoiser, parts.strategy, parts.times, noise)
+            x_0 = parts.sampler.sample(denoiser, strategy, parts.times, noise)
         finally:
             hook.remove()
         calls = torch.stack([*seen, torch.stack([x_0, x_0])])  # [calls + 1, 2, rows, *event]

@@ -9,13 +9,13 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
 
 from optcov.cli.errors import ConfigError
@@ -33,8 +33,12 @@ class TopLevel(BaseModel):
     compile: bool
     num_samples: PositiveInt
     sample_batch_size: PositiveInt
+    conditional: bool
+    label_dropout: Annotated[float, Field(ge=0, lt=1)]
+    labels: NonNegativeInt | list[NonNegativeInt] | None
     mean_ckpt: str | None
     var_ckpt: str | None
+    classifier_ckpt: str | None
     cache_dir: str
     checkpoint_every: PositiveInt
     output_dir: str

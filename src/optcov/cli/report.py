@@ -22,8 +22,9 @@ log = logging.getLogger(__name__)
 def show_run(results: dict[str, Any]) -> None:
     """Print a run's results as a table on the terminal."""
     table = Table("", results["var"], title="optcov", title_justify="left")
-    for key in ("data", "model", "schedule", "sampler", "trajectory", "num_steps", "nfe", "seed"):
-        table.add_row(key, str(results[key]))
+    for key in ("data", "model", "schedule", "sampler", "guidance", "trajectory", "num_steps", "nfe", "seed"):
+        if key != "guidance" or results[key] != "none":
+            table.add_row(key, str(results[key]))
     table.add_section()
     for name, value in results["metrics"].items():
         error = results["standard_errors"].get(name)

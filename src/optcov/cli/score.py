@@ -81,6 +81,7 @@ def score_model(cfg: DictConfig, parts: Parts, folder: Path, scores: Scores) -> 
         if isinstance(metric, ModelMetric):
             with refusals("metric"), trainer.precision_plugin.forward_context():
                 images = metric.images(parts.data)
+                labels = None if parts.denoiser.num_classes is None else metric.labels(parts.data)
                 score = metric.measure(
                     parts.denoiser.to(device).eval(),
                     parts.strategy.to(device).eval(),
@@ -88,6 +89,7 @@ def score_model(cfg: DictConfig, parts: Parts, folder: Path, scores: Scores) -> 
                     images,
                     cfg.seed,
                     cfg.sample_batch_size,
+                    labels,
                 )
             name = with_count(f"{metric.name}_{metric.split}", len(images))
             scores.add(name, score, metric.higher_is_better, folder)

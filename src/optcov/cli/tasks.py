@@ -19,6 +19,7 @@ from optcov.cli.draw import draw, forget, preview, write_npz, write_pngs
 from optcov.cli.errors import ConfigError, refusals
 from optcov.cli.fit import (
     NETWORK,
+    fit_classifier,
     fit_mean,
     fit_trajectory,
     fit_variance,
@@ -32,6 +33,7 @@ from optcov.cli.report import show_run
 from optcov.cli.run_folder import choices, claim, overrides, provenance
 from optcov.cli.score import Scores, score_model, score_samples, wants_samples
 from optcov.files import write_atomically
+from optcov.guidance import Guidance
 from optcov.report import check_comparable, gather, write_report
 from optcov.report.runs import FORMAT
 from optcov.training.store import first_process
@@ -68,8 +70,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         variance = fit_variance(cfg, parts, fits, loggers)
         fit_trajectory(cfg, parts)
         variance_fitted = time.monotonic()
+        classifier = fit_classifier(cfg, parts, fits, loggers)
+        classifier_fitted = time.monotonic()
         if first_process():
-            for checkpoint in filter(None, (mean, variance)):
+            for checkpoint in filter(None, (mean, variance, classifier)):
                 checkpoint.save(folder / "checkpoints" / f"{checkpoint.kind}.safetensors")
             write_variance_curve(cfg, parts, folder)
         results = _evaluate(cfg, parts, folder)
@@ -77,6 +81,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             results["wall_time_s"] |= {
                 "mean": mean_fitted - started,
                 "variance": variance_fitted - mean_fitted,
+                **({"classifier": classifier_fitted - variance_fitted} if classifier else {}),
                 "total": time.monotonic() - started,
             }
             _finish(results, folder, loggers, cfg.trainer.max_steps)
@@ -110,11 +115,15 @@ def sample(cfg: DictConfig) -> Path:
         raise ConfigError(f"output_dir = {folder} holds finished samples: choose another hydra.run.dir")
     drawn = draw(cfg, parts, folder)
     if first_process():
-        preview(drawn, folder / "samples.png")
+        labels = parts.labels(len(drawn), cfg.seed)
+        preview(drawn, folder / "samples.png", labels)
         if cfg.format == "npz":
-            write_npz(drawn, len(drawn), drawn.shape, place)
+            write_npz(drawn, len(drawn), drawn.shape, place, labels)
         else:
             write_pngs(drawn, len(drawn), place)
+            if labels is not None:
+                rows = [f"{i:06d}.png,{label}" for i, label in enumerate(labels.tolist())]
+                write_atomically(folder / "labels.csv", "\n".join(["file,label", *rows]) + "\n")
         log.info("%d samples in %.1f s: %s", len(drawn), drawn.seconds(), folder)
         forget(folder)
     return folder
@@ -161,7 +170,7 @@ def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
         log.info("sampling: %d samples, %d steps", cfg.num_samples, len(parts.times))
         drawn = draw(cfg, parts, folder)
         if first_process():
-            preview(drawn, folder / "samples.png")
+            preview(drawn, folder / "samples.png", parts.labels(len(drawn), cfg.seed))
             score_samples(cfg, parts, drawn, len(drawn), folder, scores)
             seconds = drawn.seconds()
             sampled = {
@@ -173,6 +182,10 @@ def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
     if not first_process():
         return {}
     score_model(cfg, parts, folder, scores)
+    calls = parts.sampler.network_calls(parts.times)
+    guidance = parts.guidance or Guidance(parts.denoiser)
+    if guidance.classifier_calls:
+        sampled["classifier_calls"] = calls * guidance.classifier_calls
     return {
         "format": FORMAT,
         "metrics": scores.values,
@@ -180,7 +193,7 @@ def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
         "higher_is_better": scores.higher_is_better,
         **{key: value for key, value in choices().items() if key != "metric"},
         "num_steps": parts.sampler.num_steps,
-        "nfe": parts.sampler.network_calls(parts.times),
+        "nfe": calls * guidance.network_calls,
         "times": parts.times.tolist(),
         "seed": cfg.seed,
         "data_shape": list(parts.denoiser.data_shape),
@@ -201,13 +214,21 @@ def _restore(cfg: DictConfig) -> tuple[Parts, Path]:
     for key in ("data", *NETWORK):
         cfg[key] = saved[key]
     cfg.mean_ckpt = str(run / "checkpoints" / "mean.safetensors")
+    cfg.conditional, cfg.label_dropout = saved.get("conditional", False), saved.get("label_dropout", 0.0)
     cfg.var_ckpt = str(run / "checkpoints" / "variance.safetensors")
+    cfg.classifier_ckpt = str(run / "checkpoints" / "classifier.safetensors")
     config = check(cfg)
     parts = build(cfg)
     if parts.strategy.fitting != "none" and config["var"] != OmegaConf.to_container(saved["var"]):
         raise ConfigError(
             f"var = {choices()['var']} was not fitted in run = {run}: fit it with "
             f"train.py var={choices()['var']} mean_ckpt={cfg.mean_ckpt}, then give that run"
+        )
+    guided_by_classifier = parts.guidance is not None and parts.guidance.classifier is not None
+    if guided_by_classifier and not Path(cfg.classifier_ckpt).is_file():
+        raise ConfigError(
+            f"guidance = {choices()['guidance']} was not trained in run = {run}: train its classifier with "
+            f"train.py guidance={choices()['guidance']} mean_ckpt={cfg.mean_ckpt}, then give that run"
         )
     plan(cfg, config, parts)
     fit_trajectory(cfg, parts)
@@ -254,5 +275,6 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*[Cc]heckpoint directory.*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")
     warnings.filterwarnings("ignore", message=".*predict returned None.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the frozen mean network
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from optcov.cli.build import Parts, reference_of
 from optcov.cli.dashboard import Dashboard
 from optcov.data.pixels import to_uint8
+from optcov.guidance import Guidance
 from optcov.metric import Metric, Reference, update_all, with_count
 from optcov.report import picture
 from optcov.sampler import DDIMSampler, NoiseStream, Sampler
@@ -134,12 +135,17 @@ class Tracking(Callback):
             times = EvenTrajectory().times(stage.denoiser.schedule, self.mean_steps)
         share = -(-self.num_samples // trainer.world_size)  # equal shares: the last samples may be drawn in vain
         mine = range(trainer.global_rank * share, (trainer.global_rank + 1) * share)
+        labels = None  # of a network that knows classes, which is tracked without guidance
+        if stage.denoiser.num_classes is not None:
+            labels = self.parts.labels(share * trainer.world_size, self.seed)
         drawn = []
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             for start in range(0, share, self.batch_size):
                 indices = mine[start : start + self.batch_size]
                 noise = NoiseStream(self.seed, indices, stage.denoiser.data_shape, stage.device)
-                drawn.append(sampler.sample(stage.denoiser, strategy, times, noise))
+                asked = None if labels is None else labels[indices.start : indices.stop].to(stage.device)
+                given = Guidance(stage.denoiser).bind(stage.denoiser, strategy, asked)
+                drawn.append(sampler.sample(*given, times, noise))
         images = stage.all_gather(torch.cat(drawn))
         assert isinstance(images, Tensor)
         return images.reshape(-1, *stage.denoiser.data_shape)[: self.num_samples].cpu()

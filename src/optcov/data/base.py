@@ -10,7 +10,7 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
-from optcov.data.batches import FlippedBatch, RandomBatches
+from optcov.data.batches import FlippedBatch, LabelledBatch, RandomBatches
 from optcov.data.pixels import from_uint8, to_uint8
 
 Split = Literal["train", "val", "test"]
@@ -25,7 +25,11 @@ class DataModule(LightningDataModule, ABC):
         batch_size: images per process and training step.
         seed: of the order of training, and of its flips.
         random_flip: mirror half of the training images, drawn anew in each step.
+    Attributes:
+        labelled: whether training batches come with their labels.
     """
+
+    labelled: bool = False
 
     def __init__(self, batch_size: int = 64, seed: int = 0, random_flip: bool = False) -> None:
         super().__init__()
@@ -48,6 +52,15 @@ class DataModule(LightningDataModule, ABC):
             ValueError: if the data have no classes.
         """
         raise ValueError(f"{type(self).__name__} has no classes: choose data that have, such as data=cifar10")
+
+    @property
+    def num_classes(self) -> int:
+        """K, where labels are 0..K-1.
+
+        Raises:
+            ValueError: if the data have no classes.
+        """
+        return int(self.labels("train").max()) + 1
 
     def identity(self) -> dict[str, Any]:
         """What determines the training data and stands in no config, as JSON: nothing, unless they come from files."""
@@ -73,8 +86,14 @@ class DataModule(LightningDataModule, ABC):
 
     def calibration(self, count: int) -> Tensor:
         """``count`` training samples drawn with the seed, ready for a network; all of them if there are fewer."""
-        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.seed))
-        return self.prepare(self.train[order[:count]])
+        return self.prepare(self.train[self._calibration_order(count)])
+
+    def calibration_labels(self, count: int) -> Tensor:
+        """The labels of :meth:`calibration`."""
+        return self.labels("train")[self._calibration_order(count)]
+
+    def _calibration_order(self, count: int) -> Tensor:
+        return torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.seed))[:count]
 
     def train_dataloader(self) -> RandomBatches:
         assert self.trainer is not None
@@ -88,7 +107,10 @@ class DataModule(LightningDataModule, ABC):
             trainer.global_rank,
             trainer.world_size,
             self.random_flip,
+            self.labels("train") if self.labelled else None,
         )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if isinstance(batch, LabelledBatch):
+            return LabelledBatch(self.on_after_batch_transfer(batch.samples, dataloader_idx), batch.labels)
         return self.prepare(batch.flipped() if isinstance(batch, FlippedBatch) else batch)

@@ -28,6 +28,18 @@ class FlippedBatch(NamedTuple):
         return both.index_select(0, torch.arange(len(self.flips), device=both.device) + len(self.flips) * self.flips)
 
 
+class LabelledBatch(NamedTuple):
+    """Samples and their classes.
+
+    Attributes:
+        samples: ``[B, ...]``, or images to be mirrored.
+        labels: int64 ``[B]``.
+    """
+
+    samples: Tensor | FlippedBatch
+    labels: Tensor
+
+
 class RandomBatches:
     """A stream of shuffled batches, epoch after epoch without a seam; what it yields depends on its position alone.
 
@@ -38,6 +50,7 @@ class RandomBatches:
         seed: of the order.
         rank, world_size: this process and how many share the data; each gets its own part of every epoch's order.
         random_flip: yield :class:`FlippedBatch`, half of each to be mirrored; depends on (seed, rank, position) alone.
+        labels: of the data, ``[n]``; where they are given, yield :class:`LabelledBatch`.
     Raises:
         ValueError: if there are no data.
     """
@@ -51,24 +64,27 @@ class RandomBatches:
         rank: int = 0,
         world_size: int = 1,
         random_flip: bool = False,
+        labels: Tensor | None = None,
     ) -> None:
         if len(data) == 0:
             raise ValueError("the data set is empty: there is nothing to train on")
         self.data, self.batch_size, self.num_batches = data, batch_size, num_batches
         self.seed, self.rank, self.world_size, self.random_flip = seed, rank, world_size, random_flip
+        self.labels = labels
         self.position = 0
         self._orders: dict[int, Tensor] = {}  # of the last epochs
 
     def __len__(self) -> int:
         return self.num_batches
 
-    def __iter__(self) -> Iterator[Tensor | FlippedBatch]:
+    def __iter__(self) -> Iterator[Tensor | FlippedBatch | LabelledBatch]:
         while self.position < self.num_batches:
             first = (self.position * self.world_size + self.rank) * self.batch_size
-            batch = self.data.index_select(0, self._indices(first, first + self.batch_size))
-            flips = self._flips() if self.random_flip else None
+            indices = self._indices(first, first + self.batch_size)
+            images = self.data.index_select(0, indices)
+            batch = FlippedBatch(images, self._flips()) if self.random_flip else images
             self.position += 1
-            yield batch if flips is None else FlippedBatch(batch, flips)
+            yield batch if self.labels is None else LabelledBatch(batch, self.labels.index_select(0, indices))
 
     def _flips(self) -> Tensor:
         stream = torch.Generator().manual_seed(derive_seed(self.seed, self.rank, self.position, 1))

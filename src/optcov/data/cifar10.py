@@ -70,6 +70,10 @@ class CIFAR10Data(ImageData):
             )
         return self._layout
 
+    @property
+    def num_classes(self) -> int:
+        return 10
+
     def origin(self) -> Path:
         return self.layout.place
 

@@ -16,11 +16,17 @@ class DigitsData(DataModule):
     """
 
     def load(self, split: Split) -> Tensor:
+        return (self._split("images", split) * 255 / 16).round().to(torch.uint8)[:, None]
+
+    def labels(self, split: Split) -> Tensor:
+        """The digit that each image shows."""
+        return self._split("target", split).long()
+
+    @staticmethod
+    def _split(what: str, split: Split) -> Tensor:
         from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
-        levels = torch.from_numpy(load_digits().images)
-        images = (levels * 255 / 16).round().to(torch.uint8)[:, None]
-        parts = {"train": images[:1500], "test": images[1500:]}
+        parts = {"train": slice(1500), "test": slice(1500, None)}
         if split not in parts:
             raise ValueError(f"data=digits has no {split} split: it has train and test")
-        return parts[split]
+        return torch.from_numpy(load_digits()[what][parts[split]])

@@ -30,7 +30,13 @@ class GaussianMixtureData(DataModule):
         self.mixture, self.count = mixture, {"train": num_train, "test": num_test}
 
     def load(self, split: Split) -> Tensor:
+        return self.mixture.sample(*self._draw(split)).float()
+
+    def labels(self, split: Split) -> Tensor:
+        """The component of each sample."""
+        return self.mixture.draw_components(*self._draw(split))
+
+    def _draw(self, split: Split) -> tuple[int, torch.Generator]:
         if split not in self.count:
             raise ValueError(f"data=gaussian_mixture has no {split} split: it has train and test")
-        generator = torch.Generator().manual_seed({"train": 1, "test": 2}[split])
-        return self.mixture.sample(self.count[split], generator).float()
+        return self.count[split], torch.Generator().manual_seed({"train": 1, "test": 2}[split])

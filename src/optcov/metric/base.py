@@ -130,11 +130,19 @@ class ModelMetric(ABC):
         raw = data.train if self.split == "train" else data.load(self.split)
         return self.choose(to_uint8(raw) if raw.is_floating_point() else raw)
 
+    def labels(self, data: DataModule) -> Tensor:
+        """The classes of :meth:`images`, int64 ``[n]``.
+
+        Raises:
+            ValueError: if the data have none.
+        """
+        return self.choose(data.labels(self.split))
+
     def choose(self, levels: Tensor) -> Tensor:
-        """The images to score, of all of the split's.
+        """The images to score, of all of the split's; or what goes with them.
 
         Args:
-            levels: uint8 ``[n, *data_shape]``.
+            levels: uint8 ``[n, *data_shape]``, or labels ``[n]``.
         Raises:
             ValueError: if there are fewer than ``num_images``.
         """
@@ -156,6 +164,7 @@ class ModelMetric(ABC):
         levels: Tensor,
         seed: int = 0,
         batch_size: int = 256,
+        labels: Tensor | None = None,
     ) -> Score:
         """Score a model.
 
@@ -165,6 +174,8 @@ class ModelMetric(ABC):
             levels: uint8 images ``[n, *data_shape]``, on any device.
             seed: of the noise, which depends on it and an image's place in ``levels`` alone.
             batch_size: images at once.
+            labels: of the images, int64 ``[n]``, for a denoiser that knows classes: the score then is that of
+                ``p(x | y)``; with None that of the null label.
         Raises:
             ValueError: if the score is not a finite number.
         """

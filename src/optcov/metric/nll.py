@@ -69,14 +69,16 @@ class VariationalNLL(ModelMetric):
         levels: Tensor,
         seed: int = 0,
         batch_size: int = 256,
+        labels: Tensor | None = None,
     ) -> Score:
-        bound = VariationalBound(denoiser, strategy, self.clip_x0, self.log_mass)
         device = device_of(denoiser)
         batches = torch.split(from_uint8(levels), batch_size)
         measured = []
         with tqdm(total=len(batches) * len(times), desc="bits/dim", leave=False, unit="call") as progress:
             for i, x_0 in enumerate(batches):
                 indices = range(i * batch_size, i * batch_size + len(x_0))
+                given = denoiser if labels is None else denoiser.given(labels[indices.start : indices.stop].to(device))
+                bound = VariationalBound(given, strategy, self.clip_x0, self.log_mass)
                 noise = NoiseStream(derive_seed(seed, 3), indices, denoiser.data_shape, device)
                 measured.append(bound.terms(x_0.to(device), times, noise, progress.update).cpu())
         terms = torch.cat(measured, 1) / (levels[0].numel() * math.log(2))

@@ -59,12 +59,15 @@ class FlowNLL(ModelMetric):
         levels: Tensor,
         seed: int = 0,
         batch_size: int = 256,
+        labels: Tensor | None = None,
     ) -> Score:
-        flow, device = ProbabilityFlow(denoiser, self.t_min, self.tolerance), device_of(denoiser)
+        device = device_of(denoiser)
         solutions = []
         with tqdm(desc="bits/dim (ODE)", leave=False, unit="call") as progress:
             for i, x_0 in enumerate(torch.split(from_uint8(levels), batch_size)):
                 indices = range(i * batch_size, i * batch_size + len(x_0))
+                given = denoiser if labels is None else denoiser.given(labels[indices.start : indices.stop].to(device))
+                flow = ProbabilityFlow(given, self.t_min, self.tolerance)
                 noise = NoiseStream(derive_seed(seed, 4), indices, denoiser.data_shape, device)
                 uniform = 2 * torch.special.ndtr(noise.draw()) - 1
                 probe = noise.draw().sign()

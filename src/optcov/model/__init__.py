@@ -1,8 +1,9 @@
-"""Backbones, which predict the mean, and heads, which read their features."""
+"""Backbones, which predict the mean, heads, which read their features, and a classifier of noisy data."""
 
 from optcov.model.blocks import LearnedEmbedding, SinusoidalEmbedding
+from optcov.model.classifier import Classifier
 from optcov.model.head import ComplexHead, SimpleHead
 from optcov.model.mlp import MLP
 from optcov.model.unet import UNet
 
-__all__ = ["MLP", "ComplexHead", "LearnedEmbedding", "SimpleHead", "SinusoidalEmbedding", "UNet"]
+__all__ = ["MLP", "Classifier", "ComplexHead", "LearnedEmbedding", "SimpleHead", "SinusoidalEmbedding", "UNet"]

@@ -82,6 +82,14 @@ class TimeMLP(nn.Sequential):
         super().__init__(embedding, nn.Linear(channels, out_channels), nn.SiLU(), nn.Linear(out_channels, out_channels))
 
 
+def label_embedding(num_classes: int | None, channels: int) -> nn.Embedding | None:
+    """A vector for each class and one for the null label, to be added to the embedded time (2105.05233, Sec. 4).
+
+    To be made after all else, so that the other weights of a seed are those of the network without.
+    """
+    return None if num_classes is None else nn.Embedding(num_classes + 1, channels)
+
+
 class ResidualBlock(nn.Module):
     """Norm, SiLU, layer, twice, around an identity; the time enters between the two.
 

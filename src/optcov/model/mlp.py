@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from optcov.model.blocks import ResidualBlock, SinusoidalEmbedding, TimeMLP, layer, norm
+from optcov.model.blocks import ResidualBlock, SinusoidalEmbedding, TimeMLP, label_embedding, layer, norm
 
 
 class MLP(nn.Module):
@@ -17,11 +17,14 @@ class MLP(nn.Module):
         data_shape: ``(D,)``.
         channels: width.
         num_blocks: residual blocks.
+        num_classes: that the network is to know; None for none.
     Raises:
         ValueError: if the data are not vectors.
     """
 
-    def __init__(self, data_shape: Sequence[int], channels: int = 128, num_blocks: int = 3) -> None:
+    def __init__(
+        self, data_shape: Sequence[int], channels: int = 128, num_blocks: int = 3, num_classes: int | None = None
+    ) -> None:
         super().__init__()
         if len(data_shape) != 1:
             raise ValueError(f"model=mlp takes vectors, but the data have shape {tuple(data_shape)}: set model=unet")
@@ -31,10 +34,14 @@ class MLP(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(channels, channels, channels, 0) for _ in range(num_blocks))
         self.norm = norm(channels, 0)
         self.output = layer(channels, data_shape[0], 0, zero=True)
+        self.num_classes = num_classes
+        self.label = label_embedding(num_classes, channels)
 
-    def forward(self, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B, D]`` and network times ``[B]`` to the output ``[B, D]`` and features ``[B, channels]``."""
+    def forward(self, x_t: Tensor, time: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``[B, D]``, network times and labels ``[B]`` to the output ``[B, D]`` and features ``[B, channels]``."""
         embedded = self.time(time)
+        if self.label is not None:
+            embedded = embedded + self.label(labels)
         h = self.input(x_t)
         for block in self.blocks:
             h = block(h, embedded)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from optcov.model.blocks import ResidualBlock, SinusoidalEmbedding, TimeMLP, layer, norm
+from optcov.model.blocks import ResidualBlock, SinusoidalEmbedding, TimeMLP, label_embedding, layer, norm
 
 
 class Attention(nn.Module):
@@ -95,6 +95,7 @@ class UNet(nn.Module):
         scale_shift: the time scales and shifts norms (Improved DDPM) instead of being added (DDPM).
         additive_skips: skip connections are added (Keras-DDPM) instead of concatenated.
         time_embedding: makes the embedding of the time from its number of channels.
+        num_classes: that the network is to know; None for none.
     Raises:
         ValueError: if the data are not images, or their size does not fit the levels, or channels is no width.
     """
@@ -112,6 +113,7 @@ class UNet(nn.Module):
         scale_shift: bool = False,
         additive_skips: bool = False,
         time_embedding: Callable[[int], nn.Module] = SinusoidalEmbedding,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
         if len(data_shape) != 3:
@@ -173,10 +175,14 @@ class UNet(nn.Module):
 
         self.norm = norm(width, 2)
         self.output = layer(width, data_shape[0], 2, zero=True)
+        self.num_classes = num_classes
+        self.label = label_embedding(num_classes, time_channels)
 
-    def forward(self, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B, C, H, W]`` and network times ``[B]`` to output and features ``[B, channels, H, W]``."""
+    def forward(self, x_t: Tensor, time: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``[B, C, H, W]``, network times and labels ``[B]`` to output and features ``[B, channels, H, W]``."""
         embedded = self.time(time)
+        if self.label is not None:
+            embedded = embedded + self.label(labels)
         h = self.input(x_t)
         skips = [h]
         for module in self.down:

@@ -1,6 +1,6 @@
 """Reports over runs: what was scored, as tables, plots, pictures and one page; from a notebook or the command line."""
 
-from optcov.report.picture import picture, sample_grid, tile
+from optcov.report.picture import by_class, picture, sample_grid, tile
 from optcov.report.plot import plot, plot_variance
 from optcov.report.runs import Results, Run, Runs, collect, gather
 from optcov.report.table import Scores, labels, metric_names, scores, table
@@ -11,6 +11,7 @@ __all__ = [
     "Run",
     "Runs",
     "Scores",
+    "by_class",
     "check_comparable",
     "collect",
     "gather",

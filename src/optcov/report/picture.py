@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -12,7 +12,9 @@ from torch.nn import functional
 PICTURED = 64  # images of a picture
 
 
-def picture(images: Tensor, path: Path, count: int = PICTURED, scale: int | None = None) -> None:
+def picture(
+    images: Tensor, path: Path, count: int = PICTURED, scale: int | None = None, labels: Tensor | None = None
+) -> None:
     """The first samples as a PNG: a grid of images, or the points of vectors.
 
     Args:
@@ -20,18 +22,38 @@ def picture(images: Tensor, path: Path, count: int = PICTURED, scale: int | None
         path: the file.
         count: how many images.
         scale: enlargement; small images are enlarged where None.
+        labels: the class of each, int64 ``[n]``: images then have a row for each class, points a colour.
     """
     if images.ndim == 2:
-        _scatter(images, path)
+        _scatter(images, path, labels)
+        return
+    if labels is not None:
+        tile(by_class(images, labels, count), scale).save(path)
         return
     images = images[:count]
-    columns = _columns(len(images))
+    columns = max(1, int(len(images) ** 0.5))
     images = images[: len(images) // columns * columns]
     tile(images.reshape(-1, columns, *images.shape[1:]), scale, line=columns > 1).save(path)
 
 
-def _columns(count: int) -> int:
-    return max(1, int(count**0.5))
+def by_class(images: Tensor, labels: Tensor, count: int = PICTURED) -> Tensor:
+    """The first images of each class that there is, a row each, black where one has fewer than another.
+
+    Args:
+        images: uint8 ``[n, C, H, W]``.
+        labels: int64 ``[n]``.
+        count: how many images at most, unless there are more classes: the first of them, then, one image each.
+    Returns:
+        ``[rows, columns, C, H, W]``.
+    """
+    frequency = labels.bincount()
+    classes = frequency.nonzero().flatten()[:count]
+    columns = min(max(1, count // len(classes)), int(frequency.max()))
+    table = images.new_zeros(len(classes), columns, *images.shape[1:])
+    for row, label in zip(table, classes, strict=True):
+        found = images[labels == label][:columns]
+        row[: len(found)] = found
+    return table
 
 
 def tile(images: Tensor, scale: int | None = None, line: bool = True) -> Image.Image:
@@ -47,38 +69,41 @@ def tile(images: Tensor, scale: int | None = None, line: bool = True) -> Image.I
     rows, columns, channels, height, width = images.shape
     pixels = images.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
     picture = Image.fromarray((pixels[..., 0] if channels == 1 else pixels).contiguous().cpu().numpy())
-    scale = scale or max(1, 64 // height)
+    scale = scale or _scale(height)
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
-def _scatter(vectors: Tensor, path: Path) -> None:
+def _scale(height: int) -> int:
+    """How much images of this height are enlarged."""
+    return max(1, 64 // height)
+
+
+def _scatter(vectors: Tensor, path: Path, labels: Tensor | None) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 5))
     axes = figure.subplots()
     x, y = (vectors[:, i].double() / 127.5 - 1 for i in (0, -1))
-    axes.scatter(x, y, s=2)
+    axes.scatter(x, y, s=2, c=labels, cmap=None if labels is None else "tab10")
     axes.set(xlim=(-1, 1), ylim=(-1, 1), title=f"{len(vectors)} samples", aspect="equal")
     figure.savefig(path, dpi=120)
 
 
-def first_samples(path: Path, count: int, is_image: bool, side: int = 4) -> Image.Image:
+def first_samples(path: Path, shape: Sequence[int] | None, side: int = 4) -> Image.Image:
     """The corner of a file that :func:`picture` wrote.
 
     Args:
         path: the file.
-        count: how many samples there were to picture.
-        is_image: whether they were images; all points of vectors are kept.
+        shape: of a sample; all points of vectors are kept, and all of a picture of what is not known.
         side: images in a row and in a column, at most.
     """
     with Image.open(path) as opened:
         whole = opened.convert("RGB")
-    if not is_image:
+    if shape is None or len(shape) != 3:
         return whole
-    columns = _columns(min(count, PICTURED))
-    rows = min(count, PICTURED) // columns
-    width, height = whole.width // columns * min(side, columns), whole.height // rows * min(side, rows)
-    return whole.crop((0, 0, width, height))
+    _, height, width = shape
+    cell = [(pixels + 1) * _scale(height + 1) * side for pixels in (width, height)]  # with the lines between images
+    return whole.crop((0, 0, min(whole.width, cell[0]), min(whole.height, cell[1])))
 
 
 def sample_grid(cells: Mapping[tuple[str, int], Image.Image], side: int = 240) -> Image.Image:

@@ -120,6 +120,5 @@ def sample_cells(runs: Runs, frame: pd.DataFrame) -> dict[tuple[str, int], Image
         results, path = run.results, run.folder / "samples.png"
         place = (str(label), results.num_steps)
         if results.seed == first and place not in cells and path.is_file() and results.num_samples:
-            is_image = results.data_shape is None or len(results.data_shape) == 3
-            cells[place] = first_samples(path, results.num_samples, is_image)
+            cells[place] = first_samples(path, results.data_shape)
     return cells

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from optcov.denoiser import Denoiser
+from optcov.guidance.base import Guidance
 from optcov.sampler.noise import NoiseStream
 from optcov.sampler.progress import ImageBar
 from optcov.variance.base import VarianceStrategy
@@ -107,6 +108,8 @@ def sample(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     progress: bool = True,
+    labels: Tensor | None = None,
+    guidance: Guidance | None = None,
 ) -> Tensor:
     """Draw samples; the plain call for notebooks.
 
@@ -118,22 +121,34 @@ def sample(
         batch_size: samples at once, at most.
         device: where to compute.
         progress: show a bar.
+        labels: the class of each sample, int64 ``[count]`` in 0..K-1, for a denoiser that knows classes or guidance;
+            None for none, which is the null label where there are classes.
+        guidance: towards the labels, moved and put in eval mode as the others; None for none.
     Returns:
         float32 ``[count, *event]``, nominally in [-1, 1], on the CPU.
     Raises:
-        ValueError: if ``count`` or ``batch_size`` is below 1, or the sampler has no use for the strategy.
+        ValueError: if ``count`` or ``batch_size`` is below 1, the sampler has no use for the strategy, labels and
+            samples are not as many, or guidance has no labels.
     """
     sampler.check(strategy)
     parts = batches(count, batch_size)
     denoiser.to(device).eval()
     strategy.to(device).eval()
+    if labels is None and guidance is not None:
+        raise ValueError("guidance without labels leads nowhere: give the class of each sample")
+    if labels is not None and len(labels) != count:
+        raise ValueError(f"labels are {len(labels)}, samples {count}: give a class for each sample")
+    if labels is not None:  # the last batch may reach beyond
+        labels = torch.cat([labels, labels.new_zeros(parts[-1].stop - count)]).to(device)
+    guidance = (guidance or Guidance(denoiser)).to(device).eval()
     images = torch.empty(count, *denoiser.data_shape)  # out here, so that gradients may be taken with respect to them
     bar = ImageBar(denoiser, sampler.network_calls(times), count, disable=not progress)
     with bar, torch.inference_mode():
         for indices in parts:
             bar.begin(len(indices))
             noise = NoiseStream(seed, indices, denoiser.data_shape, device)
-            drawn = sampler.sample(denoiser, strategy, times, noise)
+            wanted = None if labels is None else labels[indices.start : indices.stop]
+            drawn = sampler.sample(*guidance.bind(denoiser, strategy, wanted), times, noise)
             images[indices.start : indices.stop] = drawn[: count - indices.start]
             bar.end()
     return images

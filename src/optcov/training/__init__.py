@@ -2,13 +2,14 @@
 
 from optcov.training.callbacks import EMA, SamplingProgressBar, StageProgressBar
 from optcov.training.drawn import DrawnSamples
-from optcov.training.modules import MeanStage, SamplingStage, Stage, VarianceStage
+from optcov.training.modules import ClassifierStage, MeanStage, SamplingStage, Stage, VarianceStage
 from optcov.training.store import Checkpoint, CheckpointError, Entry
 
 __all__ = [
     "EMA",
     "Checkpoint",
     "CheckpointError",
+    "ClassifierStage",
     "DrawnSamples",
     "Entry",
     "MeanStage",

@@ -1,4 +1,4 @@
-"""What Lightning runs: the two training stages and sampling.  Formulas live in denoisers, strategies and samplers."""
+"""What Lightning runs: the training stages and sampling.  Formulas live in denoisers, strategies and samplers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from optcov.data.batches import LabelledBatch
 from optcov.data.pixels import to_uint8
 from optcov.denoiser import Denoiser
+from optcov.guidance import Guidance
 from optcov.sampler import NoiseStream, Sampler
 from optcov.seeds import derive_seed
 from optcov.training.drawn import DrawnSamples
@@ -31,27 +34,41 @@ class Stage(LightningModule):
         optimizer: makes the optimizer from the trained parameters.
         warmup_steps: the learning rate rises linearly over this many steps.
         seed: of times and noise.
+        label_dropout: share of labels in [0, 1) that are replaced by the null label, for a denoiser that knows classes.
     """
 
     name: Kind
 
-    def __init__(self, optimizer: OptimizerFactory, warmup_steps: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self, optimizer: OptimizerFactory, warmup_steps: int = 0, seed: int = 0, label_dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.optimizer, self.warmup_steps, self.seed = optimizer, warmup_steps, seed
+        self.label_dropout = label_dropout
 
     denoiser: Denoiser
 
-    def per_sample_loss(self, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """Loss ``[B]`` of noisy data at times ``[B]``."""
+    @property
+    def labelled(self) -> bool:
+        """Whether batches are to come with their labels."""
+        return self.denoiser.num_classes is not None
+
+    def per_sample_loss(self, x_t: Tensor, eps: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """Loss ``[B]`` of noisy data at times ``[B]``, with labels ``[B]`` if it is labelled."""
         raise NotImplementedError
 
-    def training_step(self, x_0: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Tensor | LabelledBatch, batch_idx: int) -> Tensor:
+        x_0, labels = batch if isinstance(batch, LabelledBatch) else (batch, None)
+        assert isinstance(x_0, Tensor)
         torch.manual_seed(derive_seed(self.seed, self.global_rank, batch_idx))
         schedule = self.denoiser.schedule
         n = torch.randint(1, schedule.num_steps + 1, (len(x_0),), device=x_0.device)
         t = n.double() / schedule.num_steps
         eps = torch.randn_like(x_0)
-        loss = self.per_sample_loss(self.denoiser.diffuse(x_0, eps, t), eps, t).mean()
+        if labels is not None and self.label_dropout > 0:
+            dropped = torch.rand(len(x_0), device=x_0.device) < self.label_dropout
+            labels = labels.masked_fill(dropped, self.denoiser.num_classes or 0)
+        loss = self.per_sample_loss(self.denoiser.diffuse(x_0, eps, t), eps, t, labels).mean()
         self.log(f"{self.name}/loss", loss, prog_bar=True)
         return loss
 
@@ -68,16 +85,46 @@ class MeanStage(Stage):
 
     name: Kind = "mean"
 
-    def __init__(self, denoiser: Denoiser, optimizer: OptimizerFactory, warmup_steps: int = 0, seed: int = 0) -> None:
-        super().__init__(optimizer, warmup_steps, seed)
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        optimizer: OptimizerFactory,
+        warmup_steps: int = 0,
+        seed: int = 0,
+        label_dropout: float = 0.0,
+    ) -> None:
+        super().__init__(optimizer, warmup_steps, seed, label_dropout)
         self.denoiser = denoiser
 
-    def per_sample_loss(self, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        return self.denoiser.loss(self.denoiser(x_t, t), eps)
+    def per_sample_loss(self, x_t: Tensor, eps: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        return self.denoiser.loss(self.denoiser(x_t, t, labels), eps)
 
 
-class VarianceStage(Stage):
-    """Stage 2: a strategy learns on the frozen mean network, which stays in eval mode."""
+class FrozenMeanStage(Stage):
+    """A stage beside the mean network, which is frozen, in eval mode, and not in the stage's checkpoints."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        optimizer: OptimizerFactory,
+        warmup_steps: int = 0,
+        seed: int = 0,
+        label_dropout: float = 0.0,
+    ) -> None:
+        super().__init__(optimizer, warmup_steps, seed, label_dropout)
+        self.denoiser = denoiser.requires_grad_(False)
+        self.strict_loading = False
+
+    def on_train_start(self) -> None:
+        self.denoiser.eval()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in state if not name.startswith("denoiser.")}
+
+
+class VarianceStage(FrozenMeanStage):
+    """Stage 2: a strategy learns on the frozen mean network."""
 
     name: Kind = "variance"
 
@@ -88,23 +135,40 @@ class VarianceStage(Stage):
         optimizer: OptimizerFactory,
         warmup_steps: int = 0,
         seed: int = 0,
+        label_dropout: float = 0.0,
     ) -> None:
-        super().__init__(optimizer, warmup_steps, seed)
-        self.denoiser = denoiser.requires_grad_(False)
+        super().__init__(denoiser, optimizer, warmup_steps, seed, label_dropout)
         self.strategy = strategy
-        self.strict_loading = False  # the frozen network is not in this stage's checkpoints
 
-    def on_train_start(self) -> None:
-        self.denoiser.eval()
-
-    def per_sample_loss(self, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    def per_sample_loss(self, x_t: Tensor, eps: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         with torch.no_grad():
-            prediction = self.denoiser(x_t, t)
+            prediction = self.denoiser(x_t, t, labels)
         return self.strategy.loss(self.denoiser, prediction, eps, x_t, t)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: value for name, value in state.items() if name.startswith("strategy.")}
+
+class ClassifierStage(FrozenMeanStage):
+    """A classifier learns the classes of noisy data; of the denoiser it takes the noise alone."""
+
+    name = "classifier"
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        classifier: nn.Module,
+        optimizer: OptimizerFactory,
+        warmup_steps: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(denoiser, optimizer, warmup_steps, seed)
+        self.classifier = classifier
+
+    @property
+    def labelled(self) -> bool:
+        return True
+
+    def per_sample_loss(self, x_t: Tensor, eps: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        assert labels is not None
+        return F.cross_entropy(self.classifier(x_t, t), labels, reduction="none")
 
 
 class SamplingStage(LightningModule):
@@ -116,6 +180,8 @@ class SamplingStage(LightningModule):
         denoiser, strategy, sampler, times: as in :func:`optcov.sampler.sample`.
         seed: sample i depends on (seed, i) alone.
         drawn: where the samples go.
+        guidance: as in :func:`optcov.sampler.sample`.
+        labels: the class of each sample, int64, of all whose indices a batch may hold.
     """
 
     def __init__(
@@ -126,10 +192,13 @@ class SamplingStage(LightningModule):
         times: Tensor,
         seed: int,
         drawn: DrawnSamples,
+        guidance: Guidance | None = None,
+        labels: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.denoiser, self.strategy, self.sampler, self.times = denoiser, strategy, sampler, times
         self.seed, self.drawn = seed, drawn
+        self.guidance, self.labels = guidance or Guidance(denoiser), labels
         self.missing = [(batch.start, batch.stop) for batch in drawn.missing()]
 
     def predict_dataloader(self) -> DataLoader[tuple[int, int]]:
@@ -138,5 +207,7 @@ class SamplingStage(LightningModule):
     def predict_step(self, bounds: Sequence[int], batch_idx: int) -> None:
         indices, began = range(*bounds), time.time()
         noise = NoiseStream(self.seed, indices, self.denoiser.data_shape, self.device)
-        images = to_uint8(self.sampler.sample(self.denoiser, self.strategy, self.times, noise)).cpu()
+        labels = None if self.labels is None else self.labels[indices.start : indices.stop].to(self.device)
+        bound = self.guidance.bind(self.denoiser, self.strategy, labels)
+        images = to_uint8(self.sampler.sample(*bound, self.times, noise)).cpu()
         self.drawn.write(indices, images, began, time.time())

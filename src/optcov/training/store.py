@@ -20,7 +20,7 @@ from torch import Tensor
 
 from optcov.files import whole
 
-Kind = Literal["mean", "variance"]
+Kind = Literal["mean", "variance", "classifier"]
 Identity = dict[str, Any]
 
 FORMAT = 1  # raise it when a change of code gives weights of the same config another meaning

@@ -25,13 +25,21 @@ class Trajectory(ABC):
 
     num_images: int = 0
 
-    def fit(self, denoiser: Denoiser, strategy: VarianceStrategy, batches: Iterable[Tensor], seed: int = 0) -> None:
+    def fit(
+        self,
+        denoiser: Denoiser,
+        strategy: VarianceStrategy,
+        batches: Iterable[Tensor],
+        seed: int = 0,
+        labels: Tensor | None = None,
+    ) -> None:
         """Learn what the times depend on, from a fitted model; nothing unless overridden.
 
         Args:
             denoiser, strategy: in eval mode, on the device of the batches.
             batches: clean data ``[B, *event]`` in [-1, 1].
             seed: of the noise.
+            labels: of the data, int64 ``[n]`` in the order of the batches, for a denoiser that knows classes.
         """
         return
 

@@ -63,12 +63,19 @@ class OptimalTrajectory(GridTrajectory):
         self.num_images = num_images
         self._paths: ShortestPaths | None = None
 
-    def fit(self, denoiser: Denoiser, strategy: VarianceStrategy, batches: Iterable[Tensor], seed: int = 0) -> None:
+    def fit(
+        self,
+        denoiser: Denoiser,
+        strategy: VarianceStrategy,
+        batches: Iterable[Tensor],
+        seed: int = 0,
+        labels: Tensor | None = None,
+    ) -> None:
         if isinstance(strategy, Analytic):
             curve = strategy
         else:
             curve = Analytic(denoiser, num_images=self.num_images)
-            curve.calibrate(denoiser, batches, seed)
+            curve.calibrate(denoiser, batches, seed, labels)
         tables = (curve.eps_variance[1:], curve.eps_variance_se[1:])
         means = [table.flatten(1).mean(1) if table.ndim > 1 else table for table in tables]
         self._paths = ShortestPaths(step_costs(denoiser.schedule, monotone_variance(denoiser.schedule, *means)))

@@ -53,15 +53,24 @@ class OptimalNLLTrajectory(GridTrajectory):
             )
 
     @torch.no_grad()
-    def fit(self, denoiser: Denoiser, strategy: VarianceStrategy, batches: Iterable[Tensor], seed: int = 0) -> None:
+    def fit(
+        self,
+        denoiser: Denoiser,
+        strategy: VarianceStrategy,
+        batches: Iterable[Tensor],
+        seed: int = 0,
+        labels: Tensor | None = None,
+    ) -> None:
         total = denoiser.schedule.num_steps
         self._candidates = EvenTrajectory().nodes(total, min(total, self.num_candidates or total))
         times = self._candidates.double() / total
-        bound = VariationalBound(denoiser, strategy, self.clip_x0)
         cost = torch.zeros(len(times) + 1, len(times) + 1, dtype=torch.float64)
         count = 0
         for x_0 in batches:
-            noise = NoiseStream(seed, range(count, count + len(x_0)), x_0.shape[1:], x_0.device, x_0.dtype)
+            indices = range(count, count + len(x_0))
+            noise = NoiseStream(seed, indices, x_0.shape[1:], x_0.device, x_0.dtype)
+            given = denoiser if labels is None else denoiser.given(labels[indices.start : indices.stop])
+            bound = VariationalBound(given, strategy, self.clip_x0)
             count += len(x_0)
             for i, t in enumerate(tqdm(times.to(x_0.device), desc="trajectory: terms of the bound", leave=False)):
                 noised = bound.observe(x_0, t, noise)

@@ -5,7 +5,8 @@
     analytic_imperfect    C = r E||eps - e||^2 / d         the same, for a mean that is not exact
     ..._imperfect_diag    C = r E[(eps - e)^2]
 
-with ``r = sigma_t^2 / alpha_t^2``; expectations over data and noise, at each time n = 1..N, or at some of them.
+with ``r = sigma_t^2 / alpha_t^2``; expectations over data and noise, at each time n = 1..N, or at some of them.  A
+network that knows classes is measured twice: with the labels of the data, and with the null label.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class Analytic(VarianceStrategy):
     Buffers (float64, index n = 0..N, [N + 1] or [N + 1, *event]):
         eps_variance: the estimate of Cov[eps | x_t], averaged over x_t; 1 - Gamma_n in Analytic-DPM's notation.
         eps_variance_se: its standard error; between measured times interpolated, without the interpolation's own error.
+        null_eps_variance, null_eps_variance_se: the same of the null label, for a network that knows classes alone.
     """
 
     fitting = "calibrate"
@@ -99,13 +101,28 @@ class Analytic(VarianceStrategy):
         shape = (denoiser.schedule.num_steps + 1, *(denoiser.data_shape if per_pixel else ()))
         self.eps_variance: Tensor
         self.eps_variance_se: Tensor
-        for name in ("eps_variance", "eps_variance_se"):
+        self.null_eps_variance: Tensor
+        self.null_eps_variance_se: Tensor
+        prefixes = [""] if denoiser.num_classes is None else ["", "null_"]
+        for name in (f"{prefix}{table}" for prefix in prefixes for table in ("eps_variance", "eps_variance_se")):
             self.register_buffer(name, torch.full(shape, torch.nan, dtype=torch.float64))
 
     @torch.no_grad()
-    def calibrate(self, denoiser: Denoiser, batches: Iterable[Tensor], seed: int = 0) -> None:
+    def calibrate(
+        self, denoiser: Denoiser, batches: Iterable[Tensor], seed: int = 0, labels: Tensor | None = None
+    ) -> None:
         clean = torch.cat(list(batches))
         self.to(clean.device)
+        self._fill(self.eps_variance, self.eps_variance_se, denoiser, clean, seed, labels)
+        if denoiser.num_classes is not None:
+            if labels is None:
+                raise ValueError("labels is missing: give those of the data, for the denoiser knows classes")
+            self._fill(self.null_eps_variance, self.null_eps_variance_se, denoiser, clean, seed, None)
+
+    def _fill(
+        self, variance: Tensor, error: Tensor, denoiser: Denoiser, clean: Tensor, seed: int, labels: Tensor | None
+    ) -> None:
+        """One pass: estimates of Cov[eps], and their standard errors, into two tables."""
         schedule = denoiser.schedule
         nodes = even_in_log_snr(schedule, self.num_times or schedule.num_steps)
         times = (nodes.double() / schedule.num_steps).to(clean.device)
@@ -121,14 +138,15 @@ class Analytic(VarianceStrategy):
             eps = torch.cat([noise[images] for _, images in pieces])
             sizes = [images.stop - images.start for _, images in pieces]
             t = torch.cat([times[k].expand(size) for (k, _), size in zip(pieces, sizes, strict=True)])
-            drawn = (torch.split(values, sizes) for values in self._measure(denoiser, x_0, eps, t))
+            known = None if labels is None else torch.cat([labels[images] for _, images in pieces])
+            drawn = (torch.split(values, sizes) for values in self._measure(denoiser, x_0, eps, t, known))
             for (k, _), measured, control in zip(pieces, *drawn, strict=True):
                 moments[k].update(measured, control)
                 if moments[k].count == len(clean):
                     results.append(moments[k].result())
         tables = [torch.stack(values) for values in zip(*results, strict=True)]
-        self.eps_variance[1:], self.eps_variance_se[1:] = (between(schedule, nodes, table) for table in tables)
-        self.eps_variance[0], self.eps_variance_se[0] = 1.0, 0.0  # x_0 itself says nothing of the noise
+        variance[1:], error[1:] = (between(schedule, nodes, table) for table in tables)
+        variance[0], error[0] = 1.0, 0.0  # x_0 itself says nothing of the noise
 
     def _pieces(self, start: int, num_nodes: int, num_images: int) -> Iterator[tuple[int, slice]]:
         """The pairs of one call, of a stream that takes all images at one time, then all at the next."""
@@ -139,14 +157,20 @@ class Analytic(VarianceStrategy):
             yield node, slice(first, last)
             start += last - first
 
-    def _measure(self, denoiser: Denoiser, x_0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _measure(
+        self, denoiser: Denoiser, x_0: Tensor, eps: Tensor, t: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """The estimate from each sample, and a variable of mean 0 that goes with it; ``[B]`` or ``[B, *event]``."""
-        e, eps = denoiser(denoiser.diffuse(x_0, eps, t), t).eps.double(), eps.double()
+        e, eps = denoiser(denoiser.diffuse(x_0, eps, t), t, labels).eps.double(), eps.double()
         measured, control = (eps - e) ** 2 if self.imperfect_mean else 1 - e**2, eps**2 - 1
         return (measured, control) if self.per_pixel else (measured.flatten(1).mean(1), control.flatten(1).mean(1))
 
     def covariance(self, denoiser: Denoiser, prediction: Prediction, x_t: Tensor, t: Tensor) -> Covariance:
         variance = denoiser.schedule.interpolate(self.eps_variance, t)
+        if prediction.labels is not None:
+            is_null = prediction.labels.eq(denoiser.num_classes or 0)  # [B]
+            is_null = is_null.reshape((-1,) + (1,) * (self.eps_variance.ndim - 1))
+            variance = torch.where(is_null, denoiser.schedule.interpolate(self.null_eps_variance, t), variance)
         r = noise_variance(denoiser.schedule, t)
         if not self.per_pixel:
             return IsotropicCovariance((r * variance).to(x_t.dtype).expand(len(x_t)), x_t.shape[1:])

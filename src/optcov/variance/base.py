@@ -29,7 +29,7 @@ class VarianceStrategy(nn.Module):
     """
 
     fitting: ClassVar[Literal["none", "calibrate", "train"]] = "none"
-    cut_last: ClassVar[bool] = True
+    cut_last: bool = True
     num_images: int = 0
 
     def __init__(self, denoiser: Denoiser) -> None:
@@ -63,12 +63,15 @@ class VarianceStrategy(nn.Module):
         """Loss of each sample, ``[B]``, of a strategy with ``fitting == "train"``; ``eps`` is the noise in ``x_t``."""
         raise NotImplementedError(f"{type(self).__name__} has nothing to train")
 
-    def calibrate(self, denoiser: Denoiser, batches: Iterable[Tensor], seed: int = 0) -> None:
+    def calibrate(
+        self, denoiser: Denoiser, batches: Iterable[Tensor], seed: int = 0, labels: Tensor | None = None
+    ) -> None:
         """Fill the buffers of a strategy with ``fitting == "calibrate"``.
 
         Args:
             denoiser: the mean network, in eval mode.
             batches: clean data ``[B, *event]`` in [-1, 1], on the denoiser's device.
             seed: of the noise.
+            labels: of the data, int64 ``[n]`` in the order of the batches, for a denoiser that knows classes.
         """
         raise NotImplementedError(f"{type(self).__name__} has nothing to calibrate")

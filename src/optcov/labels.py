@@ -1,0 +1,47 @@
+"""Which class each sample is of: wanted ones, or as often as in the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optcov.seeds import derive_seed
+
+
+def draw_labels(frequencies: Tensor, count: int, seed: int = 0) -> Tensor:
+    """Classes of samples 0..count-1; that of sample i depends on (seed, i) alone.
+
+    Args:
+        frequencies: of each class, not negative, ``[K]``, of any sum.
+        count: how many samples.
+        seed: of the set of samples.
+    Returns:
+        int64 ``[count]``.
+    """
+    edges = frequencies.double().cumsum(0).numpy()
+    stream = np.random.default_rng(derive_seed(seed, 7)).random(count)  # one number after the other
+    return torch.from_numpy(np.searchsorted(edges, stream * edges[-1], side="right"))
+
+
+def cycle_labels(classes: int | Sequence[int], num_classes: int, count: int) -> Tensor:
+    """Wanted classes in turn: sample i is of ``classes[i % len(classes)]``.
+
+    Args:
+        classes: one, or several.
+        num_classes: K.
+        count: how many samples.
+    Returns:
+        int64 ``[count]``.
+    Raises:
+        ValueError: if there are none, or one is not in 0..K-1.
+    """
+    wanted = [classes] if isinstance(classes, int) else list(classes)
+    if not wanted:
+        raise ValueError("labels = [] wants no class: give one, a list of some, or null")
+    for label in wanted:
+        if not 0 <= label < num_classes:
+            raise ValueError(f"labels = {label} is no class of {num_classes}: give 0 to {num_classes - 1}")
+    return torch.tensor(wanted).repeat(count // len(wanted) + 1)[:count]

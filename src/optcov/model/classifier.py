@@ -1,0 +1,66 @@
+"""A classifier of noisy data: the first half of a U-Net, which sees the time, averaged over pixels.
+
+Source: classifier guidance (arXiv:2105.05233), Sec. 4.3, with an average in place of attention at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from optcov.model.blocks import ResidualBlock, SinusoidalEmbedding, TimeMLP, layer, norm
+from optcov.model.unet import Downsample, heights_of
+
+
+class Classifier(nn.Module):
+    """Logits of p(y|x_t), of images and of vectors.
+
+    Args:
+        data_shape: ``(C, H, W)`` or ``(D,)``.
+        num_classes: K.
+        channels: at full resolution.
+        channel_mult: factor on ``channels`` at each level, each of which halves images; None for 1, 2, 2, ... down to
+            4 pixels, and three levels for vectors.
+        num_blocks: residual blocks at each level.
+        dropout: in residual blocks.
+    Raises:
+        ValueError: if channels is no width.
+    """
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        num_classes: int,
+        channels: int = 32,
+        channel_mult: Sequence[int] | None = None,
+        num_blocks: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if channels < 4 or channels % 2:
+            raise ValueError(f"guidance.classifier.channels = {channels} is no width: give an even number from 4")
+        dims = len(data_shape) - 1
+        if channel_mult is None:
+            channel_mult = [1] + [2] * (len(heights_of(data_shape[1], data_shape[2])) - 1) if dims else [1, 1, 1]
+        self.time = TimeMLP(SinusoidalEmbedding(channels), channels, 4 * channels)
+        self.input = layer(data_shape[0], channels, dims)
+        self.blocks, width = nn.ModuleList(), channels
+        for level, mult in enumerate(channel_mult):
+            if level > 0 and dims:
+                self.blocks.append(Downsample(width))
+            for _ in range(num_blocks):
+                self.blocks.append(ResidualBlock(width, channels * mult, 4 * channels, dims, dropout))
+                width = channels * mult
+        self.norm = norm(width, dims)
+        self.output = nn.Linear(width, num_classes)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """``[B, *data_shape]`` at times ``t`` in (0, 1], 0-dimensional or ``[B]``, to ``[B, K]``."""
+        time = self.time((1000 * t).to(self.output.weight.dtype).expand(len(x_t)))
+        h = self.input(x_t)
+        for block in self.blocks:
+            h = block(h, time) if isinstance(block, ResidualBlock) else block(h)
+        h = F.silu(self.norm(h))
+        return self.output(h.flatten(2).mean(2) if h.ndim > 2 else h)  # type: ignore[no-any-return]
