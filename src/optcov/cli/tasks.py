@@ -22,6 +22,7 @@ from optcov.cli import report
 from optcov.cli.build import Parts, build
 from optcov.cli.errors import ConfigError, refusals
 from optcov.cli.fit import NETWORK, fit_mean, fit_trajectory, fit_variance, make_trainer, plan
+from optcov.cli.machine import settle
 from optcov.cli.preflight import check
 from optcov.cli.run_folder import choices, claim, overrides, provenance
 from optcov.cli.score import Scores, score_model, score_samples, wants_samples
@@ -45,7 +46,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     started = time.monotonic()
     config = check(cfg)
     parts = build(cfg)
-    make_trainer(cfg)  # refuses what this machine can not do
+    trainer = make_trainer(cfg)  # refuses what this machine can not do
+    settle(cfg, parts.denoiser, trainer.strategy.root_device)
     fits = plan(cfg, config, parts)
     folder = Path(cfg.output_dir)
     done = claim(folder, config) if first_process() else None
@@ -131,7 +133,8 @@ def draw(cfg: DictConfig, parts: Parts, folder: Path) -> tuple[Tensor, float]:
     Returns:
         uint8 ``[num_samples, *data_shape]`` on the first process (nothing on others), and the seconds it took.
     """
-    trainer = make_trainer(cfg, callbacks=[StageProgressBar("3/3 sampling")])
+    precision = cfg.sample_precision or cfg.trainer.precision
+    trainer = make_trainer(cfg, precision=precision, callbacks=[StageProgressBar("3/3 sampling")])
     parts_folder = folder / ".parts"
     parts_folder.mkdir(exist_ok=True)
     stage = SamplingStage(parts.denoiser, parts.strategy, parts.sampler, parts.times, cfg.seed, parts_folder)
@@ -199,6 +202,7 @@ def _restore(cfg: DictConfig) -> tuple[Parts, Path]:
             f"var = {choices()['var']} was not fitted in run = {run}: fit it with "
             f"train.py var={choices()['var']} mean_ckpt={cfg.mean_ckpt}, then give that run"
         )
+    settle(cfg, parts.denoiser, make_trainer(cfg).strategy.root_device)
     plan(cfg, config, parts)
     fit_trajectory(cfg, parts)
     folder = Path(cfg.output_dir)
