@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 # keys of data that say where and how, not what; what root holds is in DataModule.identity
 NOT_IDENTITY = ("root", "num_workers", "cache_dir", "download", "mirrors", "checksums", "skip_corrupt")
+OPTIMIZER_NOT_IDENTITY = ("fused", "foreach")  # the same steps, sooner
 TRAINER_IDENTITY = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "devices", "num_nodes")
 NETWORK = ("model", "schedule", "parameterization", "time_offset")  # what a checkpoint must share with a config
 
@@ -53,7 +54,8 @@ def _training_identity(config: dict[str, Any]) -> Identity:
         "data": {key: value for key, value in config["data"].items() if key not in NOT_IDENTITY},
         "trainer": {key: config["trainer"].get(key) for key in TRAINER_IDENTITY},
         "ema": config["callbacks"].get("ema"),
-        **{key: config[key] for key in ("optimizer", "warmup_steps", "seed")},
+        "optimizer": {key: value for key, value in config["optimizer"].items() if key not in OPTIMIZER_NOT_IDENTITY},
+        **{key: config[key] for key in ("warmup_steps", "seed")},
     }
 
 
