@@ -7,10 +7,9 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
-import pandas as pd
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from PIL import Image
@@ -20,6 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 matplotlib.use("Agg")
+if TYPE_CHECKING:
+    import pandas as pd
+
 log = logging.getLogger(__name__)
 
 NOT_LABELS = ("sampler.num_steps", "seed")  # the table's columns, and what its cells average over
@@ -100,6 +102,8 @@ def show_run(results: dict[str, Any]) -> None:
 
 def collect(folder: Path) -> pd.DataFrame:
     """The results of every run in a folder, a row each, with the overrides that tell them apart."""
+    import pandas as pd
+
     rows = []
     for path in sorted(folder.glob("*/results.json"), key=_natural):
         results = json.loads(path.read_text())
@@ -200,6 +204,7 @@ class SweepReport(Callback):
 
     @staticmethod
     def _log_to_wandb(folder: Path, settings: DictConfig) -> None:
+        import pandas as pd
         import wandb
 
         from optcov.cli.dashboard import wandb_logger
