@@ -1,19 +1,14 @@
 """Training batches per second: optcov's data modules beside loaders that decode in every epoch.
 
-    python benchmarks/data_loading.py --cifar10 DATA/cifar10 --celeba DATA/celeba [--seconds 5] [--rounds 3]
-
 Every loader delivers the same: shuffled batches of 128 images, float32 on [-1, 1], ``[128, 3, H, W]``, half of them
 mirrored.  The decoders are a plain ``Dataset`` of Pillow images and Hugging Face ``datasets`` (where installed), each
 in a ``DataLoader`` with 0 and with 2 worker processes; optcov has none.  The main process has one thread, so that what
-is measured is work and not the waiting of threads for each other on a busy machine.  Loaders take turns; the table
-shows the median of the rounds and, since timings differ between machines, the ratio to optcov.
+is measured is work and not the waiting of threads for each other on a busy machine.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import os
 import statistics
 import tempfile
 import time
@@ -29,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.timing import Row, Settings
 from optcov.data import CelebAData, CIFAR10Data, DataModule
 from optcov.data.batches import RandomBatches
 from optcov.data.celeba import published_box
@@ -119,9 +115,10 @@ def compare(
     encoded: list[bytes],
     crop: Callable[[Image.Image], Image.Image],
     data: DataModule,
-    seconds: float,
-    rounds: int,
-) -> None:
+    settings: Settings,
+) -> Iterator[Row]:
+    """Loaders take turns of equal length."""
+    seconds = settings.seconds / 30
     with tempfile.TemporaryDirectory() as folder:
         loaders: dict[str, Callable[[], Iterator[Any]]] = {"optcov": lambda: optcov_batches(data)}
         for workers in (0, 2):
@@ -130,43 +127,30 @@ def compare(
             if hub is not None:
                 loaders[f"Hugging Face datasets, {workers} workers"] = lambda d=hub, w=workers: decoding(d, w)
         speeds: dict[str, list[float]] = {loader: [] for loader in loaders}
-        for _ in range(rounds):
+        for _ in range(min(3, settings.rounds)):
             for loader, make in loaders.items():
                 speeds[loader].append(images_per_second(make(), seconds))
-    ours = statistics.median(speeds["optcov"])
-    print(f"\n| {name} | images/s | optcov is faster by |\n|---|---|---|")
-    for loader, values in speeds.items():
-        print(f"| {loader} | {statistics.median(values):,.0f} | {ours / statistics.median(values):.1f} |")
+    for loader in list(loaders)[1:]:
+        ratios = [a / b for a, b in zip(speeds["optcov"], speeds[loader], strict=True)]
+        ours, theirs, ratio = (statistics.median(each) for each in (speeds["optcov"], speeds[loader], ratios))
+        yield Row(
+            f"data loading: {name}", loader, ours, theirs, "images/s", ratio, min(ratios), max(ratios),
+            note="optcov decodes once, and keeps the pixels",
+        )  # fmt: skip
 
 
-def timed(make: Callable[[], DataModule]) -> tuple[DataModule, float]:
-    started = time.perf_counter()
-    data = make()
-    _ = data.data_shape
-    return data, time.perf_counter() - started
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--cifar10", type=Path)
-    parser.add_argument("--celeba", type=Path)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
+def data_loading(settings: Settings) -> Iterator[Row]:
+    """On the images below ``--data``."""
+    if settings.data is None:
+        return
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    print(f"{os.cpu_count()} cores, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as cache:
-        for name, root, kind, read, crop in (
-            ("CIFAR-10, 32 x 32", arguments.cifar10, CIFAR10Data, cifar10_images, plain),
-            ("CelebA, 64 x 64", arguments.celeba, CelebAData, celeba_images, face),
+        for name, folder, kind, read, crop in (
+            ("CIFAR-10", "cifar10", CIFAR10Data, cifar10_images, plain),
+            ("CelebA", "celeba", CelebAData, celeba_images, face),
         ):
-            if root is None:
-                continue
-            _, first = timed(lambda kind=kind, root=root: kind(str(root), cache))
-            data, later = timed(lambda kind=kind, root=root: kind(str(root), cache))
-            print(f"\n{name}: {len(data.train):,} images decoded once in {first:.1f} s, opened later in {later:.2f} s")
-            compare(name, read(root), crop, data, arguments.seconds, arguments.rounds)
-
-
-if __name__ == "__main__":
-    main()
+            root = settings.data / folder
+            if root.is_dir():
+                yield from compare(name, read(root), crop, kind(str(root), cache), settings)
+    torch.set_num_threads(threads)

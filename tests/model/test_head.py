@@ -35,6 +35,19 @@ def test_shape_and_zero_at_the_start(make, channels: int, shape: tuple[int, ...]
 
 
 @heads
+def test_it_learns_from_channels_last_features(make):
+    """As a frozen network in that format gives them: PyTorch's own norm crashes there, in the backward pass."""
+    gradients = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        head = make(32, (3, 8, 8)).double()
+        randomise(head)
+        output = head(features_of(32, (3, 8, 8)).double().to(memory_format=memory_format), TIMES[1])
+        gradients.append(torch.autograd.grad(output.square().sum(), list(head.parameters())))
+    assert_close(*gradients)
+
+
+@heads
 @shapes
 def test_a_gradient_step_leaves_zero(make, channels: int, shape: tuple[int, ...]):
     head = make(channels, shape)

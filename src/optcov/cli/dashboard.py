@@ -14,16 +14,18 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 from urllib.parse import urlparse
 
-import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 
 from optcov.cli.run_folder import choices, sweep_folder
 from optcov.report import collect, labels, metric_names
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,8 @@ class Dashboard(WandbLogger):
 
     def log_run(self, results: dict[str, Any], folder: Path) -> None:
         """What a finished run left in its folder: samples, a row of results beside them, the variance over t."""
+        import pandas as pd
+
         with self._spared():
             import wandb
 
@@ -89,6 +93,8 @@ class Dashboard(WandbLogger):
 
     def log_sweep(self, folder: Path) -> None:
         """All runs of a sweep: a table with their samples, each metric against steps, the variances over t."""
+        import pandas as pd
+
         with self._spared():
             import wandb
 

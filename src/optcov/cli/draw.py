@@ -28,6 +28,7 @@ FORMAT = 1  # raise it when a change of code gives another meaning to the sample
 NOT_OF_SAMPLES = (
     "output_dir", "cache_dir", "checkpoint_every", "logger", "metric", "num_samples", "sample_batch_size", "run",
     "mean_ckpt", "var_ckpt", "classifier_ckpt", "format", "mode", "callbacks", "optimizer", "warmup_steps",
+    "num_threads",
 )  # fmt: skip
 
 
@@ -51,7 +52,8 @@ def draw(cfg: DictConfig, parts: Parts, folder: Path) -> DrawnSamples:
         parts.denoiser, parts.strategy, parts.sampler, parts.times, cfg.seed, drawn, parts.guidance, labels
     )
     if stage.missing:
-        trainer = make_trainer(cfg, callbacks=[SamplingProgressBar("3/3 sampling")])
+        precision = cfg.sample_precision or cfg.trainer.precision
+        trainer = make_trainer(cfg, precision=precision, callbacks=[SamplingProgressBar("3/3 sampling")])
         try:
             with refusals("samples"):
                 trainer.predict(stage, return_predictions=False)

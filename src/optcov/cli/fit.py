@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from hydra.utils import instantiate
 from lightning import Trainer
@@ -45,6 +44,7 @@ log = logging.getLogger(__name__)
 
 # keys of data that say where and how, not what; what root holds is in DataModule.identity
 NOT_IDENTITY = ("root", "num_workers", "cache_dir", "download", "mirrors", "checksums", "skip_corrupt")
+OPTIMIZER_NOT_IDENTITY = ("fused", "foreach")  # the same steps, sooner
 TRAINER_IDENTITY = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "devices", "num_nodes")
 NETWORK = ("model", "schedule", "parameterization", "time_offset")  # what a checkpoint must share with a config
 
@@ -65,7 +65,8 @@ def _training_identity(config: dict[str, Any]) -> Identity:
         "data": {key: value for key, value in config["data"].items() if key not in NOT_IDENTITY},
         "trainer": {key: config["trainer"].get(key) for key in TRAINER_IDENTITY},
         "ema": config["callbacks"].get("ema"),
-        **{key: config[key] for key in ("optimizer", "warmup_steps", "seed")},
+        "optimizer": {key: value for key, value in config["optimizer"].items() if key not in OPTIMIZER_NOT_IDENTITY},
+        **{key: config[key] for key in ("warmup_steps", "seed")},
     }
 
 
@@ -245,6 +246,8 @@ def fit_trajectory(cfg: DictConfig, parts: Parts) -> None:
 
 def write_variance_curve(cfg: DictConfig, parts: Parts, folder: Path) -> None:
     """Write ``variance.csv`` and ``variance.png``: what was fitted, on a few training images; seconds."""
+    import pandas as pd
+
     trainer = make_trainer(cfg)
     device = trainer.strategy.root_device
     count = num_curve_images(math.prod(parts.denoiser.data_shape))

@@ -41,6 +41,8 @@ def main(script_task: Task, script: str) -> None:
         script: the calling file, beside which ``conf`` lies.
     """
     register_resolvers()
+    # large tensors come in large pages: without, 7 % of a U-Net's time on a CPU goes into touching new memory
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # Hydra shows the frames of a failed job unless it is told to raise: it raises here, and _sentence decides
     wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1" and "OPTCOV_CHILD" not in os.environ
     os.environ.update(HYDRA_FULL_ERROR="1", OPTCOV_CHILD="1")

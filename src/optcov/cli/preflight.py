@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from hydra.errors import HydraException
 from hydra.utils import get_object
@@ -31,6 +31,9 @@ class TopLevel(BaseModel):
     time_offset: int
     warmup_steps: NonNegativeInt
     compile: bool
+    num_threads: PositiveInt | Literal["auto"]
+    channels_last: bool | Literal["auto"]
+    sample_precision: Literal["32-true", "bf16-mixed", "16-mixed"] | None
     num_samples: PositiveInt
     sample_batch_size: PositiveInt
     conditional: bool

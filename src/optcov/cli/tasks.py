@@ -28,6 +28,7 @@ from optcov.cli.fit import (
     plan,
     write_variance_curve,
 )
+from optcov.cli.machine import settle
 from optcov.cli.preflight import check
 from optcov.cli.report import show_run
 from optcov.cli.run_folder import choices, claim, overrides, provenance
@@ -55,7 +56,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     started = time.monotonic()
     config = check(cfg)
     parts = build(cfg)
-    make_trainer(cfg)  # refuses what this machine can not do
+    trainer = make_trainer(cfg)  # refuses what this machine can not do
+    settle(cfg, parts.denoiser, trainer.strategy.root_device)
     make_callbacks(cfg, parts)
     fits = plan(cfg, config, parts)
     folder = Path(cfg.output_dir)
@@ -230,6 +232,7 @@ def _restore(cfg: DictConfig) -> tuple[Parts, Path]:
             f"guidance = {choices()['guidance']} was not trained in run = {run}: train its classifier with "
             f"train.py guidance={choices()['guidance']} mean_ckpt={cfg.mean_ckpt}, then give that run"
         )
+    settle(cfg, parts.denoiser, make_trainer(cfg).strategy.root_device)
     plan(cfg, config, parts)
     fit_trajectory(cfg, parts)
     folder = Path(cfg.output_dir)

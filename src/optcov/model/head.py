@@ -6,9 +6,8 @@ Source: NPR-DPM and SN-DPM (arXiv:2206.07309), Sec. 5 and Appendix; on vectors t
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from optcov.model.blocks import ResidualBlock, SinusoidalEmbedding, TimeMLP, layer, norm
+from optcov.model.blocks import ResidualBlock, SinusoidalEmbedding, TimeMLP, layer, norm, norm_silu
 
 
 class SimpleHead(nn.Module):
@@ -26,7 +25,7 @@ class SimpleHead(nn.Module):
 
     def forward(self, features: Tensor, t: Tensor) -> Tensor:
         """``[B, feature_channels, ...]`` at times ``t``, 0-dimensional or ``[B]``, to ``[B, *data_shape]``."""
-        return self.output(F.silu(self.norm(features)))  # type: ignore[no-any-return]
+        return self.output(norm_silu(self.norm, features))  # type: ignore[no-any-return]
 
 
 class ComplexHead(SimpleHead):

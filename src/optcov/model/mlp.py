@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from optcov.model.blocks import ResidualBlock, SinusoidalEmbedding, TimeMLP, label_embedding, layer, norm
+from optcov.model.blocks import ResidualBlock, SinusoidalEmbedding, TimeMLP, label_embedding, layer, norm, norm_silu
 
 
 class MLP(nn.Module):
@@ -45,4 +44,4 @@ class MLP(nn.Module):
         h = self.input(x_t)
         for block in self.blocks:
             h = block(h, embedded)
-        return self.output(F.silu(self.norm(h))), h
+        return self.output(norm_silu(self.norm, h)), h

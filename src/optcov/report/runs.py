@@ -8,11 +8,13 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT = 1  # of results.json; goes up when a key gets another meaning
 STANDARD_ERROR = "_se"  # ends the name of a column that holds the standard errors of another
@@ -119,6 +121,8 @@ class Runs:
 
     def frame(self) -> pd.DataFrame:
         """A row for each run that has ended, see :func:`collect`."""
+        import pandas as pd
+
         keys = dict.fromkeys(key for run in self.ended for key in run.results.overrides if key not in ("run", "seed"))
         choices = dict.fromkeys(key for run in self.ended for key in run.results.choices)
         metrics = dict.fromkeys(name for run in self.ended for name in run.results.metrics)

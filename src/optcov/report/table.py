@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from rich.table import Table
 
 from optcov.report.runs import STANDARD_ERROR
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # what a table's columns stand for, what its cells average over, and what has no part in a score or is in its name
 NOT_LABELS = (
@@ -33,6 +36,8 @@ def labels(runs: pd.DataFrame) -> pd.Series[str]:
 
     Two runs that nothing tells apart, not even the seed, get the names of their folders.
     """
+    import pandas as pd
+
     settings = [key for key in runs.columns[1 : runs.columns.get_loc("nfe")] if not _is_no_label(key)]
     telling = [key for key in settings if runs[key].nunique(dropna=False) > 1] or ["var"]
     named = runs[telling].apply(lambda row: _label(row.dropna(), alone=len(telling) == 1), axis=1).astype(str)

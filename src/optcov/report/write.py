@@ -6,8 +6,8 @@ import logging
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from PIL import Image
 from rich.console import Console
 
@@ -18,6 +18,9 @@ from optcov.report.plot import plot, plot_variance
 from optcov.report.runs import Runs
 from optcov.report.table import Scores, labels, metric_names, scores
 from optcov.variance.curve import COLUMNS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +95,8 @@ def write_report(runs: Runs, folder: Path) -> None:
 
 def variance_curves(runs: Runs, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The curves of the first seed and the fewest steps, each that several runs share once, by strategy or label."""
+    import pandas as pd
+
     order = frame.assign(label=labels(frame)).sort_values(["seed", "num_steps"], kind="stable")
     found: dict[str, tuple[str, str]] = {}  # text of the file -> its strategy and label
     for position in order.drop_duplicates("label").index.sort_values():
@@ -103,6 +108,8 @@ def variance_curves(runs: Runs, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _is_curve(path: Path) -> bool:
+    import pandas as pd
+
     try:
         if set(COLUMNS) <= set(pd.read_csv(path, dtype="float64").columns):
             return True

@@ -74,6 +74,8 @@ class Stage(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        if hasattr(optimizer, "_step_supports_amp_scaling"):  # fused; Lightning unscales, then clips
+            optimizer._step_supports_amp_scaling = False
         warmup = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min(1.0, (step + 1) / (self.warmup_steps + 1))
         )
@@ -196,7 +198,9 @@ class SamplingStage(LightningModule):
         labels: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.denoiser, self.strategy, self.sampler, self.times = denoiser, strategy, sampler, times
+        # autocast keeps its copies of weights from call to call for those alone that require gradients
+        self.denoiser, self.strategy = denoiser.requires_grad_(), strategy
+        self.sampler, self.times = sampler, times
         self.seed, self.drawn = seed, drawn
         self.guidance, self.labels = guidance or Guidance(denoiser), labels
         self.missing = [(batch.start, batch.stop) for batch in drawn.missing()]

@@ -1,0 +1,1 @@
+"""How fast this project is, beside its peers: ``python -m benchmarks --help``."""

@@ -1,0 +1,107 @@
+"""Gamma_t at all times, the dynamic programme of optimal trajectories, and the Frechet distance in 2048 dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.timing import Row, Settings, alternate
+from optcov.denoiser import Denoiser
+from optcov.metric.frechet import Moments, frechet_distance
+from optcov.model import UNet
+from optcov.schedule import LinearSchedule
+from optcov.trajectory.optimal import step_costs
+from optcov.trajectory.shortest import ShortestPaths
+from optcov.variance.analytic import Analytic
+
+
+def gamma(settings: Settings) -> Iterator[Row]:
+    """Gamma_t for 1,000 times from 16 digits, beside a call of the network for each time (as Analytic-DPM's code)."""
+    device = settings.device
+    torch.manual_seed(0)
+    denoiser = Denoiser(UNet((1, 8, 8)), LinearSchedule(1000)).to(device).eval()
+    if device == "cpu":
+        denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.rand(16, 1, 8, 8, device=device) * 2 - 1
+    strategy = Analytic(denoiser, num_images=16)
+
+    @torch.no_grad()
+    def time_by_time() -> Tensor:
+        found = []
+        for t in denoiser.schedule.grid().to(device):
+            eps = torch.randn_like(images)
+            found.append(denoiser(denoiser.diffuse(images, eps, t), t).eps.square().mean())
+        return torch.stack(found)
+
+    turns = {"ours": lambda: strategy.calibrate(denoiser, [images]), "peer": time_by_time}
+    row = alternate(turns, settings).row("ours", "peer", "Gamma_t", "16 digits, small U-Net", 1000, "times/s")
+    row.note = "the peer calls the network time by time"
+    yield row
+
+
+def trajectory(settings: Settings) -> Iterator[Row]:
+    """The best path of every length K of N = 500 times, beside loops over lengths and times (as Analytic-DPM)."""
+    variance = torch.linspace(0.01, 0.25, 500, dtype=torch.float64)
+    cost = step_costs(LinearSchedule(500), variance)
+
+    def loops() -> list[list[int]]:
+        table = cost.numpy()
+        last = len(table) - 1
+        best = [np.full(last + 1, np.inf)]
+        best[0][0] = 0.0
+        before = np.zeros((last + 1, last + 1), dtype=int)
+        for k in range(1, last + 1):
+            row = np.full(last + 1, np.inf)
+            for t in range(k, last + 1):
+                through = best[-1][:t] + table[t, :t]
+                before[k, t] = through.argmin()
+                row[t] = through[before[k, t]]
+            best.append(row)
+        paths = []
+        for edges in range(2, last + 1):
+            path = [last]
+            for k in range(edges, 1, -1):
+                path.append(int(before[k, path[-1]]))
+            paths.append(path[::-1])
+        return paths
+
+    def ours() -> list[list[int]]:
+        paths = ShortestPaths(cost)
+        return [paths.nodes(k) for k in range(2, 501)]
+
+    assert ours() == loops()
+    row = alternate({"ours": ours, "peer": loops}, settings).row(
+        "ours", "peer", "dynamic programme", "N = 500, all K", 1, "programmes/s"
+    )
+    row.note = "the same paths; the peer loops over lengths and times"
+    yield row
+
+
+def frechet(settings: Settings) -> Iterator[Row]:
+    """The distance between two Gaussians in 2048 dimensions, beside ``scipy.linalg.sqrtm``."""
+    import scipy.linalg
+
+    generator = torch.Generator().manual_seed(0)
+    statistics = []
+    for scale in (1.0, 1.1):
+        moments = Moments()
+        for _ in range(4):
+            moments.update(scale * torch.randn(1000, 2048, generator=generator))
+        statistics.append(moments.mean_and_covariance())
+    (mean_1, cov_1), (mean_2, cov_2) = ((m.numpy(), c.numpy()) for m, c in statistics)
+    found: dict[str, float] = {}
+
+    def ours() -> None:
+        found["ours"] = float(frechet_distance(*statistics[0], *statistics[1]))
+
+    def scipy_sqrtm() -> None:
+        root = np.real(scipy.linalg.sqrtm(cov_1 @ cov_2))
+        found["scipy"] = float(((mean_1 - mean_2) ** 2).sum() + np.trace(cov_1 + cov_2 - 2 * root))
+
+    times = alternate({"ours": ours, "scipy": scipy_sqrtm}, settings)
+    row = times.row("ours", "scipy", "Frechet distance", "2048 dimensions, 4,000 features", 1, "distances/s")
+    row.note = f"beside scipy.linalg.sqrtm; relative difference {abs(found['ours'] / found['scipy'] - 1):.1e}"
+    yield row

@@ -1,0 +1,170 @@
+"""Contenders take turns, so that what else the machine does meets all of them; what counts is the median of ratios."""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+Contender = Callable[[], object]
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass
+class Settings:
+    """What the command line chose.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        rounds: turns of each contender.
+        seconds: no new round of a row begins after these, but three are always made.
+        batch_size: images at once.
+        batch_sizes, threads: of the rows on scaling.
+        steps: of sampling.
+        precisions: ``fp32``, ``bf16``.
+        data: folder with ``cifar10`` and ``celeba``; None leaves data loading out.
+        compiled: also measure ``torch.compile``, which takes minutes to start.
+    """
+
+    device: str = "cpu"
+    rounds: int = 5
+    seconds: float = 60.0
+    batch_size: int = 8
+    batch_sizes: tuple[int, ...] = (1, 4, 16, 64)
+    threads: tuple[int, ...] = (1, 2)
+    steps: tuple[int, ...] = (10, 50)
+    precisions: tuple[str, ...] = ("fp32", "bf16")
+    data: Path | None = None
+    compiled: bool = False
+
+    def autocast(self, precision: str) -> AbstractContextManager[object]:
+        """bfloat16 as Lightning's ``bf16-mixed`` computes it, or nothing."""
+        return torch.autocast(self.device, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+@dataclass
+class Row:
+    """A line of the table.
+
+    Args:
+        name, setting: what is measured, and how.
+        ours, peer: medians, in ``unit``.
+        unit: such as images/s; of seconds, less is better.
+        ratio: how much faster ours is, the median over rounds; or the value that a goal is about.
+        low, high: the least and greatest of the rounds.
+        goal: what the ratio should be, with its comparison: ``>= 1.2``.
+        peak_ours, peak_peer: MiB of memory beyond what was held before.
+        note: what else was found.
+    """
+
+    name: str
+    setting: str
+    ours: float | None = None
+    peer: float | None = None
+    unit: str = ""
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    goal: str = ""
+    peak_ours: float | None = None
+    peak_peer: float | None = None
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal is reached; None without one."""
+        if not self.goal or self.ratio is None:
+            return None
+        comparison, value = self.goal.split()
+        return self.ratio >= float(value) if comparison == ">=" else self.ratio <= float(value)
+
+
+@dataclass
+class Times:
+    """Seconds of each contender in each round, and the memory (MiB) its first turn took."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    peak: dict[str, float | None] = field(default_factory=dict)
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.seconds[name])
+
+    def ratios(self, name: str, other: str) -> list[float]:
+        """How often ``name`` fits into the time of ``other``, in each round."""
+        return [b / a for a, b in zip(self.seconds[name], self.seconds[other], strict=True)]
+
+    def row(self, name: str, other: str, title: str, setting: str, items: float, unit: str, goal: str = "") -> Row:
+        """Contender ``name`` beside ``other``, each doing ``items`` things in a turn."""
+        ratios = self.ratios(name, other)
+        return Row(
+            title,
+            setting,
+            items / self.median(name),
+            items / self.median(other),
+            unit,
+            statistics.median(ratios),
+            min(ratios),
+            max(ratios),
+            goal,
+            self.peak[name],
+            self.peak[other],
+        )
+
+
+def alternate(contenders: dict[str, Contender], settings: Settings) -> Times:
+    """Run all contenders once for warmth and memory, then in turns, every other round backwards."""
+    times = Times({name: [] for name in contenders})
+    for name, contender in contenders.items():
+        times.peak[name] = peak_memory(contender, settings.device)
+    started = time.perf_counter()
+    for i in range(settings.rounds):
+        if i >= 3 and time.perf_counter() - started > settings.seconds:
+            break
+        for name in list(contenders)[:: 1 if i % 2 == 0 else -1]:
+            times.seconds[name].append(seconds_of(contenders[name], settings.device))
+    return times
+
+
+def seconds_of(contender: Contender, device: str) -> float:
+    """Wall time of one turn, the device's work included."""
+    synchronize(device)
+    started = time.perf_counter()
+    contender()
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_memory(contender: Contender, device: str) -> float | None:
+    """MiB that a turn takes beyond what is held before it; None where the system does not tell."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        contender()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what the last contender left would not be counted
+        CLEAR.write_text("5")  # sets the high-water mark to what is resident now
+    except (OSError, AttributeError):
+        contender()
+        return None
+    before = resident("VmHWM")
+    contender()
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> float:
+    """MiB of this process: ``VmRSS`` now, ``VmHWM`` at most."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024

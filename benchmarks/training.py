@@ -1,0 +1,144 @@
+"""Images per second of both training stages, through Lightning, beside a plain PyTorch loop on diffusers' network."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from benchmarks.networks import flops_per_image, pair
+from benchmarks.sampling import fitted, matmul_rate
+from benchmarks.timing import Row, Settings, Times, peak_memory, synchronize
+from optcov.training import EMA, MeanStage, Stage, VarianceStage
+from optcov.variance.npr_dpm import NPR
+from optcov.variance.sn_dpm import SN
+
+STEPS = 3  # of a turn; the first is not timed
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
+
+
+class Clock(Callback):
+    """Seconds of the steps after the first."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.started, self.seconds = device, 0.0, 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        synchronize(self.device)
+        if batch_idx == 0:
+            self.started = time.perf_counter()
+        self.seconds = time.perf_counter() - self.started
+
+
+def lightning_turn(stage: Stage, batches: Tensor, precision: str, device: str) -> Callable[[], float]:
+    """A turn of a stage as ``train.py`` runs it (clipping and average of the weights too); answers with seconds."""
+
+    def turn() -> float:
+        clock = Clock(device)
+        trainer = Trainer(
+            accelerator="gpu" if device == "cuda" else "cpu",
+            devices=1,
+            precision=PRECISIONS[precision],  # type: ignore[arg-type]
+            max_steps=STEPS,
+            gradient_clip_val=1.0,
+            callbacks=[EMA(0.999), clock],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(stage, batches)
+        return clock.seconds
+
+    return turn
+
+
+def plain_turn(peer: Any, batches: Tensor, settings: Settings, precision: str) -> Callable[[], float]:
+    """diffusers' training example without accelerate: noise, loss, clipping, AdamW, EMA; answers with seconds."""
+    from diffusers import DDPMScheduler
+    from diffusers.training_utils import EMAModel
+
+    scheduler = DDPMScheduler()
+    optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-4)
+    average = EMAModel(peer.parameters(), decay=0.999)
+    device = settings.device
+
+    def turn() -> float:
+        peer.train()
+        for i, x_0 in enumerate(batches):
+            eps = torch.randn_like(x_0)
+            t = torch.randint(0, 1000, (len(x_0),), device=device)
+            with settings.autocast(precision):
+                e = peer(scheduler.add_noise(x_0, eps, t), t).sample
+                loss = torch.nn.functional.mse_loss(e.float(), eps)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            average.step(peer.parameters())
+            synchronize(device)
+            if i == 0:
+                started = time.perf_counter()
+        return time.perf_counter() - started
+
+    return turn
+
+
+def training(settings: Settings) -> Iterator[Row]:
+    """Stage 1, and the fit of a head on the frozen network."""
+    device, batch = settings.device, settings.batch_size
+    denoiser, peer = pair(device)
+    flops = flops_per_image(denoiser.network)
+    optimizer = partial(torch.optim.AdamW, lr=1e-4, weight_decay=0.0, fused=True)
+    batches = torch.randn(STEPS, batch, 3, 32, 32, device=device)
+    for precision in settings.precisions:
+        # in the memory format that channels_last=auto chooses
+        last = device == "cpu" and precision == "fp32"
+        network = copy.deepcopy(denoiser).to(memory_format=torch.channels_last if last else torch.contiguous_format)  # type: ignore[call-overload]
+        mean = MeanStage(network.train(), optimizer)
+        frozen = copy.deepcopy(network).eval()
+        turns = {
+            "stage 1": lightning_turn(mean, batches, precision, device),
+            "diffusers": plain_turn(peer, batches, settings, precision),
+            "npr_dpm": lightning_turn(
+                VarianceStage(frozen, fitted(NPR, frozen, device), optimizer), batches, precision, device
+            ),
+            "sn_dpm": lightning_turn(
+                VarianceStage(frozen, fitted(SN, frozen, device), optimizer), batches, precision, device
+            ),
+        }
+        times = told(turns, settings)
+        setting, images = f"{precision}, batch {batch}", batch * (STEPS - 1)
+        row = times.row("stage 1", "diffusers", "training: stage 1", setting, images, "images/s", ">= 1.3")
+        speed = 3 * flops * images / times.median("stage 1")
+        row.note = f"{speed / 1e9:.0f} GFLOP/s, counting a backward pass as two forward"
+        if device == "cuda":
+            row.note += f"; MFU {speed / matmul_rate():.1%} of a bf16 matrix product's rate"
+        yield row
+        for head in ("npr_dpm", "sn_dpm"):
+            row = times.row(head, "stage 1", f"training: head of {head}", setting, images, "images/s", ">= 2.5")
+            row.note = "the peer is stage 1"
+            yield row
+
+
+def told(turns: dict[str, Callable[[], float]], settings: Settings) -> Times:
+    """As :func:`benchmarks.timing.alternate`, of turns that tell their seconds."""
+    times = Times({name: [] for name in turns})
+    for name, turn in turns.items():
+        times.peak[name] = peak_memory(turn, settings.device)
+    started = time.perf_counter()
+    for i in range(settings.rounds):
+        if i >= 3 and time.perf_counter() - started > settings.seconds:
+            break
+        for name in list(turns)[:: 1 if i % 2 == 0 else -1]:
+            times.seconds[name].append(turns[name]())
+    return times
