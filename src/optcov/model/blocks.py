@@ -142,5 +142,5 @@ class ResidualBlock(nn.Module):
             scale, shift = time.chunk(2, dim=1)
             h = F.silu(self.norm2(h) * (1 + scale) + shift)
         else:
-            h = norm_silu(self.norm2, h + time)
-        return self.shortcut(x) + self.layer2(self.dropout(h))  # type: ignore[no-any-return]
+            h = norm_silu(self.norm2, h.add_(time))
+        return self.layer2(self.dropout(h)).add_(self.shortcut(x))  # type: ignore[no-any-return]
