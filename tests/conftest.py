@@ -1,5 +1,6 @@
 """Shared ground: one thread, schedules, a correlated mixture and exact denoisers of it in float64, and real data."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,8 +49,7 @@ def make_oracle() -> Callable[[GaussianMixture, NoiseSchedule], Denoiser]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data beside the repository; tests that need it skip where it is absent."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"needs real CIFAR-10 and CelebA files in {folder}")
-    return folder
+    """The folder of real data that OPTCOV_DATA names; tests that need it skip without."""
+    if "OPTCOV_DATA" not in os.environ:
+        pytest.skip("needs real CIFAR-10 and CelebA files: set OPTCOV_DATA to the folder of cifar10 and celeba")
+    return Path(os.environ["OPTCOV_DATA"])

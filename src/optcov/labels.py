@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optcov.seeds import derive_seed
+from optcov.seeds import Stream, derive_seed
 
 
 def draw_labels(frequencies: Tensor, count: int, seed: int = 0) -> Tensor:
@@ -22,7 +22,7 @@ def draw_labels(frequencies: Tensor, count: int, seed: int = 0) -> Tensor:
         int64 ``[count]``.
     """
     edges = frequencies.double().cumsum(0).numpy()
-    stream = np.random.default_rng(derive_seed(seed, 7)).random(count)  # one number after the other
+    stream = np.random.default_rng(derive_seed(seed, Stream.LABELS)).random(count)  # one number after the other
     return torch.from_numpy(np.searchsorted(edges, stream * edges[-1], side="right"))
 
 

@@ -16,7 +16,7 @@ from optcov.cli.build import build
 from optcov.cli.tracking import Tracking
 from optcov.metric import FrechetPixelDistance, Reference, Score
 from optcov.sampler import DDIMSampler, sample
-from optcov.seeds import derive_seed
+from optcov.seeds import Stream, derive_seed
 from optcov.training import Checkpoint, StageProgressBar
 from optcov.trajectory import EvenTrajectory
 from optcov.variance.fixed import BetaTilde
@@ -101,7 +101,8 @@ def scored_again(folder: Path, settings: list[str], mean_steps: int, count: int,
     ):
         times = EvenTrajectory().times(schedule, sampler.num_steps)
         drawn = -(-count // batch_size) * batch_size
-        images = sample(parts.denoiser, strategy, sampler, times, drawn, derive_seed(0, 6), batch_size, progress=False)
+        seed = derive_seed(0, Stream.TRACKING)
+        images = sample(parts.denoiser, strategy, sampler, times, drawn, seed, batch_size, progress=False)
         metric = FrechetPixelDistance()
         metric.refer_to(Reference(parts.data.reference()))
         metric.update(images[:count])

@@ -19,7 +19,7 @@ from optcov.guidance import Guidance
 from optcov.labels import cycle_labels, draw_labels
 from optcov.metric import Metric, ModelMetric, Reference
 from optcov.sampler import Sampler
-from optcov.seeds import derive_seed
+from optcov.seeds import Stream, derive_seed
 from optcov.trajectory import Trajectory
 from optcov.variance.base import VarianceStrategy
 
@@ -97,16 +97,16 @@ def build(cfg: DictConfig) -> Parts:
             else:
                 metric.check(reference_of(cfg, data), cfg.num_samples)
     with refusals("model"):
-        torch.manual_seed(derive_seed(cfg.seed, 0))
+        torch.manual_seed(derive_seed(cfg.seed, Stream.MEAN_WEIGHTS))
         network = instantiate(cfg.model, data_shape=shape, **_classes_of_network(cfg, num_classes))
         if cfg.compile:
             network.compile()
         denoiser = Denoiser(network, schedule, cfg.parameterization, cfg.time_offset)
     with refusals("var"):
-        torch.manual_seed(derive_seed(cfg.seed, 1))
+        torch.manual_seed(derive_seed(cfg.seed, Stream.VARIANCE_WEIGHTS))
         strategy = instantiate(cfg.var, denoiser=denoiser)
     with refusals("guidance"):
-        torch.manual_seed(derive_seed(cfg.seed, 6))
+        torch.manual_seed(derive_seed(cfg.seed, Stream.CLASSIFIER_WEIGHTS))
         guidance = instantiate(cfg.guidance, denoiser=denoiser, num_classes=num_classes)
         if guidance.uses_null_label and cfg.label_dropout == 0:
             raise ConfigError(

@@ -26,7 +26,7 @@ from optcov.cli.run_folder import choices, sweep_folder
 from optcov.cli.tracking import Tracking
 from optcov.files import write_atomically
 from optcov.report import plot_variance
-from optcov.seeds import derive_seed
+from optcov.seeds import Stream, derive_seed
 from optcov.training import (
     Checkpoint,
     CheckpointError,
@@ -195,7 +195,7 @@ def fit_variance(cfg: DictConfig, parts: Parts, plan: Plan, loggers: list[Logger
         with trainer.precision_plugin.forward_context():
             batches = torch.split(clean, parts.data.batch_size)
             labels = _calibration_labels(parts, strategy.num_images, device)
-            strategy.calibrate(parts.denoiser, batches, derive_seed(cfg.seed, 2), labels)
+            strategy.calibrate(parts.denoiser, batches, cfg.seed, labels)
 
     if plan.variance is None or "variance" in plan.given:
         return plan.given.get("variance")
@@ -239,7 +239,7 @@ def fit_trajectory(cfg: DictConfig, parts: Parts) -> None:
             parts.denoiser.to(device).eval(),
             parts.strategy.to(device).eval(),
             list(torch.split(clean, cfg.sample_batch_size)),
-            derive_seed(cfg.seed, 5),
+            derive_seed(cfg.seed, Stream.TRAJECTORY),
             _calibration_labels(parts, trajectory.num_images, device),
         )
 
@@ -259,7 +259,7 @@ def write_variance_curve(cfg: DictConfig, parts: Parts, folder: Path) -> None:
             parts.strategy.to(device).eval(),
             images,
             1 / parts.sampler.num_steps,
-            derive_seed(cfg.seed, 6),
+            cfg.seed,
         )
     if len(curve["t"]):  # a chain of one step has none between its ends
         frame = pd.DataFrame({name: values.numpy() for name, values in curve.items()})

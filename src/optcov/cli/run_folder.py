@@ -81,14 +81,14 @@ def overrides() -> dict[str, str]:
     return {each.key_or_group: str(each.value()) for each in parsed if each.key_or_group not in choices()}
 
 
-def provenance() -> dict[str, Any]:
-    """Revision, versions and device, for ``results.json``."""
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Revision, versions and the device that computed, for ``results.json``."""
     versions = {name: importlib.metadata.version(name) for name in ("optcov", "torch", "lightning", "hydra-core")}
     return {
         "git_revision": _git_revision(),
         "versions": versions | {"python": platform.python_version()},
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
         else f"{torch.get_num_threads()} CPU threads",
     }
 

@@ -202,7 +202,7 @@ def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
         "overrides": overrides(),
         "wall_time_s": {},
         **sampled,
-        **provenance(),
+        **provenance(make_trainer(cfg).strategy.root_device),
         "output_dir": str(folder),
     }
 

@@ -22,7 +22,7 @@ from optcov.guidance import Guidance
 from optcov.metric import Metric, Reference, update_all, with_count
 from optcov.report import picture
 from optcov.sampler import DDIMSampler, NoiseStream, Sampler
-from optcov.seeds import derive_seed
+from optcov.seeds import Stream, derive_seed
 from optcov.training import EMA, Checkpoint, MeanStage, Stage, VarianceStage
 from optcov.training.store import Identity
 from optcov.trajectory import EvenTrajectory
@@ -85,7 +85,7 @@ class Tracking(Callback):
     def attach(self, cfg: DictConfig, parts: Parts, identity: Identity) -> None:
         """Say which run this is, and what determines the weights it trains."""
         self.parts, self.identity = parts, identity
-        self.seed, self.batch_size = derive_seed(cfg.seed, 6), cfg.sample_batch_size
+        self.seed, self.batch_size = derive_seed(cfg.seed, Stream.TRACKING), cfg.sample_batch_size
         self.folder, self.reference = Path(cfg.output_dir), reference_of(cfg, parts.data)
         scored = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("metric", "sampler", "trajectory")}
         self._scored = scored | {"num_samples": self.num_samples, "mean_steps": self.mean_steps}

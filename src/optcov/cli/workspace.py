@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if error.name != "wandb_workspaces":
             raise
-        sys.exit('error: the package wandb-workspaces is missing: pip install "optcov[dashboard]"')
+        sys.exit("error: the package wandb-workspaces is missing: pip install wandb-workspaces")
     if not dashboard.logged_in():
         sys.exit("error: the workspace is built, but W&B keeps it on its server: log in with `wandb login` first")
     if not dashboard.reachable():

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from optcov.seeds import derive_seed
+from optcov.seeds import Stream, derive_seed
 
 
 class FlippedBatch(NamedTuple):
@@ -87,7 +87,7 @@ class RandomBatches:
             yield batch if self.labels is None else LabelledBatch(batch, self.labels.index_select(0, indices))
 
     def _flips(self) -> Tensor:
-        stream = torch.Generator().manual_seed(derive_seed(self.seed, self.rank, self.position, 1))
+        stream = torch.Generator().manual_seed(derive_seed(self.seed, Stream.FLIPS, self.rank, self.position))
         return torch.rand(self.batch_size, generator=stream) < 0.5
 
     def _indices(self, start: int, stop: int) -> Tensor:
@@ -98,7 +98,7 @@ class RandomBatches:
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, Stream.EPOCH, epoch))
             kept = {e: order for e, order in self._orders.items() if e == epoch - 1}
             self._orders = kept | {epoch: torch.randperm(len(self.data), generator=generator)}
         return self._orders[epoch]

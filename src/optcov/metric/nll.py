@@ -15,7 +15,7 @@ from optcov.denoiser import Denoiser
 from optcov.likelihood import LogMass, pixel_log_mass
 from optcov.metric.base import ModelMetric, Score
 from optcov.sampler.noise import NoiseStream
-from optcov.seeds import derive_seed
+from optcov.seeds import Stream, derive_seed
 from optcov.variance.base import VarianceStrategy
 
 
@@ -79,7 +79,7 @@ class VariationalNLL(ModelMetric):
                 indices = range(i * batch_size, i * batch_size + len(x_0))
                 given = denoiser if labels is None else denoiser.given(labels[indices.start : indices.stop].to(device))
                 bound = VariationalBound(given, strategy, self.clip_x0, self.log_mass)
-                noise = NoiseStream(derive_seed(seed, 3), indices, denoiser.data_shape, device)
+                noise = NoiseStream(derive_seed(seed, Stream.NLL), indices, denoiser.data_shape, device)
                 measured.append(bound.terms(x_0.to(device), times, noise, progress.update).cpu())
         terms = torch.cat(measured, 1) / (levels[0].numel() * math.log(2))
         value, error = mean_and_error(terms.sum(0), f"metric.{self.name}")

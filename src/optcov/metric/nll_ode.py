@@ -16,7 +16,7 @@ from optcov.likelihood import HALF_BIN
 from optcov.metric.base import ModelMetric, Score
 from optcov.metric.nll import device_of, mean_and_error
 from optcov.sampler.noise import NoiseStream
-from optcov.seeds import derive_seed
+from optcov.seeds import Stream, derive_seed
 from optcov.variance.base import VarianceStrategy
 
 
@@ -68,7 +68,7 @@ class FlowNLL(ModelMetric):
                 indices = range(i * batch_size, i * batch_size + len(x_0))
                 given = denoiser if labels is None else denoiser.given(labels[indices.start : indices.stop].to(device))
                 flow = ProbabilityFlow(given, self.t_min, self.tolerance)
-                noise = NoiseStream(derive_seed(seed, 4), indices, denoiser.data_shape, device)
+                noise = NoiseStream(derive_seed(seed, Stream.FLOW_NLL), indices, denoiser.data_shape, device)
                 uniform = 2 * torch.special.ndtr(noise.draw()) - 1
                 probe = noise.draw().sign()
                 solutions.append(flow.solve(x_0.to(device) + HALF_BIN * uniform, probe, progress.update))

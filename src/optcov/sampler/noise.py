@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from optcov.seeds import derive_seed
+from optcov.seeds import Stream, derive_seed
 
 
 class NoiseStream:
@@ -29,7 +29,7 @@ class NoiseStream:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         # PyTorch's CPU generator reads 32 bits of its seed: with start + i no two samples of a set share a stream
-        start = derive_seed(seed)
+        start = derive_seed(seed, Stream.SAMPLES)
         self._generators = [torch.Generator(device).manual_seed((start + i) % 2**32) for i in indices]
         self._shape, self._device, self._dtype = tuple(shape), device, dtype
 

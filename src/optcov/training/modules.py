@@ -17,7 +17,7 @@ from optcov.data.pixels import to_uint8
 from optcov.denoiser import Denoiser
 from optcov.guidance import Guidance
 from optcov.sampler import NoiseStream, Sampler
-from optcov.seeds import derive_seed
+from optcov.seeds import Stream, derive_seed
 from optcov.training.drawn import DrawnSamples
 from optcov.training.store import Kind
 from optcov.variance.base import VarianceStrategy
@@ -60,7 +60,7 @@ class Stage(LightningModule):
     def training_step(self, batch: Tensor | LabelledBatch, batch_idx: int) -> Tensor:
         x_0, labels = batch if isinstance(batch, LabelledBatch) else (batch, None)
         assert isinstance(x_0, Tensor)
-        torch.manual_seed(derive_seed(self.seed, self.global_rank, batch_idx))
+        torch.manual_seed(derive_seed(self.seed, Stream.TRAINING, self.global_rank, batch_idx))
         schedule = self.denoiser.schedule
         n = torch.randint(1, schedule.num_steps + 1, (len(x_0),), device=x_0.device)
         t = n.double() / schedule.num_steps

@@ -23,7 +23,7 @@ from optcov.files import whole
 Kind = Literal["mean", "variance", "classifier"]
 Identity = dict[str, Any]
 
-FORMAT = 1  # raise it when a change of code gives weights of the same config another meaning
+FORMAT = 2  # raise it when a change of code gives weights of the same config another meaning
 
 
 class CheckpointError(ValueError):

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from optcov.covariance import Covariance, DiagonalCovariance, IsotropicCovariance
 from optcov.denoiser import Denoiser, Prediction, noise_variance
 from optcov.schedule.base import NoiseSchedule
-from optcov.seeds import derive_seed
+from optcov.seeds import Stream, derive_seed
 from optcov.variance.base import VarianceStrategy
 
 
@@ -126,7 +126,7 @@ class Analytic(VarianceStrategy):
         schedule = denoiser.schedule
         nodes = even_in_log_snr(schedule, self.num_times or schedule.num_steps)
         times = (nodes.double() / schedule.num_steps).to(clean.device)
-        generator = torch.Generator(clean.device).manual_seed(derive_seed(seed))
+        generator = torch.Generator(clean.device).manual_seed(derive_seed(seed, Stream.CALIBRATION))
         noise = torch.randn(clean.shape, dtype=clean.dtype, device=clean.device, generator=generator)
         moments: dict[int, ControlledMean] = {}  # of the times that a call touches
         results = []

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from optcov.denoiser import Denoiser, Prediction, noise_variance
 from optcov.kernel import ReverseKernel
-from optcov.seeds import derive_seed
+from optcov.seeds import Stream, derive_seed
 from optcov.variance.analytic import even_in_log_snr
 from optcov.variance.base import VarianceStrategy
 
@@ -52,7 +52,7 @@ def variance_curve(
     t = nodes[nodes > 1].double() / schedule.num_steps
     s = (t - stride).clamp(min=1 / schedule.num_steps)
     kernels = ReverseKernel.between(schedule, s, t)
-    generator = torch.Generator(images.device).manual_seed(derive_seed(seed))
+    generator = torch.Generator(images.device).manual_seed(derive_seed(seed, Stream.CURVE))
     eps = torch.randn(images.shape, dtype=images.dtype, device=images.device, generator=generator)
     rows = []
     for i, time in enumerate(t.to(images.device)):
