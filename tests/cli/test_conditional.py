@@ -187,6 +187,26 @@ def test_means_with_and_without_classes_are_not_taken_for_each_other(run: CLI, t
     assert "interpolate_images" in sentence
 
 
+def test_checkpoints_without_a_null_label_are_refused_where_guidance_wants_it(run: CLI, conditional: Path):
+    """Also a mean that a run was given, when the run is restored: its own label_dropout says nothing of the mean."""
+    never = run("conditional=true", "label_dropout=0", "var=sn_dpm", "hydra.run.dir=never") / "checkpoints"
+    mean = f"mean_ckpt={never / 'mean.safetensors'}"
+    sentence = run.refused(*CONDITIONAL, "guidance.weight=3", mean)
+    assert "mean_ckpt = " in sentence
+    assert "label_dropout = 0" in sentence
+    heir = run("conditional=true", mean, "var=beta", "hydra.run.dir=heir")  # has no use for the null label
+    free = [f"run={heir}", "guidance=classifier_free"]
+    assert "label_dropout = 0" in run.refused(*free, "guidance.weight=3", task="sample", tiny=False)
+    run(*free, "guidance.weight=1", task="sample", tiny=False)
+
+    known = f"mean_ckpt={conditional / 'checkpoints' / 'mean.safetensors'}"
+    blind = run("conditional=true", "label_dropout=0", known, "var=sn_dpm", "hydra.run.dir=blind") / "checkpoints"
+    asked = [*CONDITIONAL, "guidance.weight=3", "var=sn_dpm", known]
+    sentence = run.refused(*asked, f"var_ckpt={blind / 'variance.safetensors'}")
+    assert "var_ckpt = " in sentence
+    assert "label_dropout = 0" in sentence
+
+
 def test_likelihood_is_that_of_the_label(run: CLI):
     bits = []
     for extra in ([], ["conditional=true"]):

@@ -116,6 +116,7 @@ def plan(cfg: DictConfig, config: dict[str, Any], parts: Parts) -> Plan:
                 f"mean_ckpt = {cfg.mean_ckpt} was trained {theirs}, not {ours}: set "
                 f"conditional={str(num_classes is None).lower()}, or leave mean_ckpt out to train anew"
             )
+        _refuse_untrained_null_label(parts, given["mean"], f"mean_ckpt = {cfg.mean_ckpt}")
         mean = given["mean"].identity
         _load_into(parts.denoiser, given["mean"], f"mean_ckpt = {cfg.mean_ckpt}")
     classifier = _plan_classifier(cfg, config, parts, given)
@@ -134,8 +135,18 @@ def plan(cfg: DictConfig, config: dict[str, Any], parts: Parts) -> Plan:
                     f"var_ckpt = {cfg.var_ckpt} was fitted to {what}: give the one fitted here, "
                     "or leave var_ckpt out to fit anew"
                 )
+        if parts.strategy.fitting == "train":
+            _refuse_untrained_null_label(parts, given["variance"], f"var_ckpt = {cfg.var_ckpt}")
         _load_into(parts.strategy, given["variance"], f"var_ckpt = {cfg.var_ckpt}")
     return Plan(mean, variance, classifier, given)
+
+
+def _refuse_untrained_null_label(parts: Parts, checkpoint: Checkpoint, name: str) -> None:
+    if parts.guidance is not None and parts.guidance.uses_null_label and checkpoint.identity.get("label_dropout") == 0:
+        raise CheckpointError(
+            f"{name} was trained with label_dropout = 0 and knows no null label, which guidance = classifier_free "
+            "wants: give one trained with label_dropout=0.1, or set guidance.weight=1"
+        )
 
 
 def _plan_classifier(
