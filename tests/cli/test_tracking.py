@@ -186,10 +186,15 @@ def test_the_best_weights_are_those_of_their_step_and_can_be_used(
 
 
 def test_of_what_is_found_in_the_cache_there_is_nothing_to_track(run: CLI):
-    run("var=beta")
+    measured = ["var=analytic", "var.num_images=8"]
+    run(*measured)
     folder = run("var=npr_dpm", *TRACKED, "hydra.run.dir=tracked")
-    assert "mean: fitted before, so that there is nothing to track" in (folder / "train.log").read_text()
+    said = "fitted before, so that there is nothing to track"
+    assert f"mean: {said}" in (folder / "train.log").read_text()
     assert list(tracked(folder)) == ["variance/fd_pixel_7"]
+    log = (run(*measured, *TRACKED, "hydra.run.dir=measured") / "train.log").read_text()
+    assert "variance: found" in log
+    assert log.count(said) == 1  # of the mean: what is measured in one pass is never tracked
 
 
 def test_a_tracked_run_can_be_evaluated_without_samples(run: CLI, whole: Path):

@@ -38,6 +38,7 @@ from optcov.training import (
     VarianceStage,
 )
 from optcov.training.store import FORMAT, Identity, Kind, first_process, identity_key
+from optcov.variance.base import VarianceStrategy
 from optcov.variance.curve import num_curve_images, variance_curve
 
 log = logging.getLogger(__name__)
@@ -343,7 +344,8 @@ def _find_or_fit(
                 shutil.rmtree(entry.resume_folder, ignore_errors=True)
             return checkpoint
     log.info("%s: found %s", kind, entry.path)
-    if "tracking" in cfg.callbacks:
+    is_tracked = kind == "mean" or (isinstance(module, VarianceStrategy) and module.fitting == "train")
+    if "tracking" in cfg.callbacks and is_tracked:
         log.info("%s: fitted before, so that there is nothing to track; another cache_dir fits it again", kind)
     return _load_into(module, checkpoint, f"cache_dir = {cfg.cache_dir}")
 
