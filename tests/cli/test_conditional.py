@@ -16,6 +16,7 @@ from optcov.cli.build import build
 from optcov.cli.fit import plan
 from optcov.cli.preflight import check
 from optcov.data.batches import LabelledBatch
+from optcov.guidance import Guided, GuidedVariance
 from optcov.report import by_class
 from optcov.training import ClassifierStage, MeanStage, VarianceStage
 
@@ -33,6 +34,7 @@ def test_a_conditional_run_whole(run: CLI, conditional: Path):
     found = results(conditional)
     assert found["guidance"] == "classifier_free"
     assert found["nfe"] == 6  # two calls at each of three times
+    assert found["labelled"]
     assert found["metrics"]["fd_pixel_8"] > 0
     assert weights(conditional / "checkpoints" / "mean.safetensors")["network.label.weight"].shape == (11, 32)
 
@@ -58,7 +60,7 @@ def test_a_conditional_run_whole(run: CLI, conditional: Path):
 
 
 def test_a_run_with_a_classifier_whole(run: CLI, count_calls: Callable[[Any, str], list[tuple[Any, ...]]]):
-    stages = count_calls(fit, "run_stage")
+    stages, curves = count_calls(fit, "run_stage"), count_calls(fit, "variance_curve")
     folder = run(*CLASSIFIER, "guidance.weight=2")
     assert [type(call[1]) for call in stages] == [MeanStage, ClassifierStage]
     found = results(folder)
@@ -72,6 +74,9 @@ def test_a_run_with_a_classifier_whole(run: CLI, count_calls: Callable[[Any, str
     assert np.load(folder / "samples.npz")["arr_1"].tolist() == [7, 7, 7]
     run(*CLASSIFIER, "conditional=true", "hydra.run.dir=both")
     assert [type(call[1]) for call in stages[2:]] == [MeanStage]
+    # a classifier moves no covariance; a network that knows classes is asked as its samples will ask it
+    assert [isinstance(call[0], Guided) for call in curves] == [False, False, True]
+    assert isinstance(curves[-1][1], GuidedVariance)
 
 
 def test_an_interrupted_classifier_goes_on(run: CLI, monkeypatch: pytest.MonkeyPatch):

@@ -24,6 +24,7 @@ from optcov.report import (
     write_report,
 )
 from optcov.report.picture import first_samples
+from optcov.report.write import sample_cells
 
 
 def make(folder: Path, metrics: dict[str, float] | None = None, **facts: Any) -> Path:
@@ -228,3 +229,16 @@ def test_the_corner_of_a_picture_is_its_first_samples(tmp_path: Path):
             for column in range(width):
                 shown = corner[row * 60 : row * 60 + 50 : 10, column * 60 : column * 60 + 50 : 10]
                 assert np.array_equal(shown, images[row * columns + column].permute(1, 2, 0).numpy())
+
+
+def test_of_samples_with_labels_a_report_shows_every_class(tmp_path: Path):
+    """Ten rows of four; of others, the first four rows."""
+    images = torch.full((100, 1, 8, 8), 255, dtype=torch.uint8)
+    sizes = {}
+    for labelled in (False, True):
+        run = make(tmp_path / str(labelled), labelled=labelled)
+        picture(images, run / "samples.png", labels=torch.arange(100) % 10 if labelled else None)
+        runs = gather(run)
+        (cell,) = sample_cells(runs, runs.frame()).values()
+        sizes[labelled] = cell.size
+    assert sizes == {False: (4 * 63, 4 * 63), True: (4 * 63, 10 * 63)}

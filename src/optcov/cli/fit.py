@@ -257,22 +257,17 @@ def fit_trajectory(cfg: DictConfig, parts: Parts) -> None:
 
 
 def write_variance_curve(cfg: DictConfig, parts: Parts, folder: Path) -> None:
-    """Write ``variance.csv`` and ``variance.png``: what was fitted, on a few training images; seconds."""
+    """Write ``variance.csv`` and ``variance.png``: what samples will see, on a few training images; seconds."""
     import pandas as pd
 
     trainer = make_trainer(cfg)
     device = trainer.strategy.root_device
     count = num_curve_images(math.prod(parts.denoiser.data_shape))
     images, labels = parts.data.calibration(count).to(device), _calibration_labels(parts, count, device)
-    denoiser = parts.denoiser.to(device).eval()
+    for module in filter(None, (parts.denoiser, parts.strategy, parts.guidance)):
+        module.to(device).eval()
     with trainer.precision_plugin.forward_context():
-        curve = variance_curve(
-            denoiser if labels is None else denoiser.given(labels),
-            parts.strategy.to(device).eval(),
-            images,
-            1 / parts.sampler.num_steps,
-            cfg.seed,
-        )
+        curve = variance_curve(*parts.bound(labels), images, 1 / parts.sampler.num_steps, cfg.seed)
     if len(curve["t"]):  # a chain of one step has none between its ends
         frame = pd.DataFrame({name: values.numpy() for name, values in curve.items()})
         write_atomically(folder / "variance.csv", frame.to_csv(index=False))

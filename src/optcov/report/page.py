@@ -14,10 +14,12 @@ from optcov.report.runs import Runs
 from optcov.report.table import NOT_LABELS, Scores, labels
 
 CAPTIONS = {
-    "variance": "Left: the covariance that each strategy gives x_0 at time t, on a few training images; a strategy "
-    "without any, such as beta_tilde, is not on the logarithmic axis. Right: the variance of the step that follows "
-    "from it, of the fewest steps that were run. Dashed: the bounds of Analytic-DPM, Theorem 2, for data in [-1, 1].",
-    "samples": "Samples of the first seed. The noise of a sample is the same in all cells of one sampler.",
+    "variance": "Left: the covariance that each strategy gives x_0 at time t, on a few training images, with the run's "
+    "guidance; a strategy without any, such as beta_tilde, is not on the logarithmic axis. Right: the variance of the "
+    "step that follows from it, of the fewest steps that were run. Dashed: the bounds of Analytic-DPM, Theorem 2, for "
+    "data in [-1, 1].",
+    "samples": "Samples of the first seed; of models that know classes, a row for each. The noise of a sample is the "
+    "same in all cells of one sampler whose samples are of the same classes.",
 }
 
 

@@ -41,6 +41,7 @@ class Results(BaseModel):
     overrides: dict[str, str] = {}
     data_shape: tuple[int, ...] | None = None
     num_samples: int | None = None
+    labelled: bool = False
     reference: str | None = None
     throughput_images_per_s: float | None = None
     wall_time_s: dict[str, float] = {}
