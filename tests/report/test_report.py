@@ -190,8 +190,9 @@ class Page(HTMLParser):
 def test_the_report_is_whole_and_its_page_needs_no_other_file(tmp_path: Path):
     for i, (var, steps) in enumerate((v, k) for v in ("beta", "<sn>") for k in (5, 10)):
         run = make(
-            tmp_path / "sweep" / f"{i}", {"fd": 1.0 + i, "nll": 5.0 - i}, var=var, num_steps=steps, nfe=2 * steps
-        )
+            tmp_path / "sweep" / f"{i}", {"fd": 1.0 + i, "nll": 5.0 - i}, var=var, num_steps=steps, nfe=2 * steps,
+            reference="digits train (9)" if i == 0 else {"fd": "some.npz"},  # the first: as runs of before said it
+        )  # fmt: skip
         picture(torch.randint(256, (16, 1, 8, 8), dtype=torch.uint8), run / "samples.png")
         t = np.linspace(0.01, 1, 5)
         curve = {"t": t, "s": t / 2, "mean": t / (2 + i), "q05": 0.0 * t, "q95": t, "upper": t}
@@ -215,6 +216,7 @@ def test_the_report_is_whole_and_its_page_needs_no_other_file(tmp_path: Path):
     assert {(folder / link).resolve().name for link in page.links} == {"0", "1", "2", "3", "4"}
     assert all((folder / link).is_dir() and not link.startswith("/") for link in page.links)
     assert all(words in page.words for words in ("<sn>", "stopped here", "fd (lower is better)", "1 not finished"))
+    assert "digits train (9) | fd some.npz" in page.words
     assert "stopped here" in (folder / "table.md").read_text()
 
 

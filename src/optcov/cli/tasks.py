@@ -177,7 +177,7 @@ def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
             score_samples(cfg, parts, drawn, len(drawn), folder, scores)
             seconds = drawn.seconds()
             sampled = {
-                "reference": f"{choices()['data']} train ({len(parts.data.reference())})",
+                "reference": scores.references,
                 "num_samples": len(drawn),
                 "labelled": labels is not None,
                 "throughput_images_per_s": len(drawn) / seconds,

@@ -40,7 +40,7 @@ def page(runs: Runs, by_metric: Mapping[str, Scores], pictures: Mapping[str, Pat
     facts: dict[str, Any] = {}
     for name in ("reference", "num_samples", "git_revision", "device", "versions"):
         values = list(dict.fromkeys(_said(getattr(run.results, name)) for run in runs.ended))
-        facts[name.replace("_", " ")] = " | ".join(values)
+        facts[name.replace("_", " ")] = " | ".join(filter(None, values))
     sections = [
         {"name": name, "scores": _cells(each), "picture": _inlined(pictures[name])} for name, each in by_metric.items()
     ]
@@ -106,5 +106,5 @@ def _rounded(value: float | None) -> str:
 
 def _said(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {version}" for key, version in value.items())
+        return ", ".join(f"{key} {said}" for key, said in value.items())
     return "" if value is None else str(value)

@@ -42,7 +42,7 @@ class Results(BaseModel):
     data_shape: tuple[int, ...] | None = None
     num_samples: int | None = None
     labelled: bool = False
-    reference: str | None = None
+    reference: dict[str, str] | str | None = None
     throughput_images_per_s: float | None = None
     wall_time_s: dict[str, float] = {}
     git_revision: str | None = None
