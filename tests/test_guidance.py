@@ -1,5 +1,6 @@
 """Guidance against the closed form of a mixture whose components are the classes: means, covariances, limits."""
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -166,6 +167,42 @@ def test_a_guided_step_has_the_guided_covariance_within_the_bounds_of_data(mixtu
     assert mixed.gt(0).any()
     found = strategy.transition(kernel, denoiser, prediction, x_t, t).diagonal()
     assert_close(found, kernel.lambda_sq + kernel.c**2 * mixed.clamp(0, 1), rtol=1e-10, atol=1e-14)
+
+
+class Astray(VarianceStrategy):
+    """An estimate that leaves [0, 1] for the null label alone."""
+
+    def covariance(self, denoiser: Denoiser, prediction: Prediction, x_t: Tensor, t: Tensor) -> Covariance:
+        return DiagonalCovariance(torch.where(prediction.labels == 3, -0.1, 0.2)[:, None].expand_as(x_t).double())
+
+
+def test_estimates_are_bounded_before_a_weight_enlarges_them(mixture: GaussianMixture):
+    """0 + 3 (0.2 - 0), and not -0.1 + 3 (0.2 + 0.1); alike in the covariance and in the step."""
+    raw, t = oracle(mixture), TIMES[2]
+    x_t, labels = noisy(mixture, t)
+    kernel = ReverseKernel.between(SCHEDULE, TIMES[1], t)
+    denoiser, strategy = ClassifierFreeGuidance(raw, 3, 3.0).bind(raw, Astray(raw), labels)
+    prediction = denoiser(x_t, t)
+    mixed = strategy.covariance(denoiser, prediction, x_t, t).diagonal()
+    assert_close(mixed, torch.full_like(x_t, 0.6), rtol=1e-6, atol=0)
+    found = strategy.transition(kernel, denoiser, prediction, x_t, t).diagonal()
+    assert_close(found, kernel.lambda_sq + kernel.c**2 * mixed, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("kind", [Guidance, partial(ClassifierFreeGuidance, weight=1.0)])
+def test_a_step_that_mixes_no_two_answers_is_the_strategys_own(
+    mixture: GaussianMixture, kind: Callable[[Denoiser, int], Guidance]
+):
+    """Of a learned range with v below 0, too: it is smaller than lambda^2."""
+    raw, t = oracle(mixture), TIMES[2]
+    strategy = LearnedRange(raw, SimpleHead).double()
+    nn.init.constant_(strategy.head.output.bias, -3.0)
+    x_t, labels = noisy(mixture, t)
+    kernel = ReverseKernel.between(SCHEDULE, TIMES[1], t)
+    own = strategy.transition(kernel, raw, raw(x_t, t, labels), x_t, t).diagonal()
+    assert (own < kernel.lambda_sq).any()
+    denoiser, bound = kind(raw, 3).bind(raw, strategy, labels)
+    assert torch.equal(bound.transition(kernel, denoiser, denoiser(x_t, t), x_t, t).diagonal(), own)
 
 
 class Jacobian(VarianceStrategy):

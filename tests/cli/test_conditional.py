@@ -16,8 +16,10 @@ from optcov.cli.build import build
 from optcov.cli.fit import plan
 from optcov.cli.preflight import check
 from optcov.data.batches import LabelledBatch
+from optcov.guidance import Guided, GuidedVariance
 from optcov.report import by_class
 from optcov.training import ClassifierStage, MeanStage, VarianceStage
+from optcov.training.store import identity_key
 
 CONDITIONAL = ["conditional=true", "guidance=classifier_free"]
 CLASSIFIER = ["guidance=classifier", "guidance.classifier.channels=8", "var=analytic", "var.num_images=8"]
@@ -33,6 +35,7 @@ def test_a_conditional_run_whole(run: CLI, conditional: Path):
     found = results(conditional)
     assert found["guidance"] == "classifier_free"
     assert found["nfe"] == 6  # two calls at each of three times
+    assert found["labelled"]
     assert found["metrics"]["fd_pixel_8"] > 0
     assert weights(conditional / "checkpoints" / "mean.safetensors")["network.label.weight"].shape == (11, 32)
 
@@ -58,7 +61,7 @@ def test_a_conditional_run_whole(run: CLI, conditional: Path):
 
 
 def test_a_run_with_a_classifier_whole(run: CLI, count_calls: Callable[[Any, str], list[tuple[Any, ...]]]):
-    stages = count_calls(fit, "run_stage")
+    stages, curves = count_calls(fit, "run_stage"), count_calls(fit, "variance_curve")
     folder = run(*CLASSIFIER, "guidance.weight=2")
     assert [type(call[1]) for call in stages] == [MeanStage, ClassifierStage]
     found = results(folder)
@@ -72,6 +75,9 @@ def test_a_run_with_a_classifier_whole(run: CLI, count_calls: Callable[[Any, str
     assert np.load(folder / "samples.npz")["arr_1"].tolist() == [7, 7, 7]
     run(*CLASSIFIER, "conditional=true", "hydra.run.dir=both")
     assert [type(call[1]) for call in stages[2:]] == [MeanStage]
+    # a classifier moves no covariance; a network that knows classes is asked as its samples will ask it
+    assert [isinstance(call[0], Guided) for call in curves] == [False, False, True]
+    assert isinstance(curves[-1][1], GuidedVariance)
 
 
 def test_an_interrupted_classifier_goes_on(run: CLI, monkeypatch: pytest.MonkeyPatch):
@@ -118,13 +124,15 @@ def test_labels_reach_the_loss_and_some_are_hidden(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_unconditional_network_is_identified_as_before():
-    """Caches from before there were classes stay valid."""
-    for extra, kept in ([], False), (["conditional=true"], True):
-        cfg = composed(*extra)
+    """Caches stay valid: what changes these keys without need loses them, and with need raises FORMAT."""
+    keys = []
+    for extra in [], ["labels=null", "label_dropout=0.5", "guidance=classifier"], ["conditional=true"]:
+        cfg = composed("var=npr_dpm", *extra)
         fits = plan(cfg, check(cfg), build(cfg))
-        for identity in (fits.mean, fits.variance):
-            assert ("label_dropout" in identity) is kept
-        assert not {"conditional", "labels", "guidance", "classifier_ckpt"} & (fits.mean.keys() | fits.variance.keys())
+        keys.append((identity_key(fits.mean), identity_key(fits.variance)))
+    plain, other, conditional = keys
+    assert plain == other == ("31493cc6653c1149", "0acfd5a90e55070e")
+    assert not set(plain) & set(conditional)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +193,26 @@ def test_means_with_and_without_classes_are_not_taken_for_each_other(run: CLI, t
     assert "labels = 3" in sentence
     sentence = run.refused(f"run={conditional}", "mode=interpolate_images", task="sample", tiny=False)
     assert "interpolate_images" in sentence
+
+
+def test_checkpoints_without_a_null_label_are_refused_where_guidance_wants_it(run: CLI, conditional: Path):
+    """Also a mean that a run was given, when the run is restored: its own label_dropout says nothing of the mean."""
+    never = run("conditional=true", "label_dropout=0", "var=sn_dpm", "hydra.run.dir=never") / "checkpoints"
+    mean = f"mean_ckpt={never / 'mean.safetensors'}"
+    sentence = run.refused(*CONDITIONAL, "guidance.weight=3", mean)
+    assert "mean_ckpt = " in sentence
+    assert "label_dropout = 0" in sentence
+    heir = run("conditional=true", mean, "var=beta", "hydra.run.dir=heir")  # has no use for the null label
+    free = [f"run={heir}", "guidance=classifier_free"]
+    assert "label_dropout = 0" in run.refused(*free, "guidance.weight=3", task="sample", tiny=False)
+    run(*free, "guidance.weight=1", task="sample", tiny=False)
+
+    known = f"mean_ckpt={conditional / 'checkpoints' / 'mean.safetensors'}"
+    blind = run("conditional=true", "label_dropout=0", known, "var=sn_dpm", "hydra.run.dir=blind") / "checkpoints"
+    asked = [*CONDITIONAL, "guidance.weight=3", "var=sn_dpm", known]
+    sentence = run.refused(*asked, f"var_ckpt={blind / 'variance.safetensors'}")
+    assert "var_ckpt = " in sentence
+    assert "label_dropout = 0" in sentence
 
 
 def test_likelihood_is_that_of_the_label(run: CLI):

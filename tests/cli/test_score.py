@@ -114,6 +114,8 @@ def test_every_metric_of_samples_in_one_run_and_the_reference_once(
         "fd_cifar_4", "fd_pixel_4", "fid_4", "inception_score_4", "kid_4", "precision_4", "recall_4"
     ]  # fmt: skip
     assert sorted(found["higher_is_better"]) == ["inception_score_4", "precision_4", "recall_4"]
+    compared = set(found["metrics"]) - {"inception_score_4"}  # which looks at no reference
+    assert found["reference"] == dict.fromkeys(compared, "image_folder train (3)")
     assert json.loads((folder / "kid_4.json").read_text())["subset_size"] == 3
     kept = sorted(path.name for path in (run.folder / "outputs" / "cache" / "reference").glob("*.npz"))
     assert [name.split("-")[0] for name in kept] == ["cifar", "inception", "inception"]
@@ -122,6 +124,7 @@ def test_every_metric_of_samples_in_one_run_and_the_reference_once(
     assert "statistics" in statistics.name
     again = run("metric=fid", f"metric.fid.reference={statistics}", "hydra.run.dir=again", *few, *images(run.folder))
     assert results(again)["metrics"]["fid_4"] == pytest.approx(found["metrics"]["fid_4"], rel=1e-9)
+    assert results(again)["reference"] == {"fid_4": str(statistics)}
     assert not [name for name in load_file(folder / "checkpoints" / "variance.safetensors") if "Mixed" in name]
     # sample.py scores nothing and needs no weights
     monkeypatch.setenv("OPTCOV_INCEPTION", "nowhere")

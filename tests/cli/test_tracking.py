@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +151,34 @@ def test_a_best_of_another_score_is_forgotten():
     state = {"score": 1.0, "step": 2, "weights": {}, "scored": callback._scored}
     callback.load_state_dict(state)
     assert callback.state_dict() == state
-    for setting in ("sampler.num_steps=2", "callbacks.tracking.num_samples=6", "callbacks.tracking.mean_steps=3"):
-        other = tracking(setting)
+    for setting in (
+        ["sampler.num_steps=2"], ["callbacks.tracking.num_samples=6"], ["callbacks.tracking.mean_steps=3"],
+        ["conditional=true", "labels=[3,5]"],
+    ):  # fmt: skip
+        other = tracking(*setting)
         other.load_state_dict(state)
         assert other.state_dict() == {}
+
+
+def test_a_network_that_knows_classes_is_tracked_with_the_labels_and_without_guidance(run: CLI):
+    """Its score is that of the plain call with the labels, which without them answers another."""
+    settings = [
+        "conditional=true", "labels=[3,5]", "guidance=classifier_free", "guidance.weight=9", "var=beta",
+        "optimizer.lr=0.01", "warmup_steps=1", "callbacks.ema.decay=0",
+    ]  # fmt: skip
+    folder = run(*settings, *TRACKED)
+    parts = build(composed(*settings))
+    parts.denoiser.load_state_dict(weights(folder / FITTED[0]))
+    times = EvenTrajectory().times(parts.denoiser.schedule, 4)
+    metric = FrechetPixelDistance()
+    metric.refer_to(Reference(parts.data.reference()))
+    found = []
+    for labels in (parts.labels(7, 0), None):
+        draw = partial(sample, parts.denoiser, BetaTilde(parts.denoiser), DDIMSampler(4), times, 7)
+        metric.reset()
+        metric.update(draw(derive_seed(0, Stream.TRACKING), 7, labels=labels, progress=False))
+        found.append(metric.compute()["fd_pixel"].value)
+    assert tracked(folder)["mean/fd_pixel_7"][2] == found[0] != found[1]
 
 
 @pytest.mark.parametrize(("best", "higher"), [(2, False), (5, False), (2, True)])
@@ -186,10 +211,15 @@ def test_the_best_weights_are_those_of_their_step_and_can_be_used(
 
 
 def test_of_what_is_found_in_the_cache_there_is_nothing_to_track(run: CLI):
-    run("var=beta")
+    measured = ["var=analytic", "var.num_images=8"]
+    run(*measured)
     folder = run("var=npr_dpm", *TRACKED, "hydra.run.dir=tracked")
-    assert "mean: fitted before, so that there is nothing to track" in (folder / "train.log").read_text()
+    said = "fitted before, so that there is nothing to track"
+    assert f"mean: {said}" in (folder / "train.log").read_text()
     assert list(tracked(folder)) == ["variance/fd_pixel_7"]
+    log = (run(*measured, *TRACKED, "hydra.run.dir=measured") / "train.log").read_text()
+    assert "variance: found" in log
+    assert log.count(said) == 1  # of the mean: what is measured in one pass is never tracked
 
 
 def test_a_tracked_run_can_be_evaluated_without_samples(run: CLI, whole: Path):

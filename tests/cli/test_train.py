@@ -37,7 +37,7 @@ def test_results_hold_the_contract(trained):
     assert found.keys() >= CONTRACT
     assert list(found["metrics"]) == ["fd_pixel_8"]  # the number of samples is in the name
     assert found["metrics"]["fd_pixel_8"] > 0
-    assert found["reference"] == "digits train (1500)"
+    assert found["reference"] == {"fd_pixel_8": "digits train (1500)"}
     assert [found[key] for key in ("var", "sampler", "trajectory", "model", "schedule")] == [
         "sn_dpm", "ddpm", "even", "unet", "linear",
     ]  # fmt: skip

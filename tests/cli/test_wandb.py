@@ -29,6 +29,7 @@ class Offline:
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    axes: dict[str, str] = field(default_factory=dict)
     group: str = ""
     project: str = ""
     name: str = ""
@@ -96,6 +97,8 @@ def read(folder: Path) -> Offline:
             values(record.config.update, run.config)
         elif kind == "history":
             run.history.append(values(record.history.item))
+        elif kind == "metric":
+            run.axes[record.metric.glob_name or record.metric.name] = record.metric.step_metric
         elif kind == "summary":
             run.summary |= values(record.summary.update)
         elif kind == "artifact":
@@ -144,12 +147,13 @@ def curves(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
 def test_an_offline_run_holds_config_scores_pictures_and_charts(run: CLI, curves: dict[str, list[float]]):
     """Of a user who is not logged in, without a network and without a question."""
     tracking = ["callbacks=tracking", "callbacks.tracking.every_n_steps=1", "callbacks.tracking.num_samples=5"]
-    folder = run("var=sn_dpm", "logger=wandb", "logger.wandb.tags=[mine]", *tracking)
+    guidance = ["guidance=classifier", "guidance.classifier.channels=8"]
+    folder = run("var=sn_dpm", "logger=wandb", "logger.wandb.tags=[mine]", *tracking, *guidance)
     found = read(folder)
     assert found.exit_code == 0  # finished, not cut off
     assert found.project == "optcov"
     assert found.name == "run"
-    assert set(found.tags) == {"mine", "sn_dpm", "ddpm", "digits", "linear"}
+    assert set(found.tags) == {"mine", "sn_dpm", "ddpm", "digits", "linear", "classifier"}
 
     config = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"))
     assert isinstance(config, dict)
@@ -175,14 +179,17 @@ def test_an_offline_run_holds_config_scores_pictures_and_charts(run: CLI, curves
     score = ours["metrics"]["fd_pixel_8"]
     assert logged(found.history, "fd_pixel_8") == [score]
     assert found.summary["fd_pixel_8"] == score
-    assert len(logged(found.history, "mean/loss")) == len(logged(found.history, "variance/loss")) == 2
+    for stage in ("mean", "variance", "classifier"):
+        assert len(logged(found.history, f"{stage}/loss")) == 2
+        assert found.axes[f"{stage}/*"] == dashboard.STEP
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
     for stage in ("mean", "variance"):
         name = f"track/{stage}/fd_pixel_5"
         tracked = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
         assert [(row["trainer/global_step"], row[name]) for row in found.history if name in row] == tracked
         assert [step for step, _ in tracked] == [1, 2]
-        assert found.summary[name] == {"min": min(value for _, value in tracked), "last": tracked[-1][1]}
+        scores = [value for _, value in tracked]
+        assert found.summary[name] == {"min": min(scores), "max": max(scores), "last": scores[-1]}
         assert len(logged(found.history, f"track/{stage}/samples")) == 2
 
     media = next(folder.glob("wandb/offline-run-*/files/media"))
@@ -190,7 +197,7 @@ def test_an_offline_run_holds_config_scores_pictures_and_charts(run: CLI, curves
     assert samples["_type"] == "image-file"
     assert Image.open(media.parent / samples["path"]).tobytes() == Image.open(folder / "samples.png").tobytes()
     (row,) = found.table("results")
-    assert (row["var"], row["num_steps"], row["fd_pixel_8"]) == ("sn_dpm", 3, score)
+    assert (row["var"], row["guidance"], row["num_steps"], row["fd_pixel_8"]) == ("sn_dpm", "classifier", 3, score)
     assert row["samples"]["_type"] == "image-file"
     assert found.files[row["samples"]["path"]].read_bytes() == (folder / "samples.png").read_bytes()
     assert found.lines("variance") == {

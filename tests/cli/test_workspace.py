@@ -33,7 +33,7 @@ def test_it_is_built_from_what_runs_log():
     shown = json.dumps(sections)
     for name in (
         "track/mean/samples", "fd_pixel_2k_against_steps_table", "fd_pixel_50k_against_steps_table", "variance_table",
-        "^(mean|variance)/loss$", "trainer/global_step", "summary:num_steps", "wandb/lineseries/v0",
+        "^(mean|variance|classifier)/loss$", "trainer/global_step", "summary:num_steps", "wandb/lineseries/v0",
     ):  # fmt: skip
         assert name in shown, name
 

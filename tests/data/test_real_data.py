@@ -72,6 +72,6 @@ def test_a_whole_run_on_cifar10_ends_with_a_table(shared_data: Path, tmp_path: P
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["reference"] == "cifar10 train (64)"
+    assert results["reference"] == {"fd_pixel_4": "cifar10 train (64)"}
     assert np.isfinite(results["metrics"]["fd_pixel_4"])
     assert (tmp_path / "run" / "samples.png").is_file()

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from projection import Projection, images, random
@@ -97,10 +98,25 @@ def test_the_inception_score_against_torchmetrics():
 def test_the_inception_score_of_splits_is_that_of_each():
     metric = inception_score(3)
     found = scores(metric)["inception_score"]
-    each = torch.tensor([scores(inception_score(1), fake=FAKE[i::3])["inception_score"] for i in range(3)])
+    split = torch.from_numpy(np.random.default_rng(0).random((40, 3)).argsort(1)).flatten()
+    each = torch.tensor([scores(inception_score(1), fake=FAKE[split == i])["inception_score"] for i in range(3)])
     assert found == pytest.approx(float(each.mean()), rel=1e-5)
     spread = metric.compute()["inception_score"].details["standard_deviation"]
     assert spread == pytest.approx(float(each.std(correction=0)), rel=1e-3)
+    metric.reset()
+    for batch in FAKE.split(7):  # again from the first sample, and whatever the batches
+        metric.update(batch)
+    assert metric.compute()["inception_score"].value == pytest.approx(found, rel=1e-6)
+
+
+@pytest.mark.parametrize("classes", [5, 10, 20])
+def test_the_inception_score_does_not_feel_that_classes_come_in_turn(classes: int):
+    """As with ``labels=[0,1,...]``, of which every tenth are of one class or two."""
+    samples = FAKE[:classes].repeat(1000 // classes, 1, 1, 1)
+    order = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
+    in_turn = scores(inception_score(10), fake=samples)["inception_score"]
+    shuffled = scores(inception_score(10), fake=samples[order])["inception_score"]
+    assert in_turn == pytest.approx(shuffled, rel=0.05)
 
 
 def test_the_inception_score_is_one_where_all_samples_are_of_one_class():

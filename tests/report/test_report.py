@@ -24,6 +24,7 @@ from optcov.report import (
     write_report,
 )
 from optcov.report.picture import first_samples
+from optcov.report.write import sample_cells
 
 
 def make(folder: Path, metrics: dict[str, float] | None = None, **facts: Any) -> Path:
@@ -189,8 +190,9 @@ class Page(HTMLParser):
 def test_the_report_is_whole_and_its_page_needs_no_other_file(tmp_path: Path):
     for i, (var, steps) in enumerate((v, k) for v in ("beta", "<sn>") for k in (5, 10)):
         run = make(
-            tmp_path / "sweep" / f"{i}", {"fd": 1.0 + i, "nll": 5.0 - i}, var=var, num_steps=steps, nfe=2 * steps
-        )
+            tmp_path / "sweep" / f"{i}", {"fd": 1.0 + i, "nll": 5.0 - i}, var=var, num_steps=steps, nfe=2 * steps,
+            reference="digits train (9)" if i == 0 else {"fd": "some.npz"},  # the first: as runs of before said it
+        )  # fmt: skip
         picture(torch.randint(256, (16, 1, 8, 8), dtype=torch.uint8), run / "samples.png")
         t = np.linspace(0.01, 1, 5)
         curve = {"t": t, "s": t / 2, "mean": t / (2 + i), "q05": 0.0 * t, "q95": t, "upper": t}
@@ -214,6 +216,7 @@ def test_the_report_is_whole_and_its_page_needs_no_other_file(tmp_path: Path):
     assert {(folder / link).resolve().name for link in page.links} == {"0", "1", "2", "3", "4"}
     assert all((folder / link).is_dir() and not link.startswith("/") for link in page.links)
     assert all(words in page.words for words in ("<sn>", "stopped here", "fd (lower is better)", "1 not finished"))
+    assert "digits train (9) | fd some.npz" in page.words
     assert "stopped here" in (folder / "table.md").read_text()
 
 
@@ -228,3 +231,16 @@ def test_the_corner_of_a_picture_is_its_first_samples(tmp_path: Path):
             for column in range(width):
                 shown = corner[row * 60 : row * 60 + 50 : 10, column * 60 : column * 60 + 50 : 10]
                 assert np.array_equal(shown, images[row * columns + column].permute(1, 2, 0).numpy())
+
+
+def test_of_samples_with_labels_a_report_shows_every_class(tmp_path: Path):
+    """Ten rows of four; of others, the first four rows."""
+    images = torch.full((100, 1, 8, 8), 255, dtype=torch.uint8)
+    sizes = {}
+    for labelled in (False, True):
+        run = make(tmp_path / str(labelled), labelled=labelled)
+        picture(images, run / "samples.png", labels=torch.arange(100) % 10 if labelled else None)
+        runs = gather(run)
+        (cell,) = sample_cells(runs, runs.frame()).values()
+        sizes[labelled] = cell.size
+    assert sizes == {False: (4 * 63, 4 * 63), True: (4 * 63, 10 * 63)}

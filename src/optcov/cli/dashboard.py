@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Mode = Literal["auto", "online", "offline", "disabled"]
-TAGS = ("var", "sampler", "data", "schedule")  # the groups whose choices a run is tagged with
+TAGS = ("var", "sampler", "data", "schedule", "guidance")  # the groups whose choices, if any, a run is tagged with
 CURVES = ["mean", "q05", "q95", "upper"]  # of variance.csv: C over pixels and images, and its bound
 STEP = "trainer/global_step"  # Lightning's name for the number of optimizer steps
 OFFLINE = "logging offline, send it later with `wandb sync`"
@@ -56,9 +56,10 @@ class Dashboard(WandbLogger):
             os.environ["WANDB_DATA_DIR"] = str(folder.absolute() / "wandb")
         with self._spared():  # Lightning defines the axis of those runs alone that it starts itself
             step = self.experiment.define_metric(STEP)
-            for stage in ("mean/*", "variance/*"):
+            for stage in ("mean/*", "variance/*", "classifier/*"):
                 self.experiment.define_metric(stage, step_metric=step)
-            self.experiment.define_metric("track/*", step_metric=step, summary="min,last")
+            # the best is the one or the other
+            self.experiment.define_metric("track/*", step_metric=step, summary="min,max,last")
 
     def log_hyperparams(self, params: Any) -> None:
         with self._spared():
@@ -79,7 +80,7 @@ class Dashboard(WandbLogger):
         with self._spared():
             import wandb
 
-            columns = ["var", "sampler", "trajectory", "num_steps", "nfe"]
+            columns = ["var", "sampler", "trajectory", "guidance", "num_steps", "nfe"]
             row = {column: results[column] for column in columns} | results["metrics"]
             charts: dict[str, Any] = {}
             if (folder / "samples.png").is_file():
@@ -171,7 +172,7 @@ def wandb_logger(
         project, entity: as in ``wandb.init``.
         save_dir: the run's folder.
         group: joins runs in the dashboard; the name of the sweep, in a sweep, where None.
-        tags: beside the run's choice of var, sampler, data and schedule.
+        tags: beside the run's choice of var, sampler, data, schedule and, where it is not none, guidance.
         mode: ``auto``, ``online``, ``offline`` or ``disabled``; the environment's WANDB_MODE goes first.
     Raises:
         ValueError: if the mode is none of these, or is ``online`` and W&B does not start.
@@ -185,7 +186,7 @@ def wandb_logger(
         entity=entity,
         name=folder.name if sweep is None else f"{sweep.name}/{folder.name}",
         group=group or (None if sweep is None else sweep.name),
-        tags=[*(tags or []), *(chosen[option] for option in TAGS if option in chosen)],
+        tags=[*(tags or []), *(chosen[option] for option in TAGS if chosen.get(option, "none") != "none")],
     )
 
 

@@ -38,6 +38,7 @@ from optcov.training import (
     VarianceStage,
 )
 from optcov.training.store import FORMAT, Identity, Kind, first_process, identity_key
+from optcov.variance.base import VarianceStrategy
 from optcov.variance.curve import num_curve_images, variance_curve
 
 log = logging.getLogger(__name__)
@@ -116,6 +117,7 @@ def plan(cfg: DictConfig, config: dict[str, Any], parts: Parts) -> Plan:
                 f"mean_ckpt = {cfg.mean_ckpt} was trained {theirs}, not {ours}: set "
                 f"conditional={str(num_classes is None).lower()}, or leave mean_ckpt out to train anew"
             )
+        _refuse_untrained_null_label(parts, given["mean"], f"mean_ckpt = {cfg.mean_ckpt}")
         mean = given["mean"].identity
         _load_into(parts.denoiser, given["mean"], f"mean_ckpt = {cfg.mean_ckpt}")
     classifier = _plan_classifier(cfg, config, parts, given)
@@ -134,8 +136,18 @@ def plan(cfg: DictConfig, config: dict[str, Any], parts: Parts) -> Plan:
                     f"var_ckpt = {cfg.var_ckpt} was fitted to {what}: give the one fitted here, "
                     "or leave var_ckpt out to fit anew"
                 )
+        if parts.strategy.fitting == "train":
+            _refuse_untrained_null_label(parts, given["variance"], f"var_ckpt = {cfg.var_ckpt}")
         _load_into(parts.strategy, given["variance"], f"var_ckpt = {cfg.var_ckpt}")
     return Plan(mean, variance, classifier, given)
+
+
+def _refuse_untrained_null_label(parts: Parts, checkpoint: Checkpoint, name: str) -> None:
+    if parts.guidance is not None and parts.guidance.uses_null_label and checkpoint.identity.get("label_dropout") == 0:
+        raise CheckpointError(
+            f"{name} was trained with label_dropout = 0 and knows no null label, which guidance = classifier_free "
+            "wants: give one trained with label_dropout=0.1, or set guidance.weight=1"
+        )
 
 
 def _plan_classifier(
@@ -245,22 +257,17 @@ def fit_trajectory(cfg: DictConfig, parts: Parts) -> None:
 
 
 def write_variance_curve(cfg: DictConfig, parts: Parts, folder: Path) -> None:
-    """Write ``variance.csv`` and ``variance.png``: what was fitted, on a few training images; seconds."""
+    """Write ``variance.csv`` and ``variance.png``: what samples will see, on a few training images; seconds."""
     import pandas as pd
 
     trainer = make_trainer(cfg)
     device = trainer.strategy.root_device
     count = num_curve_images(math.prod(parts.denoiser.data_shape))
     images, labels = parts.data.calibration(count).to(device), _calibration_labels(parts, count, device)
-    denoiser = parts.denoiser.to(device).eval()
+    for module in filter(None, (parts.denoiser, parts.strategy, parts.guidance)):
+        module.to(device).eval()
     with trainer.precision_plugin.forward_context():
-        curve = variance_curve(
-            denoiser if labels is None else denoiser.given(labels),
-            parts.strategy.to(device).eval(),
-            images,
-            1 / parts.sampler.num_steps,
-            cfg.seed,
-        )
+        curve = variance_curve(*parts.bound(labels), images, 1 / parts.sampler.num_steps, cfg.seed)
     if len(curve["t"]):  # a chain of one step has none between its ends
         frame = pd.DataFrame({name: values.numpy() for name, values in curve.items()})
         write_atomically(folder / "variance.csv", frame.to_csv(index=False))
@@ -332,7 +339,8 @@ def _find_or_fit(
                 shutil.rmtree(entry.resume_folder, ignore_errors=True)
             return checkpoint
     log.info("%s: found %s", kind, entry.path)
-    if "tracking" in cfg.callbacks:
+    is_tracked = kind == "mean" or (isinstance(module, VarianceStrategy) and module.fitting == "train")
+    if "tracking" in cfg.callbacks and is_tracked:
         log.info("%s: fitted before, so that there is nothing to track; another cache_dir fits it again", kind)
     return _load_into(module, checkpoint, f"cache_dir = {cfg.cache_dir}")
 

@@ -13,16 +13,18 @@ from torch import Tensor
 from optcov.cli.build import Parts, reference_of
 from optcov.cli.errors import refusals
 from optcov.cli.fit import make_trainer
+from optcov.cli.run_folder import choices
 from optcov.files import write_atomically
 from optcov.metric import FrechetDistance, Metric, ModelMetric, Score, update_all, with_count
 
 
 @dataclass
 class Scores:
-    """Values by name, their standard errors where they are known, and the names of those that had better be large."""
+    """Values by name, their standard errors and references where there are, and the names of those better large."""
 
     values: dict[str, float] = field(default_factory=dict)
     standard_errors: dict[str, float] = field(default_factory=dict)
+    references: dict[str, str] = field(default_factory=dict)
     higher_is_better: list[str] = field(default_factory=list)
 
     def add(self, name: str, score: Score, higher_is_better: bool, folder: Path) -> None:
@@ -69,8 +71,11 @@ def score_samples(
         if seen != count:
             raise ValueError(f"{seen} samples arrived of num_samples = {count}: run again")
         for metric in metrics:
+            compared_with = metric.compared_with(f"{choices()['data']} train ({len(reference.images)})")
             for name, score in metric.compute().items():
                 scores.add(with_count(name, count), score, metric.higher_is_better, folder)
+                if compared_with is not None:
+                    scores.references[with_count(name, count)] = compared_with
 
 
 def score_model(cfg: DictConfig, parts: Parts, folder: Path, scores: Scores) -> None:

@@ -172,12 +172,14 @@ def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
         log.info("sampling: %d samples, %d steps", cfg.num_samples, len(parts.times))
         drawn = draw(cfg, parts, folder)
         if first_process():
-            preview(drawn, folder / "samples.png", parts.labels(len(drawn), cfg.seed))
+            labels = parts.labels(len(drawn), cfg.seed)
+            preview(drawn, folder / "samples.png", labels)
             score_samples(cfg, parts, drawn, len(drawn), folder, scores)
             seconds = drawn.seconds()
             sampled = {
-                "reference": f"{choices()['data']} train ({len(parts.data.reference())})",
+                "reference": scores.references,
                 "num_samples": len(drawn),
+                "labelled": labels is not None,
                 "throughput_images_per_s": len(drawn) / seconds,
                 "wall_time_s": {"sampling": seconds},
             }

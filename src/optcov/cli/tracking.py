@@ -35,9 +35,10 @@ log = logging.getLogger(__name__)
 class Tracking(Callback):
     """Draws samples every few steps and after the last, scores them, and keeps the weights that scored best.
 
-    The mean network is tracked by DDIM (eta = 0) on even times, a variance by the run's own sampler and trajectory.
-    Scores are those of the run's metrics of samples; the first one decides which weights are best.  Training does not
-    feel it: a tracked run ends with the weights of an untracked one, bit by bit.
+    The mean network is tracked by DDIM (eta = 0) on even times, a variance by the run's own sampler and trajectory,
+    both in the precision of the trainer.  A network that knows classes is asked for those of ``labels``, without
+    guidance.  Scores are those of the run's metrics of samples; the first one decides which weights are best.  Training
+    does not feel it: a tracked run ends with the weights of an untracked one, bit by bit.
 
     Args:
         every_n_steps: optimizer steps from one score to the next.
@@ -88,6 +89,7 @@ class Tracking(Callback):
         self.seed, self.batch_size = derive_seed(cfg.seed, Stream.TRACKING), cfg.sample_batch_size
         self.folder, self.reference = Path(cfg.output_dir), reference_of(cfg, parts.data)
         scored = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("metric", "sampler", "trajectory")}
+        scored["labels"] = parts.classes
         self._scored = scored | {"num_samples": self.num_samples, "mean_steps": self.mean_steps}
 
     def state_dict(self) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def build(entity: str, project: str, metrics: Sequence[str]) -> Workspace:
             curves("mean network", "^track/mean/.*", log_y=True),
             curves("variance", "^track/variance/.*", log_y=True),
         ],
-        "training losses": [curves("losses", "^(mean|variance)/loss$", log_y=True)],
+        "training losses": [curves("losses", "^(mean|variance|classifier)/loss$", log_y=True)],
     }
     return workspaces.Workspace(
         entity=entity,

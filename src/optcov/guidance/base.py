@@ -107,10 +107,11 @@ class Guided(Given):
 
 
 class GuidedVariance(VarianceStrategy):
-    """The covariance of guided predictions, by any strategy; predictions that are not guided keep theirs.
+    """The covariance of guided predictions, by any strategy; those that mix no two answers keep the strategy's own.
 
-    Mixed is the covariance of the step, ``lambda^2 I + c^2 C``, which is affine in C and which every strategy has; the
-    bounds are those of C in [0, 1].
+    Mixed is the covariance of the step, ``lambda^2 I + c^2 C``, which is affine in C and which every strategy has.  A
+    strategy bounds each C to [0, 1] before: a weight above 1 would enlarge what an estimate has beyond that.  The
+    mixture is bounded to the same.
 
     Args:
         strategy: fitted; shared, not copied.
@@ -122,7 +123,9 @@ class GuidedVariance(VarianceStrategy):
         self.cut_last = strategy.cut_last
 
     def covariance(self, denoiser: Denoiser, prediction: Prediction, x_t: Tensor, t: Tensor) -> Covariance:
-        return _mixed(lambda given, own: self.strategy.covariance(given, own, x_t, t), denoiser, prediction)
+        return _mixed(
+            lambda given, own: self.strategy.covariance(given, own, x_t, t).clamp(0.0, 1.0), denoiser, prediction
+        )
 
     def transition(
         self, kernel: ReverseKernel, denoiser: Denoiser, prediction: Prediction, x_t: Tensor, t: Tensor
@@ -130,6 +133,8 @@ class GuidedVariance(VarianceStrategy):
         covariance = _mixed(
             lambda given, own: self.strategy.transition(kernel, given, own, x_t, t), denoiser, prediction
         )
+        if not isinstance(prediction, GuidedPrediction) or prediction.end is None:
+            return covariance
         return covariance.clamp(kernel.lambda_sq, kernel.lambda_sq + kernel.c**2)
 
 

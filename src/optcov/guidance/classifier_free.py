@@ -1,7 +1,7 @@
 r"""Classifier-free guidance (arXiv:2207.12598), in mean and covariance, from one network that knows the null label.
 
     e_w = e_u + w (e_c - e_u)         w = 0: unconditional, w = 1: conditional; the paper's weight (Eq. 6) is w - 1
-    C_w = C_u + w (C_c - C_u)         clamped to [0, 1]
+    C_w = C_u + w (C_c - C_u)         each of the three clamped to [0, 1]
 
 with ``_c`` for the wanted class and ``_u`` for the null label.
 """

@@ -62,6 +62,14 @@ class Metric(ABC):
             ValueError: if they can not be a reference.
         """
 
+    def compared_with(self, training: str) -> str | None:
+        """What samples are compared with, in words, for results; None where it is nothing.
+
+        Args:
+            training: words for the training images, which it is unless a metric says otherwise.
+        """
+        return training
+
     @abstractmethod
     def update(self, images: Tensor) -> None:
         """Add samples.

@@ -123,6 +123,9 @@ class FrechetDistance(FeatureMetric):
                 "give statistics of the same resolution, or null for the training images"
             )
 
+    def compared_with(self, training: str) -> str:
+        return training if self.path is None else str(self.path)
+
     def refer_to(self, reference: Reference) -> None:
         self.check(reference, 2)
         super().refer_to(reference)

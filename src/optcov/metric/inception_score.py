@@ -5,6 +5,7 @@ Source: Salimans et al. (arXiv:1606.03498), Section 4.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,10 @@ from optcov.metric.reference import Reference
 
 
 class InceptionScore(FeatureMetric):
-    """Mean over splits of the samples; constant memory.  Sample i is in split ``i mod splits``.
+    """Mean over splits of the samples; constant memory.
+
+    Of each ``splits`` samples in a row one is in each split, in an order drawn with a fixed seed: a split has nothing
+    to do with where its samples stand, as their classes may have, and sample i is in the same one in any batch.
 
     The standard deviation over the splits is in the score's details.
 
@@ -40,9 +44,12 @@ class InceptionScore(FeatureMetric):
                 f"metric.{self.name}.splits = {self.splits} is more than num_samples = {num_samples}: give fewer"
             )
 
+    def compared_with(self, training: str) -> None:
+        return None
+
     def update_features(self, features: Tensor) -> None:
         log_p = self.inception.logits(features).double().log_softmax(1).cpu()
-        split = torch.arange(self._count, self._count + len(log_p)) % self.splits
+        split = self._deal(len(log_p))
         self._count += len(log_p)
         self._sizes += split.bincount(minlength=self.splits)
         self._negentropy.index_add_(0, split, (log_p.exp() * log_p).sum(1))
@@ -62,6 +69,16 @@ class InceptionScore(FeatureMetric):
 
     def reset(self) -> None:
         self._count = 0
+        self._stream = np.random.default_rng(0)
+        self._dealt = torch.zeros(0, dtype=torch.int64)  # to samples that are still to come
         self._sizes = torch.zeros(self.splits, dtype=torch.int64)
         self._negentropy = torch.zeros(self.splits, dtype=torch.float64)
         self._marginal = torch.zeros(self.splits, NUM_CLASSES, dtype=torch.float64)
+
+    def _deal(self, count: int) -> Tensor:
+        """The split of each of the next samples, int64 ``[count]``."""
+        rounds = -(-(count - len(self._dealt)) // self.splits)
+        more = self._stream.random((rounds, self.splits)).argsort(1)  # numbers one after the other, however many
+        dealt = torch.cat([self._dealt, torch.from_numpy(more).flatten()])
+        self._dealt = dealt[count:]
+        return dealt[:count]

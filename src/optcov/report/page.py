@@ -14,10 +14,12 @@ from optcov.report.runs import Runs
 from optcov.report.table import NOT_LABELS, Scores, labels
 
 CAPTIONS = {
-    "variance": "Left: the covariance that each strategy gives x_0 at time t, on a few training images; a strategy "
-    "without any, such as beta_tilde, is not on the logarithmic axis. Right: the variance of the step that follows "
-    "from it, of the fewest steps that were run. Dashed: the bounds of Analytic-DPM, Theorem 2, for data in [-1, 1].",
-    "samples": "Samples of the first seed. The noise of a sample is the same in all cells of one sampler.",
+    "variance": "Left: the covariance that each strategy gives x_0 at time t, on a few training images, with the run's "
+    "guidance; a strategy without any, such as beta_tilde, is not on the logarithmic axis. Right: the variance of the "
+    "step that follows from it, of the fewest steps that were run. Dashed: the bounds of Analytic-DPM, Theorem 2, for "
+    "data in [-1, 1].",
+    "samples": "Samples of the first seed; of models that know classes, a row for each. The noise of a sample is the "
+    "same in all cells of one sampler whose samples are of the same classes.",
 }
 
 
@@ -38,7 +40,7 @@ def page(runs: Runs, by_metric: Mapping[str, Scores], pictures: Mapping[str, Pat
     facts: dict[str, Any] = {}
     for name in ("reference", "num_samples", "git_revision", "device", "versions"):
         values = list(dict.fromkeys(_said(getattr(run.results, name)) for run in runs.ended))
-        facts[name.replace("_", " ")] = " | ".join(values)
+        facts[name.replace("_", " ")] = " | ".join(filter(None, values))
     sections = [
         {"name": name, "scores": _cells(each), "picture": _inlined(pictures[name])} for name, each in by_metric.items()
     ]
@@ -104,5 +106,5 @@ def _rounded(value: float | None) -> str:
 
 def _said(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {version}" for key, version in value.items())
+        return ", ".join(f"{key} {said}" for key, said in value.items())
     return "" if value is None else str(value)

@@ -89,21 +89,22 @@ def _scatter(vectors: Tensor, path: Path, labels: Tensor | None) -> None:
     figure.savefig(path, dpi=120)
 
 
-def first_samples(path: Path, shape: Sequence[int] | None, side: int = 4) -> Image.Image:
+def first_samples(path: Path, shape: Sequence[int] | None, side: int = 4, labelled: bool = False) -> Image.Image:
     """The corner of a file that :func:`picture` wrote.
 
     Args:
         path: the file.
         shape: of a sample; all points of vectors are kept, and all of a picture of what is not known.
         side: images in a row and in a column, at most.
+        labelled: the picture has a row for each class, and all rows are kept.
     """
     with Image.open(path) as opened:
         whole = opened.convert("RGB")
     if shape is None or len(shape) != 3:
         return whole
     _, height, width = shape
-    cell = [(pixels + 1) * _scale(height + 1) * side for pixels in (width, height)]  # with the lines between images
-    return whole.crop((0, 0, min(whole.width, cell[0]), min(whole.height, cell[1])))
+    right, below = ((pixels + 1) * _scale(height + 1) * side for pixels in (width, height))  # with lines between images
+    return whole.crop((0, 0, min(whole.width, right), whole.height if labelled else min(whole.height, below)))
 
 
 def sample_grid(cells: Mapping[tuple[str, int], Image.Image], side: int = 240) -> Image.Image:

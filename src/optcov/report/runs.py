@@ -41,7 +41,8 @@ class Results(BaseModel):
     overrides: dict[str, str] = {}
     data_shape: tuple[int, ...] | None = None
     num_samples: int | None = None
-    reference: str | None = None
+    labelled: bool = False
+    reference: dict[str, str] | str | None = None
     throughput_images_per_s: float | None = None
     wall_time_s: dict[str, float] = {}
     git_revision: str | None = None

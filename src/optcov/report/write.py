@@ -127,5 +127,5 @@ def sample_cells(runs: Runs, frame: pd.DataFrame) -> dict[tuple[str, int], Image
         results, path = run.results, run.folder / "samples.png"
         place = (str(label), results.num_steps)
         if results.seed == first and place not in cells and path.is_file() and results.num_samples:
-            cells[place] = first_samples(path, results.data_shape)
+            cells[place] = first_samples(path, results.data_shape, labelled=results.labelled)
     return cells
