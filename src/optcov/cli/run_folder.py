@@ -21,7 +21,7 @@ from optcov.files import write_atomically
 # keys that make no other run: where it is, and how it is watched
 NOT_OF_THE_RUN = ("output_dir", "logger")
 # keys that a run which has not ended may still change: neither its networks nor its samples so far depend on them
-UNTIL_THE_END = (*NOT_OF_THE_RUN, "metric", "num_samples", "sample_batch_size")
+UNTIL_THE_END = (*NOT_OF_THE_RUN, "metric", "num_samples", "sample_batch_size", "num_threads")
 
 
 def claim(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:

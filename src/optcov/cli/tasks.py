@@ -57,7 +57,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     config = check(cfg)
     parts = build(cfg)
     trainer = make_trainer(cfg)  # refuses what this machine can not do
-    settle(cfg, parts.denoiser, trainer.strategy.root_device)
+    settle(cfg, parts.denoiser, trainer.strategy.root_device, trainer.num_devices)
     make_callbacks(cfg, parts)
     fits = plan(cfg, config, parts)
     folder = Path(cfg.output_dir)
@@ -232,7 +232,8 @@ def _restore(cfg: DictConfig) -> tuple[Parts, Path]:
             f"guidance = {choices()['guidance']} was not trained in run = {run}: train its classifier with "
             f"train.py guidance={choices()['guidance']} mean_ckpt={cfg.mean_ckpt}, then give that run"
         )
-    settle(cfg, parts.denoiser, make_trainer(cfg).strategy.root_device)
+    trainer = make_trainer(cfg)
+    settle(cfg, parts.denoiser, trainer.strategy.root_device, trainer.num_devices)
     plan(cfg, config, parts)
     fit_trajectory(cfg, parts)
     folder = Path(cfg.output_dir)
