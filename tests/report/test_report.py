@@ -228,3 +228,12 @@ def test_the_corner_of_a_picture_is_its_first_samples(tmp_path: Path):
             for column in range(width):
                 shown = corner[row * 60 : row * 60 + 50 : 10, column * 60 : column * 60 + 50 : 10]
                 assert np.array_equal(shown, images[row * columns + column].permute(1, 2, 0).numpy())
+
+
+def test_runs_of_before_a_key_was_added_are_seeds_of_those_after(tmp_path: Path):
+    make(tmp_path / "old")
+    (tmp_path / "old" / ".hydra" / "config.yaml").write_text("seed: 0\n")
+    make(tmp_path / "new", guidance="none", seed=1, overrides={"conditional": "False", "sample_precision": "None"})
+    assert labels(collect(tmp_path)).tolist() == ["beta", "beta"]
+    make(tmp_path / "other", guidance="classifier_free", seed=2)
+    assert "classifier_free" in labels(collect(tmp_path)).iloc[-1]

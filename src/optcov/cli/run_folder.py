@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from optcov.added import with_added
 from optcov.cli.errors import ConfigError
 from optcov.files import write_atomically
 
@@ -56,10 +57,10 @@ def claim(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _without(keys: tuple[str, ...], config: DictConfig | ListConfig) -> dict[str, Any]:
-    """A config as plain containers, but for some of its keys."""
+    """A config as plain containers, whatever version wrote it, but for some of its keys."""
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items() if key not in keys}
+    return {key: value for key, value in with_added(plain).items() if key not in keys}
 
 
 def sweep_folder() -> Path | None:
