@@ -242,6 +242,10 @@ def test_precision_is_that_of_the_trainer(run: CLI, untouched: Path, monkeypatch
         run(f"run={untouched}", f"trainer.precision={precision}", f"hydra.run.dir={precision}", task=task, tiny=False)
         assert set(seen) == {(torch.float32, inside)}
         seen.clear()
+    if task == "sample":
+        mode = ["mode=trajectory", "sample_precision=bf16-mixed", "hydra.run.dir=mode"]
+        run(f"run={untouched}", *mode, task=task, tiny=False)
+        assert set(seen) == {(torch.float32, torch.bfloat16)}
 
 
 def test_no_more_than_two_batches_are_in_memory(run: CLI, untouched: Path, monkeypatch: pytest.MonkeyPatch):

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from optcov.added import with_added
 from optcov.cli.build import Parts, build
 from optcov.cli.dashboard import Dashboard
-from optcov.cli.draw import draw, forget, preview, write_npz, write_pngs
+from optcov.cli.draw import draw, forget, preview, sampling_trainer, write_npz, write_pngs
 from optcov.cli.errors import ConfigError, refusals
 from optcov.cli.fit import (
     NETWORK,
@@ -118,8 +118,9 @@ def sample(cfg: DictConfig) -> Path:
     cfg.metric = {}  # nothing is scored, so that nothing need be there for it
     parts, folder, _ = _restore(cfg)
     if cfg.get("mode") is not None:
-        with refusals("mode"):
-            instantiate(cfg.mode).draw(parts, folder, cfg.seed, make_trainer(cfg).strategy.root_device)
+        trainer = sampling_trainer(cfg)
+        with refusals("mode"), trainer.precision_plugin.forward_context():
+            instantiate(cfg.mode).draw(parts, folder, cfg.seed, trainer.strategy.root_device)
         return folder
     if cfg.format == "png" and len(parts.denoiser.data_shape) != 3:
         raise ConfigError("format = png writes images, but the samples are vectors: set format=npz")
