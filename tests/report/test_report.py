@@ -230,6 +230,35 @@ def test_the_corner_of_a_picture_is_its_first_samples(tmp_path: Path):
                 assert np.array_equal(shown, images[row * columns + column].permute(1, 2, 0).numpy())
 
 
+@pytest.mark.parametrize(
+    ("key", "tells"),
+    [
+        ("callbacks.ema.decay", True),
+        ("metric.fid.reference", True),
+        ("metric.nll.clip_x0", True),
+        ("metric.precision_recall.k", True),
+        ("trainer.precision", True),
+        ("sample_precision", True),
+        ("callbacks.tracking.num_samples", False),
+        ("logger.wandb.project", False),
+        ("metric.nll.num_images", False),
+        ("metric.fid.features.batch_size", False),
+        ("num_threads", False),
+    ],
+)
+def test_only_what_has_no_part_in_a_score_is_averaged_over(tmp_path: Path, key: str, tells: bool):
+    for seed, value in enumerate("12"):
+        make(tmp_path / value, seed=seed, overrides={key: value})
+    assert labels(collect(tmp_path)).tolist() == (["1", "2"] if tells else ["beta", "beta"])
+
+
+def test_a_trainer_and_an_experiment_tell_runs_apart(tmp_path: Path):
+    make(tmp_path / "a", trainer="gpu", experiment="None")
+    make(tmp_path / "b", trainer="cpu", experiment="None", seed=1)
+    make(tmp_path / "c", trainer="cpu", experiment="mine", seed=2)
+    assert labels(collect(tmp_path)).nunique() == 3
+
+
 def test_runs_of_before_a_key_was_added_are_seeds_of_those_after(tmp_path: Path):
     make(tmp_path / "old")
     (tmp_path / "old" / ".hydra" / "config.yaml").write_text("seed: 0\n")

@@ -155,6 +155,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     parts, folder, config = _restore(cfg)
     results = _evaluate(cfg, parts, folder)
     if first_process():
+        (folder / ".hydra").mkdir(exist_ok=True)
+        write_atomically(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         results["wall_time_s"]["total"] = time.monotonic() - started
         _finish(results, folder, [], 0)
     return results
