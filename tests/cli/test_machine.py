@@ -1,9 +1,11 @@
 """Threads and memory format as the machine suggests, or as the config says."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from omegaconf import OmegaConf
 
 from optcov.cli import machine
@@ -11,6 +13,13 @@ from optcov.cli.machine import available_threads, settle
 from optcov.denoiser import Denoiser
 from optcov.model import UNet
 from optcov.schedule import LinearSchedule
+
+
+@pytest.fixture(autouse=True)
+def _threads_of_tests(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield
+    torch.set_num_threads(1)
 
 
 def settled(**changes: object) -> Denoiser:
@@ -62,5 +71,24 @@ def test_threads_stay_within_the_quota_of_a_container(
     if text is not None:
         quota.write_text(text)
     monkeypatch.setattr(machine, "QUOTA", quota)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    monkeypatch.setattr(machine, "OWN_THREADS", 5)
+    monkeypatch.setattr(machine, "FOR_EACH_PROCESS", False)
     assert available_threads() == expected
+    assert available_threads(2) == max(1, expected // 2)
+    monkeypatch.setattr(machine, "FOR_EACH_PROCESS", True)  # OMP_NUM_THREADS, as torchrun and Lightning set it
+    assert available_threads(2) == expected
+
+
+def test_auto_forgets_the_threads_of_an_earlier_job(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(machine, "OWN_THREADS", 2)
+    monkeypatch.setattr(machine, "QUOTA", Path("nowhere"))
+    for num_threads, expected in ((1, 1), ("auto", 2)):
+        settled(num_threads=num_threads)
+        assert torch.get_num_threads() == expected
+
+
+def test_lightning_leaves_the_threads_of_its_processes_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    settled(num_threads=3)
+    _set_num_threads_if_needed(num_processes=1)  # as each launcher calls it
+    assert torch.get_num_threads() == 3

@@ -68,7 +68,7 @@ def test_other_steps_samplers_and_counts(run: CLI, untouched: Path):
     assert [found[key] for key in ("var", "sampler", "trajectory", "num_steps", "nfe")] == [
         "sn_dpm", "ddim", "quadratic", 4, 4,
     ]  # fmt: skip
-    assert files(folder) == {"results.json", "samples.png"}
+    assert files(folder) == {"results.json", "samples.png", ".hydra/config.yaml"}
 
 
 def test_a_strategy_that_needs_no_fit_on_the_same_mean(run: CLI, untouched: Path):
@@ -227,3 +227,54 @@ def test_a_sweep_of_evaluations(run: CLI, untouched: Path):
     run.raw("-m", f"run={untouched}", "sampler.num_steps=2,3", "hydra.sweep.dir=sweep", task="evaluate")
     found = {results(path.parent)["num_steps"] for path in (run.folder / "sweep").glob("*/results.json")}
     assert found == {2, 3}
+
+
+def test_a_checkpoint_that_is_given_takes_the_place_of_the_runs_own(run: CLI, untouched: Path, fits: None):
+    other = run("var=beta", "seed=1", "hydra.run.dir=other") / "checkpoints" / "mean.safetensors"
+    given = f"mean_ckpt={other}"
+    expected = results(run("var=beta", given, "hydra.run.dir=expected"))["metrics"]
+    found = results(run(f"run={untouched}", "var=beta", given, task="evaluate", tiny=False))["metrics"]
+    assert found == expected
+    own = results(run(f"run={untouched}", "var=beta", "hydra.run.dir=own", task="evaluate", tiny=False))["metrics"]
+    assert own != expected
+    sentence = run.refused(f"run={untouched}", given, "hydra.run.dir=none", task="evaluate", tiny=False)
+    one_sentence(sentence, "variance.safetensors was fitted to another mean network")
+    other.unlink()  # which the run that was given it has copied
+    again = run("run=expected", "hydra.run.dir=again", task="evaluate", tiny=False)
+    assert results(again)["metrics"] == expected
+
+
+def test_settings_that_would_need_another_network_are_refused(run: CLI, untouched: Path):
+    for given, named in {
+        "data=cifar10": "data._target_ = optcov.data.DigitsData, not optcov.data.CIFAR10Data: leave data out",
+        "data.batch_size=7": "data.batch_size = 64, not 7",
+        "model.channels=16": "model.channels = 8, not 16",
+        "schedule=cosine": "schedule._target_",
+        "conditional=true": "conditional = False, not True",
+        "label_dropout=0.3": "label_dropout = 0.1, not 0.3",
+        "parameterization=v": "parameterization = eps, not v",
+        "time_offset=-1": "time_offset = 0, not -1",
+        "experiment=oracle": "leave experiment out",
+    }.items():
+        one_sentence(run.refused(f"run={untouched}", given, task="evaluate", tiny=False), f"run = {untouched}", named)
+    assert files(run.folder) == set()
+    same = ["data=digits", "schedule.num_steps=50", "conditional=false", "seed=1", "num_samples=2"]
+    run(f"run={untouched}", *same, task="sample", tiny=False)
+
+
+def test_data_may_lie_elsewhere(run: CLI, monkeypatch: pytest.MonkeyPatch, fits: None):
+    """As on another machine: by key, and by environment."""
+    (run.folder / "here" / "images").mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    for i in range(20):
+        pixels = torch.randint(256, (8, 8), generator=generator, dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).save(run.folder / "here" / "images" / f"{i}.png")
+    monkeypatch.setenv("OPTCOV_DATA", str(run.folder / "here"))
+    images = ["data=image_folder", "data.image_size=8", "data.channels=1", "data.batch_size=4"]
+    folder = run(*images, "var=beta")
+    (run.folder / "here").rename(run.folder / "there")
+    one_sentence(run.refused("run=run", "hydra.run.dir=none", task="evaluate", tiny=False), "here")
+    by_key = run(f"run={folder}", f"data.root={run.folder}/there/images", task="evaluate", tiny=False)
+    monkeypatch.setenv("OPTCOV_DATA", str(run.folder / "there"))
+    by_environment = run(f"run={folder}", "hydra.run.dir=again", task="evaluate", tiny=False)
+    assert results(by_key)["metrics"] == results(by_environment)["metrics"] == results(folder)["metrics"]

@@ -46,6 +46,13 @@ def test_both_kinds_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     assert (tmp_path / "samples.png").is_file()
 
 
+def test_both_kinds_of_bin_masses_have_scores_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    settings = ["metric=[nll,nll_tanh]", "metric.nll_tanh.num_images=20"]
+    scores = mixture(monkeypatch, tmp_path, *settings)["metrics"]
+    assert list(scores) == ["nll_test_20", "nll_tanh_test_20"]
+    assert scores["nll_test_20"] != scores["nll_tanh_test_20"]
+
+
 def test_more_images_than_there_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     with pytest.raises(SystemExit, match=r"error: metric\.nll\.num_images = 21 is more than the 20 images"):
         mixture(monkeypatch, tmp_path, "metric=nll", "metric.nll.num_images=21")

@@ -1,5 +1,6 @@
 """Samples go to disk batch by batch: an interrupted sampling goes on, and never with samples of another config."""
 
+import json
 import multiprocessing
 import os
 import resource
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 from command_line import CLI, contents, files, results
+from omegaconf import OmegaConf
 from torch import Tensor
 
+from optcov import added
 from optcov.cli.draw import write_npz
 from optcov.metric import FrechetPixelDistance
 from optcov.model import UNet
@@ -185,6 +188,40 @@ def test_an_unfinished_run_may_change_what_its_samples_do_not_depend_on(
     assert "another config" in run.refused("var=beta", "num_samples=12")  # it has ended
 
 
+def test_what_an_earlier_version_began_is_finished(
+    run: CLI, interrupt: Callable[[int], None], count_calls: Callable[..., list[Any]]
+):
+    """Neither the run's config nor that of its samples has the keys that were added since."""
+    arguments = ["var=beta", *COUNT]
+    interrupt(3)
+    with pytest.raises(SystemExit):
+        run(*arguments)
+    for path in (run.folder / "run" / ".hydra" / "config.yaml", run.folder / "run" / ".parts" / "identity.json"):
+        text = path.read_text()
+        config: Any = OmegaConf.to_container(OmegaConf.create(text)) if path.suffix == ".yaml" else json.loads(text)
+        for key in ("device", *added.CONFIG):
+            config.pop(key, None)
+        config.get("optimizer", {}).pop("fused", None)
+        path.write_text(json.dumps(config))  # which is YAML as well
+    for later in ("conditional=true", "sample_precision=bf16-mixed"):
+        assert "another config" in run.refused(*arguments, later)
+    steps = count_calls(SamplingStage, "predict_step")
+    folder = run(*arguments, "num_threads=1")
+    assert drawn(steps) == [(9, 12), (12, 15)]
+    assert list(results(folder)["metrics"]) == ["fd_pixel_14"]
+
+
+def test_samples_of_another_kind_of_device_are_not_taken_for_its_own(
+    run: CLI, untouched: Path, interrupt: Callable[[int], None]
+):
+    interrupt(1)
+    with pytest.raises(SystemExit):
+        run(f"run={untouched}", *COUNT, task="sample", tiny=False)
+    record = run.folder / "sample" / ".parts" / "identity.json"
+    record.write_text(record.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    assert "device = cuda, not cpu" in run.refused(f"run={untouched}", *COUNT, task="sample", tiny=False)
+
+
 def test_one_sample_is_a_picture_but_no_score(run: CLI, untouched: Path):
     assert arrays(run(f"run={untouched}", "num_samples=1", task="sample", tiny=False)).shape == (1, 8, 8, 1)
     sentence = run.refused(f"run={untouched}", "num_samples=1", task="evaluate", tiny=False)
@@ -205,6 +242,10 @@ def test_precision_is_that_of_the_trainer(run: CLI, untouched: Path, monkeypatch
         run(f"run={untouched}", f"trainer.precision={precision}", f"hydra.run.dir={precision}", task=task, tiny=False)
         assert set(seen) == {(torch.float32, inside)}
         seen.clear()
+    if task == "sample":
+        mode = ["mode=trajectory", "sample_precision=bf16-mixed", "hydra.run.dir=mode"]
+        run(f"run={untouched}", *mode, task=task, tiny=False)
+        assert set(seen) == {(torch.float32, torch.bfloat16)}
 
 
 def test_no_more_than_two_batches_are_in_memory(run: CLI, untouched: Path, monkeypatch: pytest.MonkeyPatch):

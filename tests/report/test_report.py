@@ -244,3 +244,41 @@ def test_of_samples_with_labels_a_report_shows_every_class(tmp_path: Path):
         (cell,) = sample_cells(runs, runs.frame()).values()
         sizes[labelled] = cell.size
     assert sizes == {False: (4 * 63, 4 * 63), True: (4 * 63, 10 * 63)}
+
+
+@pytest.mark.parametrize(
+    ("key", "tells"),
+    [
+        ("callbacks.ema.decay", True),
+        ("metric.fid.reference", True),
+        ("metric.nll.clip_x0", True),
+        ("metric.precision_recall.k", True),
+        ("trainer.precision", True),
+        ("sample_precision", True),
+        ("callbacks.tracking.num_samples", False),
+        ("logger.wandb.project", False),
+        ("metric.nll.num_images", False),
+        ("metric.fid.features.batch_size", False),
+        ("num_threads", False),
+    ],
+)
+def test_only_what_has_no_part_in_a_score_is_averaged_over(tmp_path: Path, key: str, tells: bool):
+    for seed, value in enumerate("12"):
+        make(tmp_path / value, seed=seed, overrides={key: value})
+    assert labels(collect(tmp_path)).tolist() == (["1", "2"] if tells else ["beta", "beta"])
+
+
+def test_a_trainer_and_an_experiment_tell_runs_apart(tmp_path: Path):
+    make(tmp_path / "a", trainer="gpu", experiment="None")
+    make(tmp_path / "b", trainer="cpu", experiment="None", seed=1)
+    make(tmp_path / "c", trainer="cpu", experiment="mine", seed=2)
+    assert labels(collect(tmp_path)).nunique() == 3
+
+
+def test_runs_of_before_a_key_was_added_are_seeds_of_those_after(tmp_path: Path):
+    make(tmp_path / "old")
+    (tmp_path / "old" / ".hydra" / "config.yaml").write_text("seed: 0\n")
+    make(tmp_path / "new", guidance="none", seed=1, overrides={"conditional": "False", "sample_precision": "None"})
+    assert labels(collect(tmp_path)).tolist() == ["beta", "beta"]
+    make(tmp_path / "other", guidance="classifier_free", seed=2)
+    assert "classifier_free" in labels(collect(tmp_path)).iloc[-1]

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
+from optcov.added import with_added
 from optcov.cli.build import Parts
 from optcov.cli.errors import ConfigError, refusals
 from optcov.cli.fit import NOT_IDENTITY, difference, make_trainer
-from optcov.cli.run_folder import sweep_folder
+from optcov.cli.run_folder import UNTIL_THE_END, sweep_folder
 from optcov.files import whole, write_atomically
 from optcov.report import picture
 from optcov.training import DrawnSamples, SamplingProgressBar, SamplingStage
@@ -26,9 +28,8 @@ from optcov.training.store import digest_of, first_process
 FORMAT = 1  # raise it when a change of code gives another meaning to the sample i of a config
 # keys that say where, how many and what for: sample i is the same whatever they are
 NOT_OF_SAMPLES = (
-    "output_dir", "cache_dir", "checkpoint_every", "logger", "metric", "num_samples", "sample_batch_size", "run",
-    "mean_ckpt", "var_ckpt", "classifier_ckpt", "format", "mode", "callbacks", "optimizer", "warmup_steps",
-    "num_threads",
+    *UNTIL_THE_END, "cache_dir", "checkpoint_every", "run", "mean_ckpt", "var_ckpt", "classifier_ckpt", "format",
+    "mode", "callbacks", "optimizer", "warmup_steps",
 )  # fmt: skip
 
 
@@ -52,8 +53,7 @@ def draw(cfg: DictConfig, parts: Parts, folder: Path) -> DrawnSamples:
         parts.denoiser, parts.strategy, parts.sampler, parts.times, cfg.seed, drawn, parts.guidance, labels
     )
     if stage.missing:
-        precision = cfg.sample_precision or cfg.trainer.precision
-        trainer = make_trainer(cfg, precision=precision, callbacks=[SamplingProgressBar("3/3 sampling")])
+        trainer = sampling_trainer(cfg, callbacks=[SamplingProgressBar("3/3 sampling")])
         try:
             with refusals("samples"):
                 trainer.predict(stage, return_predictions=False)
@@ -65,13 +65,21 @@ def draw(cfg: DictConfig, parts: Parts, folder: Path) -> DrawnSamples:
     return drawn
 
 
+def sampling_trainer(cfg: DictConfig, **arguments: Any) -> Trainer:
+    """Lightning's Trainer of the config, as :func:`optcov.cli.fit.make_trainer`, in the precision of sampling."""
+    return make_trainer(cfg, precision=cfg.sample_precision or cfg.trainer.precision, **arguments)
+
+
 def forget(folder: Path) -> None:
     """Delete the samples that :func:`draw` keeps in a folder, once they have become what they were drawn for."""
     shutil.rmtree(folder / ".parts", ignore_errors=True)
 
 
 def identity(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
-    """Everything that determines sample i, as JSON: weights, times, and every key not known to have no influence."""
+    """Everything that determines sample i, as JSON: weights, times, and every key not known to have no influence.
+
+    So does the kind of device, whose generator draws the noise.
+    """
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     fitted = {"times": parts.times}
@@ -79,6 +87,7 @@ def identity(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
         fitted |= {f"{type(module).__name__}.{name}": value for name, value in module.state_dict().items()}
     return {
         "format": FORMAT,
+        "device": make_trainer(cfg).strategy.root_device.type,
         **{str(key): value for key, value in config.items() if key not in NOT_OF_SAMPLES},
         "trainer": {"precision": cfg.trainer.precision},
         "data": {key: value for key, value in config["data"].items() if key not in NOT_IDENTITY},
@@ -91,7 +100,8 @@ def _claim(folder: Path, ours: dict[str, Any]) -> None:
     record = folder / "identity.json"
     ours = json.loads(json.dumps(ours))
     if record.is_file():
-        theirs = json.loads(record.read_text())
+        read = {"device": "cpu"} | json.loads(record.read_text())  # the first records did not say
+        theirs = {key: value for key, value in with_added(read).items() if key in ours or key in read}
         for key in ours | theirs:
             if theirs.get(key) != ours.get(key):
                 raise ConfigError(

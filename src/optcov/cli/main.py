@@ -90,7 +90,8 @@ def main(script_task: Task, script: str) -> None:
 def with_run_overrides(arguments: list[str]) -> list[str]:
     """Add the overrides of the run named by ``run=PATH`` to the command line's, which go first.
 
-    Choosing another option of a group drops what the run had set inside it.
+    Choosing another option of a group drops what the run had set inside it. A run has checkpoints of its own, whatever
+    it was given.
     """
     from optcov.cli.errors import ConfigError
 
@@ -110,7 +111,7 @@ def with_run_overrides(arguments: list[str]) -> list[str]:
     kept = []
     for line in map(str, OmegaConf.load(saved)):
         key = parser.parse_override(line).key_or_group
-        of_the_run = key == "output_dir" or key.startswith("hydra")
+        of_the_run = key == "output_dir" or key.startswith("hydra") or key.endswith("_ckpt")
         if key not in given and key.partition(".")[0] not in given and not of_the_run:
             kept.append(line)
     return arguments + kept

@@ -15,13 +15,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from optcov.added import with_added
 from optcov.cli.errors import ConfigError
 from optcov.files import write_atomically
 
 # keys that make no other run: where it is, and how it is watched
 NOT_OF_THE_RUN = ("output_dir", "logger")
 # keys that a run which has not ended may still change: neither its networks nor its samples so far depend on them
-UNTIL_THE_END = (*NOT_OF_THE_RUN, "metric", "num_samples", "sample_batch_size")
+UNTIL_THE_END = (*NOT_OF_THE_RUN, "metric", "num_samples", "sample_batch_size", "num_threads")
 
 
 def claim(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
@@ -56,10 +57,10 @@ def claim(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _without(keys: tuple[str, ...], config: DictConfig | ListConfig) -> dict[str, Any]:
-    """A config as plain containers, but for some of its keys."""
+    """A config as plain containers, whatever version wrote it, but for some of its keys."""
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items() if key not in keys}
+    return {key: value for key, value in with_added(plain).items() if key not in keys}
 
 
 def sweep_folder() -> Path | None:

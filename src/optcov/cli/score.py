@@ -79,10 +79,10 @@ def score_samples(
 
 
 def score_model(cfg: DictConfig, parts: Parts, folder: Path, scores: Scores) -> None:
-    """Score the model on data; each metric's details go to a file of its own in ``folder``."""
+    """Score the model on data, by each metric's key in the config; its details go to a file in ``folder``."""
     trainer = make_trainer(cfg)
     device = trainer.strategy.root_device
-    for metric in parts.metrics.values():
+    for key, metric in parts.metrics.items():
         if isinstance(metric, ModelMetric):
             with refusals("metric"), trainer.precision_plugin.forward_context():
                 images = metric.images(parts.data)
@@ -96,5 +96,5 @@ def score_model(cfg: DictConfig, parts: Parts, folder: Path, scores: Scores) -> 
                     cfg.sample_batch_size,
                     labels,
                 )
-            name = with_count(f"{metric.name}_{metric.split}", len(images))
+            name = with_count(f"{key}_{metric.split}", len(images))
             scores.add(name, score, metric.higher_is_better, folder)

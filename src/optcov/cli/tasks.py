@@ -9,16 +9,22 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from optcov.added import with_added
 from optcov.cli.build import Parts, build
 from optcov.cli.dashboard import Dashboard
-from optcov.cli.draw import draw, forget, preview, write_npz, write_pngs
+from optcov.cli.draw import draw, forget, preview, sampling_trainer, write_npz, write_pngs
 from optcov.cli.errors import ConfigError, refusals
 from optcov.cli.fit import (
     NETWORK,
+    NOT_IDENTITY,
+    difference,
     fit_classifier,
     fit_mean,
     fit_trajectory,
@@ -41,6 +47,11 @@ from optcov.training.store import first_process
 
 log = logging.getLogger(__name__)
 
+# keys of a run that what is made of it keeps
+OF_THE_RUN = ("data", *NETWORK, "conditional", "label_dropout")
+# its checkpoints, by the keys that put others in their place
+CHECKPOINTS = {"mean_ckpt": "mean", "var_ckpt": "variance", "classifier_ckpt": "classifier"}
+
 
 def train(cfg: DictConfig) -> dict[str, Any]:
     """The whole job: fit the mean, fit its variance, sample, score; each fit only if it was not done before.
@@ -57,7 +68,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     config = check(cfg)
     parts = build(cfg)
     trainer = make_trainer(cfg)  # refuses what this machine can not do
-    settle(cfg, parts.denoiser, trainer.strategy.root_device)
+    settle(cfg, parts.denoiser, trainer.strategy.root_device, trainer.num_devices)
     make_callbacks(cfg, parts)
     fits = plan(cfg, config, parts)
     folder = Path(cfg.output_dir)
@@ -105,10 +116,11 @@ def sample(cfg: DictConfig) -> Path:
     if cfg.format not in ("npz", "png"):
         raise ConfigError(f"format = {cfg.format} is unknown: give npz or png")
     cfg.metric = {}  # nothing is scored, so that nothing need be there for it
-    parts, folder = _restore(cfg)
+    parts, folder, _ = _restore(cfg)
     if cfg.get("mode") is not None:
-        with refusals("mode"):
-            instantiate(cfg.mode).draw(parts, folder, cfg.seed, make_trainer(cfg).strategy.root_device)
+        trainer = sampling_trainer(cfg)
+        with refusals("mode"), trainer.precision_plugin.forward_context():
+            instantiate(cfg.mode).draw(parts, folder, cfg.seed, trainer.strategy.root_device)
         return folder
     if cfg.format == "png" and len(parts.denoiser.data_shape) != 3:
         raise ConfigError("format = png writes images, but the samples are vectors: set format=npz")
@@ -140,9 +152,11 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         What ``results.json`` of the evaluation holds.
     """
     started = time.monotonic()
-    parts, folder = _restore(cfg)
+    parts, folder, config = _restore(cfg)
     results = _evaluate(cfg, parts, folder)
     if first_process():
+        (folder / ".hydra").mkdir(exist_ok=True)
+        write_atomically(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         results["wall_time_s"]["total"] = time.monotonic() - started
         _finish(results, folder, [], 0)
     return results
@@ -209,39 +223,87 @@ def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
     }
 
 
-def _restore(cfg: DictConfig) -> tuple[Parts, Path]:
-    """A run's networks, from its own checkpoints, with the sampler of ``cfg``; and the new output folder."""
+def _restore(cfg: DictConfig) -> tuple[Parts, Path, dict[str, Any]]:
+    """A run's networks, with the sampler of ``cfg``; the new output folder; and the config, resolved.
+
+    What a network was trained with comes from the run's config; where its data lie now, and checkpoints other than the
+    run's own, from the command line.
+    """
     _quiet()
     run = Path(cfg.run)
-    saved = OmegaConf.load(run / ".hydra" / "config.yaml")
-    assert isinstance(saved, DictConfig)
-    for key in ("data", *NETWORK):
+    saved = with_added(_plain(OmegaConf.load(run / ".hydra" / "config.yaml")))
+    # the seed of the samples may be another; that of the split of the data is the run's
+    asked = _plain(OmegaConf.merge(cfg, {"seed": saved["seed"]}))
+    _refuse_other_settings(run, saved, asked)
+    for key in OF_THE_RUN:
         cfg[key] = saved[key]
-    cfg.mean_ckpt = str(run / "checkpoints" / "mean.safetensors")
-    cfg.conditional, cfg.label_dropout = saved.get("conditional", False), saved.get("label_dropout", 0.0)
-    cfg.var_ckpt = str(run / "checkpoints" / "variance.safetensors")
-    cfg.classifier_ckpt = str(run / "checkpoints" / "classifier.safetensors")
+    cfg.data = saved["data"] | {key: value for key, value in asked["data"].items() if key in NOT_IDENTITY}
+    given = {key: cfg[key] for key in CHECKPOINTS}
+    for key, kind in CHECKPOINTS.items():
+        if given[key] is None:
+            cfg[key] = str(run / "checkpoints" / f"{kind}.safetensors")
     config = check(cfg)
     parts = build(cfg)
-    if parts.strategy.fitting != "none" and config["var"] != OmegaConf.to_container(saved["var"]):
+    if parts.strategy.fitting != "none" and given["var_ckpt"] is None and config["var"] != saved["var"]:
         raise ConfigError(
             f"var = {choices()['var']} was not fitted in run = {run}: fit it with "
             f"train.py var={choices()['var']} mean_ckpt={cfg.mean_ckpt}, then give that run"
         )
     guided_by_classifier = parts.guidance is not None and parts.guidance.classifier is not None
-    if guided_by_classifier and not Path(cfg.classifier_ckpt).is_file():
+    if guided_by_classifier and given["classifier_ckpt"] is None and not Path(cfg.classifier_ckpt).is_file():
         raise ConfigError(
             f"guidance = {choices()['guidance']} was not trained in run = {run}: train its classifier with "
             f"train.py guidance={choices()['guidance']} mean_ckpt={cfg.mean_ckpt}, then give that run"
         )
-    settle(cfg, parts.denoiser, make_trainer(cfg).strategy.root_device)
+    trainer = make_trainer(cfg)
+    settle(cfg, parts.denoiser, trainer.strategy.root_device, trainer.num_devices)
     plan(cfg, config, parts)
     fit_trajectory(cfg, parts)
     folder = Path(cfg.output_dir)
-    if (folder / "results.json").exists():
-        raise ConfigError(f"output_dir = {folder} holds a run's results: choose another hydra.run.dir")
+    if any((folder / name).exists() for name in ("results.json", "checkpoints")):
+        raise ConfigError(f"output_dir = {folder} holds a run or its results: choose another hydra.run.dir")
     folder.mkdir(parents=True, exist_ok=True)
-    return parts, folder
+    return parts, folder, config | given
+
+
+def _refuse_other_settings(run: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Refuse settings of this command line that would need another network, or other data, than the run's."""
+    parser = OverridesParser.create()
+    own, ours = (
+        {(override.get_key_element(), str(override.value())): override.key_or_group for override in overrides}
+        for overrides in (
+            parser.parse_overrides([str(line) for line in OmegaConf.load(run / ".hydra" / "overrides.yaml")]),
+            parser.parse_overrides(list(HydraConfig.get().overrides.task)),
+        )
+    )
+    for key in (ours[override] for override in ours if override not in own):
+        group, _, name = key.partition(".")
+        if group == "data" and name.partition(".")[0] in NOT_IDENTITY:
+            continue
+        for each in OF_THE_RUN if key == "experiment" else (key,) if group in OF_THE_RUN else ():
+            theirs, wanted = (_setting(config, each) for config in (saved, asked))
+            if theirs != wanted:
+                raise ConfigError(
+                    f"run = {run} was made with {difference(each, theirs, wanted)}: leave {key} out, or train "
+                    "a run with it"
+                )
+
+
+def _setting(config: dict[str, Any], key: str) -> Any:
+    """What a key of the command line stands for; of data, without where and how they are read."""
+    found: Any = config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return {name: value for name, value in found.items() if name not in NOT_IDENTITY} if key == "data" else found
+
+
+def _plain(config: DictConfig | ListConfig) -> dict[str, Any]:
+    try:
+        resolved = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
 
 
 def _finish(results: dict[str, Any], folder: Path, loggers: list[Logger], step: int) -> None:

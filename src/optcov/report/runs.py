@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from optcov.added import CHOICES, with_added
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -77,7 +79,7 @@ class Results(BaseModel):
     def choices(self) -> dict[str, str]:
         """The option chosen in each group."""
         others = {key: value for key, value in (self.model_extra or {}).items() if isinstance(value, str)}
-        return {"var": self.var, **others}
+        return {"var": self.var, **CHOICES, **others}
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ class Run:
         config = self.folder / ".hydra" / "config.yaml"
         if not config.is_file():
             return None
-        saved = OmegaConf.to_container(OmegaConf.load(config))
+        saved: Any = OmegaConf.to_container(OmegaConf.load(config))
+        saved = with_added(saved) if isinstance(saved, dict) else saved
         for part in key.split("."):
             if not isinstance(saved, dict) or part not in saved:
                 return None

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 # what a table's columns stand for, what its cells average over, and what has no part in a score or is in its name
 NOT_LABELS = (
-    "sampler.num_steps", "num_steps", "seed", "num_samples", "sample_batch_size", "cache_dir", "checkpoint_every",
-    "output_dir", "metric", "logger", "callbacks", "trainer", "experiment",
+    "sampler.num_steps", "num_steps", "seed", "num_samples", "sample_batch_size", "num_threads", "cache_dir",
+    "checkpoint_every", "output_dir", "metric", "logger", "callbacks", "trainer.log_every_n_steps",
+    "data.cache_dir", "data.download", "data.num_workers",
 )  # fmt: skip
+OF_METRIC_NOT_LABELS = ("split", "num_images", "batch_size", "download")  # last parts of such keys of any metric
 
 
 def metric_names(runs: pd.DataFrame) -> list[str]:
@@ -50,7 +52,9 @@ def labels(runs: pd.DataFrame) -> pd.Series[str]:
 
 
 def _is_no_label(key: str) -> bool:
-    return key in NOT_LABELS or key.partition(".")[0] in ("logger", "callbacks", "metric")
+    if key in NOT_LABELS or key.startswith(("logger.", "callbacks.tracking")):
+        return True
+    return key.startswith("metric.") and key.rpartition(".")[2] in OF_METRIC_NOT_LABELS
 
 
 def _label(settings: pd.Series[str], alone: bool) -> str:
