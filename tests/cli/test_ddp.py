@@ -51,3 +51,10 @@ def test_two_processes_train_fit_and_draw_as_one_draws(run: CLI):
     one = run(*arguments, *given, "trainer=cpu", "hydra.run.dir=one")
     assert results(one)["metrics"] == results(two)["metrics"]
     assert (one / "samples.png").read_bytes() == (two / "samples.png").read_bytes()
+
+    done = subprocess.run(  # one batch for two processes
+        [sys.executable, ROOT / "sample.py", f"run={two}", *TWO, "num_samples=3", "hydra.run.dir=few"],
+        cwd=run.folder, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert files(run.folder / "few") == {"samples.npz", "samples.png"}

@@ -67,7 +67,8 @@ def draw(cfg: DictConfig, parts: Parts, folder: Path) -> DrawnSamples:
 
 def sampling_trainer(cfg: DictConfig, **arguments: Any) -> Trainer:
     """Lightning's Trainer of the config, as :func:`optcov.cli.fit.make_trainer`, in the precision of sampling."""
-    return make_trainer(cfg, precision=cfg.sample_precision or cfg.trainer.precision, **arguments)
+    precision = cfg.sample_precision or cfg.trainer.precision
+    return make_trainer(cfg, precision=precision, use_distributed_sampler=False, **arguments)
 
 
 def forget(folder: Path) -> None:

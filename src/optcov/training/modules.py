@@ -176,7 +176,8 @@ class ClassifierStage(FrozenMeanStage):
 class SamplingStage(LightningModule):
     """Draws the samples that are missing, batch by batch, and keeps each batch as a file.
 
-    Processes share out whole batches, so that no sample depends on how many they are.
+    Processes share out whole batches, so that no sample depends on how many they are; the Trainer must not share them
+    out again (``use_distributed_sampler=False``).
 
     Args:
         denoiser, strategy, sampler, times: as in :func:`optcov.sampler.sample`.
@@ -204,9 +205,11 @@ class SamplingStage(LightningModule):
         self.seed, self.drawn = seed, drawn
         self.guidance, self.labels = guidance or Guidance(denoiser), labels
         self.missing = [(batch.start, batch.stop) for batch in drawn.missing()]
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer batches than processes
 
     def predict_dataloader(self) -> DataLoader[tuple[int, int]]:
-        return DataLoader(self.missing, batch_size=None)  # type: ignore[arg-type]
+        mine = self.missing[self.global_rank :: self.trainer.world_size]
+        return DataLoader(mine, batch_size=None)  # type: ignore[arg-type]
 
     def predict_step(self, bounds: Sequence[int], batch_idx: int) -> None:
         indices, began = range(*bounds), time.time()
