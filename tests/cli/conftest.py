@@ -1,5 +1,6 @@
 """Fixtures of the command line's tests."""
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,14 @@ def _leave_no_job_behind() -> Iterator[None]:
     before = Singleton.get_state()
     yield
     Singleton.set_state(before)
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_service_behind() -> Iterator[None]:
+    """W&B's process serves all runs of a process, within the limits (size of files, home) of the test that began it."""
+    yield
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()
 
 
 @pytest.fixture

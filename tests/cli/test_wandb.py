@@ -109,7 +109,7 @@ def read(folder: Path) -> Offline:
 
 
 @pytest.fixture(autouse=True)
-def _stranger(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _stranger(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A user who never logged in, on a machine whose keyboard no one sits at."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
@@ -122,8 +122,6 @@ def _stranger(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
         raise AssertionError("the user was asked")
 
     monkeypatch.setattr(builtins, "input", asked)
-    yield
-    wandb.teardown()  # its service keeps the folder it was started in
 
 
 def logged(history: list[dict[str, Any]], key: str) -> list[Any]:
