@@ -1,6 +1,7 @@
 """A whole run of train.py on a tiny network: what it leaves, and that it never takes another run's folder."""
 
 import csv
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -66,6 +67,13 @@ def test_samples_png_shows_the_samples(trained):
     assert picture.mode == "L"
     assert min(picture.size) >= 2 * 8  # eight digits of 8 x 8, side by side
     assert len(picture.getcolors()) > 10
+
+
+def test_variance_png_shows_the_curve(run: CLI, drawn_curves: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fit, "plot_variance", drawn_curves)
+    picture = Image.open(run("var=beta") / "variance.png").convert("RGB")
+    assert min(picture.size) > 500
+    assert (31, 119, 180) in {color for _, color in picture.getcolors(1 << 20)}  # a line in matplotlib's first color
 
 
 def test_the_saved_config_is_resolved_and_the_checkpoints_know_what_made_them(trained):
