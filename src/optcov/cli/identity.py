@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,13 @@ class Plan:
     given: dict[Kind, Checkpoint]
 
 
-def plan(cfg: DictConfig, config: dict[str, Any], parts: Parts) -> Plan:
+def plan(cfg: DictConfig, config: dict[str, Any], parts: Parts, replaced: Collection[str] | None = None) -> Plan:
     """Work out what is to be fitted, and load the checkpoints that were given instead; nothing is written.
 
     Args:
         cfg, config: composed, and resolved.
         parts: whose denoiser and strategy take given weights.
+        replaced: the keys of given checkpoints without which a run's own would be taken; None where it would be fitted.
     Raises:
         CheckpointError: if a given checkpoint can not be used.
     """
@@ -74,23 +76,26 @@ def plan(cfg: DictConfig, config: dict[str, Any], parts: Parts) -> Plan:
         for key in NETWORK:
             if given["mean"].identity.get(key) != mean[key]:
                 other = difference(key, given["mean"].identity.get(key), mean[key])
+                mend = f"give the {key} it was trained with" if replaced is None else "give one trained like the run's"
                 raise CheckpointError(
                     f"mean_ckpt = {cfg.mean_ckpt} was trained with {other}: "
-                    f"give the {key} it was trained with, or leave mean_ckpt out to train anew"
+                    f"{mend}{_or_leave_out(['mean_ckpt'], replaced, 'train')}"
                 )
         if given["mean"].identity.get("num_classes") != num_classes:
             theirs, ours = (
                 "without classes" if count is None else f"with {count} classes"
                 for count in (given["mean"].identity.get("num_classes"), num_classes)
             )
+            other = f"set conditional={str(num_classes is None).lower()}"
+            mend = other if replaced is None else "give one trained like the run's"
             raise CheckpointError(
-                f"mean_ckpt = {cfg.mean_ckpt} was trained {theirs}, not {ours}: set "
-                f"conditional={str(num_classes is None).lower()}, or leave mean_ckpt out to train anew"
+                f"mean_ckpt = {cfg.mean_ckpt} was trained {theirs}, not {ours}: "
+                f"{mend}{_or_leave_out(['mean_ckpt'], replaced, 'train')}"
             )
         _refuse_untrained_null_label(parts, given["mean"], f"mean_ckpt = {cfg.mean_ckpt}")
         mean = given["mean"].identity
         load_into(parts.denoiser, given["mean"], f"mean_ckpt = {cfg.mean_ckpt}")
-    classifier = _plan_classifier(cfg, config, parts, given)
+    classifier = _plan_classifier(cfg, config, parts, given, replaced)
     if parts.strategy.fitting == "none":
         return Plan(mean, None, classifier, given)
     classes = _classes_identity(config, num_classes)
@@ -103,13 +108,21 @@ def plan(cfg: DictConfig, config: dict[str, Any], parts: Parts) -> Plan:
         for key, what in (("mean", "another mean network"), ("var", "other settings of var")):
             if given["variance"].identity.get(key) != variance[key]:
                 raise CheckpointError(
-                    f"var_ckpt = {cfg.var_ckpt} was fitted to {what}: give the one fitted here, "
-                    "or leave var_ckpt out to fit anew"
+                    f"var_ckpt = {cfg.var_ckpt} was fitted to {what}: "
+                    f"give the one fitted here{_or_leave_out(['mean_ckpt', 'var_ckpt'], replaced, 'fit')}"
                 )
         if parts.strategy.fitting == "train":
             _refuse_untrained_null_label(parts, given["variance"], f"var_ckpt = {cfg.var_ckpt}")
         load_into(parts.strategy, given["variance"], f"var_ckpt = {cfg.var_ckpt}")
     return Plan(mean, variance, classifier, given)
+
+
+def _or_leave_out(keys: Sequence[str], replaced: Collection[str] | None, fit: str) -> str:
+    """What to do without given checkpoints: fit what the last of these keys names, or take what the run has of them."""
+    if replaced is None:
+        return f", or leave {keys[-1]} out to {fit} anew"
+    leave = [key for key in keys if key in replaced]
+    return f", or leave {' and '.join(leave)} out for the run's own" if leave else ""
 
 
 def _refuse_untrained_null_label(parts: Parts, checkpoint: Checkpoint, name: str) -> None:
@@ -121,7 +134,11 @@ def _refuse_untrained_null_label(parts: Parts, checkpoint: Checkpoint, name: str
 
 
 def _plan_classifier(
-    cfg: DictConfig, config: dict[str, Any], parts: Parts, given: dict[Kind, Checkpoint]
+    cfg: DictConfig,
+    config: dict[str, Any],
+    parts: Parts,
+    given: dict[Kind, Checkpoint],
+    replaced: Collection[str] | None,
 ) -> Identity | None:
     if parts.guidance is None or parts.guidance.classifier is None:
         return None
@@ -133,7 +150,7 @@ def _plan_classifier(
                 other = difference(key, given["classifier"].identity.get(key), asked[key])
                 raise CheckpointError(
                     f"classifier_ckpt = {cfg.classifier_ckpt} was trained with {other}: "
-                    "give what it was trained with, or leave classifier_ckpt out to train anew"
+                    f"give what it was trained with{_or_leave_out(['classifier_ckpt'], replaced, 'train')}"
                 )
         load_into(parts.guidance.classifier, given["classifier"], f"classifier_ckpt = {cfg.classifier_ckpt}")
     return asked | _training_identity(config)

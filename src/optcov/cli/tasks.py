@@ -229,12 +229,14 @@ def _restore(cfg: DictConfig) -> tuple[Parts, Path, dict[str, Any]]:
         cfg[key] = saved[key]
     cfg.data = saved["data"] | {key: value for key, value in asked["data"].items() if key in NOT_IDENTITY}
     given = {key: cfg[key] for key in CHECKPOINTS}
-    for key, kind in CHECKPOINTS.items():
+    own = {key: run / "checkpoints" / f"{kind}.safetensors" for key, kind in CHECKPOINTS.items()}
+    for key in CHECKPOINTS:
         if given[key] is None:
-            cfg[key] = str(run / "checkpoints" / f"{kind}.safetensors")
+            cfg[key] = str(own[key])
     config = check(cfg)
     parts = build(cfg)
-    if parts.strategy.fitting != "none" and given["var_ckpt"] is None and config["var"] != saved["var"]:
+    other_variance = config["var"] != saved["var"]
+    if parts.strategy.fitting != "none" and given["var_ckpt"] is None and other_variance:
         raise ConfigError(
             f"var = {choices()['var']} was not fitted in run = {run}: fit it with "
             f"train.py var={choices()['var']} mean_ckpt={cfg.mean_ckpt}, then give that run"
@@ -247,7 +249,8 @@ def _restore(cfg: DictConfig) -> tuple[Parts, Path, dict[str, Any]]:
         )
     trainer = make_trainer(cfg)
     settle(cfg, parts.denoiser, trainer.strategy.root_device, trainer.num_devices)
-    plan(cfg, config, parts)
+    replaced = [key for key in CHECKPOINTS if given[key] is not None and own[key].is_file()]
+    plan(cfg, config, parts, [key for key in replaced if key != "var_ckpt" or not other_variance])
     fit_trajectory(cfg, parts)
     folder = Path(cfg.output_dir)
     if any((folder / name).exists() for name in ("results.json", "checkpoints")):
