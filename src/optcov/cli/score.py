@@ -83,7 +83,7 @@ def score_model(cfg: DictConfig, parts: Parts, folder: Path, scores: Scores) -> 
     trainer = make_trainer(cfg)
     for key, metric in parts.metrics.items():
         if isinstance(metric, ModelMetric):
-            with refusals("metric"), computing(trainer) as device:
+            with refusals(f"metric.{key}"), computing(trainer) as device:
                 images = metric.images(parts.data)
                 labels = None if parts.denoiser.num_classes is None else metric.labels(parts.data)
                 score = metric.measure(
