@@ -11,7 +11,7 @@ from hydra._internal.hydra import Hydra
 from hydra.core.singleton import Singleton
 from PIL import Image
 
-from optcov.cli import fit
+from optcov.cli import curve
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -25,9 +25,9 @@ def _compose_once() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def drawn_curves() -> Iterator[Callable[..., None]]:
     """Each run's plot of its variance left blank, a quarter of a tiny run's time; this is what really draws it."""
-    drawing = fit.plot_variance
+    drawing = curve.plot_variance
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "plot_variance", lambda curves, path: Image.new("L", (1, 1)).save(path))
+        patch.setattr(curve, "plot_variance", lambda curves, path: Image.new("L", (1, 1)).save(path))
         yield drawing
 
 

@@ -11,9 +11,9 @@ from command_line import CLI, composed, contents, files, results, weights
 from PIL import Image
 from torch import Tensor
 
-from optcov.cli import fit
+from optcov.cli import curve, fit
 from optcov.cli.build import build
-from optcov.cli.fit import plan
+from optcov.cli.identity import plan
 from optcov.cli.preflight import check
 from optcov.data.batches import LabelledBatch
 from optcov.guidance import Guided, GuidedVariance
@@ -61,7 +61,7 @@ def test_a_conditional_run_whole(run: CLI, conditional: Path):
 
 
 def test_a_run_with_a_classifier_whole(run: CLI, count_calls: Callable[[Any, str], list[tuple[Any, ...]]]):
-    stages, curves = count_calls(fit, "run_stage"), count_calls(fit, "variance_curve")
+    stages, curves = count_calls(fit, "run_stage"), count_calls(curve, "variance_curve")
     folder = run(*CLASSIFIER, "guidance.weight=2")
     assert [type(call[1]) for call in stages] == [MeanStage, ClassifierStage]
     found = results(folder)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from optcov.cli import fit
 from optcov.report import picture
+from optcov.training import Checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -239,6 +240,17 @@ def test_a_checkpoint_that_is_given_takes_the_place_of_the_runs_own(run: CLI, un
     assert own != expected
     sentence = run.refused(f"run={untouched}", given, "hydra.run.dir=none", task="evaluate", tiny=False)
     one_sentence(sentence, "variance.safetensors was fitted to another mean network")
+    assert sentence.endswith("give the one fitted here, or leave mean_ckpt out for the run's own")
+    variance = Checkpoint.load(untouched / "checkpoints" / "variance.safetensors", "variance", "var_ckpt")
+    Checkpoint("variance", variance.identity | {"var": {}}, variance.weights).save(run.folder / "variance")
+    for beside, leave in {
+        (): ", or leave var_ckpt out for the run's own",
+        ("var=npr_dpm",): "",  # of which the run has none
+    }.items():
+        arguments = (f"run={untouched}", "var_ckpt=variance", "hydra.run.dir=none", *beside)
+        sentence = run.refused(*arguments, task="evaluate", tiny=False)
+        one_sentence(sentence, "var_ckpt = variance was fitted to other settings of var")
+        assert sentence.endswith(f"give the one fitted here{leave}"), sentence
     other.unlink()  # which the run that was given it has copied
     again = run("run=expected", "hydra.run.dir=again", task="evaluate", tiny=False)
     assert results(again)["metrics"] == expected

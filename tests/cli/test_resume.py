@@ -11,6 +11,7 @@ from torch import Tensor
 
 from optcov.cli import fit
 from optcov.cli.build import build
+from optcov.cli.identity import plan
 from optcov.cli.preflight import check
 from optcov.training import StageProgressBar, VarianceStage
 from optcov.training.store import identity_key
@@ -138,7 +139,7 @@ def test_a_damaged_entry_of_the_cache_is_trained_anew(
 def identity(*arguments: str) -> Any:
     """What determines the mean network that a command line asks for."""
     cfg = composed(*arguments)
-    return fit.plan(cfg, check(cfg), build(cfg)).mean
+    return plan(cfg, check(cfg), build(cfg)).mean
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_where_the_data_lie_is_no_part_of_what_they_are():
     cfg = composed()
     config, parts = check(cfg), build(cfg)
     moved = config | {"data": config["data"] | {"root": "/elsewhere", "num_workers": 7}}
-    assert fit.plan(cfg, moved, parts).mean == fit.plan(cfg, config, parts).mean
+    assert plan(cfg, moved, parts).mean == plan(cfg, config, parts).mean
 
 
 @pytest.mark.parametrize("var", ["sn_dpm", "npr_dpm", "iddpm"])

@@ -54,8 +54,8 @@ def test_both_kinds_of_bin_masses_have_scores_of_their_own(monkeypatch: pytest.M
 
 
 def test_more_images_than_there_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    with pytest.raises(SystemExit, match=r"error: metric\.nll\.num_images = 21 is more than the 20 images"):
-        mixture(monkeypatch, tmp_path, "metric=nll", "metric.nll.num_images=21")
+    with pytest.raises(SystemExit, match=r"error: metric\.nll_tanh: num_images = 21 is more than the 20 images"):
+        mixture(monkeypatch, tmp_path, "metric=nll_tanh", "metric.nll_tanh.num_images=21")
     assert not (tmp_path / ".hydra").exists()  # refused before the folder was taken
 
 

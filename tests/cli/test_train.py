@@ -9,7 +9,7 @@ from command_line import CLI, TINY, UNET, contents, results, weights
 from omegaconf import OmegaConf
 from PIL import Image
 
-from optcov.cli import fit
+from optcov.cli import curve, fit
 from optcov.training.store import Checkpoint
 
 # DESIGN section 3, "A run's folder"
@@ -70,7 +70,7 @@ def test_samples_png_shows_the_samples(trained):
 
 
 def test_variance_png_shows_the_curve(run: CLI, drawn_curves: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fit, "plot_variance", drawn_curves)
+    monkeypatch.setattr(curve, "plot_variance", drawn_curves)
     picture = Image.open(run("var=beta") / "variance.png").convert("RGB")
     assert min(picture.size) > 500
     assert (31, 119, 180) in {color for _, color in picture.getcolors(1 << 20)}  # a line in matplotlib's first color

@@ -103,7 +103,7 @@ def test_refusals(denoiser: Denoiser, levels: Tensor):
 
     dead = Denoiser(Broken(), SCHEDULE)
     dead.register_buffer("anything", torch.zeros(1))
-    with pytest.raises(ValueError, match=r"metric\.nll is not finite for 12 of 12 images"):
+    with pytest.raises(ValueError, match=r"bits/dim are not finite for 12 of 12 images"):
         VariationalNLL(clip_x0=False).measure(dead, Beta(dead), TIMES, levels)
 
 

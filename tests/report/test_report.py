@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from optcov.report import (
@@ -260,6 +261,9 @@ def test_of_samples_with_labels_a_report_shows_every_class(tmp_path: Path):
         ("metric.nll.num_images", False),
         ("metric.fid.features.batch_size", False),
         ("num_threads", False),
+        ("trainer.accelerator", False),
+        ("trainer.devices", True),
+        ("channels_last", False),
     ],
 )
 def test_only_what_has_no_part_in_a_score_is_averaged_over(tmp_path: Path, key: str, tells: bool):
@@ -273,6 +277,21 @@ def test_a_trainer_and_an_experiment_tell_runs_apart(tmp_path: Path):
     make(tmp_path / "b", trainer="cpu", experiment="None", seed=1)
     make(tmp_path / "c", trainer="cpu", experiment="mine", seed=2)
     assert labels(collect(tmp_path)).nunique() == 3
+
+
+def test_a_trainer_tells_runs_apart_by_what_it_changes(tmp_path: Path):
+    """Where a run was computed gives it no row of its own; in which precision, and for how many steps, does."""
+    for seed, (trainer, precision) in enumerate(
+        {"auto": "32-true", "cpu": "32-true", "gpu": "bf16-mixed", "mine": "32-true"}.items()
+    ):
+        steps = 3000 if trainer == "mine" else 2000
+        settings = {"accelerator": trainer, "precision": precision, "max_steps": steps}
+        run = make(tmp_path / trainer, trainer=trainer, seed=seed)
+        OmegaConf.save({"trainer": settings}, run / ".hydra" / "config.yaml")
+    auto, cpu, gpu, mine = labels(collect(tmp_path))
+    assert auto == cpu == "trainer.precision=32-true, trainer.max_steps=2000"
+    assert gpu == "trainer.precision=bf16-mixed, trainer.max_steps=2000"
+    assert mine == "trainer.precision=32-true, trainer.max_steps=3000"
 
 
 def test_runs_of_before_a_key_was_added_are_seeds_of_those_after(tmp_path: Path):

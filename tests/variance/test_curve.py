@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from optcov.covariance import Covariance, DiagonalCovariance
 from optcov.denoiser import Denoiser, Prediction
+from optcov.guidance import GuidedVariance
 from optcov.kernel import ReverseKernel
 from optcov.model import UNet
 from optcov.oracle import GaussianMixture, OracleNetwork
@@ -67,8 +68,9 @@ def test_a_model_of_the_step_has_the_covariance_that_makes_it(stride: float):
             return torch.ones(len(features), 1, 8, 8)
 
     strategy = LearnedRange(denoiser, lambda channels, shape: Top())
-    curve = variance_curve(denoiser, strategy, torch.rand(4, 1, 8, 8) * 2 - 1, stride, num_times=10)
-    assert_close(curve["mean"], SCHEDULE.sigma(curve["t"]) ** 2, rtol=1e-6, atol=0)
+    for each in (strategy, GuidedVariance(strategy)):
+        curve = variance_curve(denoiser, each, torch.rand(4, 1, 8, 8) * 2 - 1, stride, num_times=10)
+        assert_close(curve["mean"], SCHEDULE.sigma(curve["t"]) ** 2, rtol=1e-6, atol=0)
 
 
 def test_the_bounds_of_a_step_are_the_published_ones():

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from optcov.cli.errors import ConfigError, refusals
 from optcov.data import DataModule
@@ -50,6 +50,16 @@ class Parts:
         if self.classes is not None:
             return cycle_labels(self.classes, self.num_classes, count)
         return draw_labels(self.data.labels("train").bincount(minlength=self.num_classes), count, seed)
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """What holds weights: the denoiser, the strategy, and the guidance if there is any."""
+        return [module for module in (self.denoiser, self.strategy, self.guidance) if module is not None]
+
+    def calibration(self, count: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """``count`` training samples, ready for a network, and their labels where the mean network knows classes."""
+        clean = self.data.calibration(count).to(device)
+        return clean, None if self.denoiser.num_classes is None else self.data.calibration_labels(count).to(device)
 
     def bound(self, labels: Tensor | None) -> tuple[Denoiser, VarianceStrategy]:
         """Denoiser and strategy for samples of these classes, under guidance."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
@@ -18,8 +17,9 @@ from tqdm import tqdm
 from optcov.added import with_added
 from optcov.cli.build import Parts
 from optcov.cli.errors import ConfigError, refusals
-from optcov.cli.fit import NOT_IDENTITY, difference, make_trainer
+from optcov.cli.identity import NOT_IDENTITY, difference
 from optcov.cli.run_folder import UNTIL_THE_END, sweep_folder
+from optcov.cli.trainer import root_device, sampling_trainer
 from optcov.files import whole, write_atomically
 from optcov.report import picture
 from optcov.training import DrawnSamples, SamplingProgressBar, SamplingStage
@@ -65,12 +65,6 @@ def draw(cfg: DictConfig, parts: Parts, folder: Path) -> DrawnSamples:
     return drawn
 
 
-def sampling_trainer(cfg: DictConfig, **arguments: Any) -> Trainer:
-    """Lightning's Trainer of the config, as :func:`optcov.cli.fit.make_trainer`, in the precision of sampling."""
-    precision = cfg.sample_precision or cfg.trainer.precision
-    return make_trainer(cfg, precision=precision, use_distributed_sampler=False, **arguments)
-
-
 def forget(folder: Path) -> None:
     """Delete the samples that :func:`draw` keeps in a folder, once they have become what they were drawn for."""
     shutil.rmtree(folder / ".parts", ignore_errors=True)
@@ -84,11 +78,11 @@ def identity(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     fitted = {"times": parts.times}
-    for module in filter(None, (parts.denoiser, parts.strategy, parts.guidance)):
+    for module in parts.modules:
         fitted |= {f"{type(module).__name__}.{name}": value for name, value in module.state_dict().items()}
     return {
         "format": FORMAT,
-        "device": make_trainer(cfg).strategy.root_device.type,
+        "device": root_device(cfg).type,
         **{str(key): value for key, value in config.items() if key not in NOT_OF_SAMPLES},
         "trainer": {"precision": cfg.trainer.precision},
         "data": {key: value for key, value in config["data"].items() if key not in NOT_IDENTITY},

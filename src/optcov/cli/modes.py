@@ -64,10 +64,8 @@ class Mode(ABC):
             raise ValueError(
                 f"mode pictures images of 1 or 3 channels, but the data have shape {shape}: leave mode out"
             )
-        parts.denoiser.to(device).eval()
-        parts.strategy.to(device).eval()
-        if parts.guidance is not None:
-            parts.guidance.to(device).eval()
+        for module in parts.modules:
+            module.to(device).eval()
         self.picture(parts, folder, seed, device)
 
     @abstractmethod

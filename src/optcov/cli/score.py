@@ -12,8 +12,8 @@ from torch import Tensor
 
 from optcov.cli.build import Parts, reference_of
 from optcov.cli.errors import refusals
-from optcov.cli.fit import make_trainer
 from optcov.cli.run_folder import choices
+from optcov.cli.trainer import computing, make_trainer, root_device
 from optcov.files import write_atomically
 from optcov.metric import FrechetDistance, Metric, ModelMetric, Score, update_all, with_count
 
@@ -57,7 +57,7 @@ def score_samples(
         scores: to which each score is added, with the number of samples in its name.
     """
     metrics = [metric for metric in parts.metrics.values() if isinstance(metric, Metric)]
-    device = make_trainer(cfg).strategy.root_device
+    device = root_device(cfg)
     with refusals("metric"):
         reference = reference_of(cfg, parts.data)
         # a Frechet distance takes its statistics from features that were left by others
@@ -81,10 +81,9 @@ def score_samples(
 def score_model(cfg: DictConfig, parts: Parts, folder: Path, scores: Scores) -> None:
     """Score the model on data, by each metric's key in the config; its details go to a file in ``folder``."""
     trainer = make_trainer(cfg)
-    device = trainer.strategy.root_device
     for key, metric in parts.metrics.items():
         if isinstance(metric, ModelMetric):
-            with refusals("metric"), trainer.precision_plugin.forward_context():
+            with refusals(f"metric.{key}"), computing(trainer) as device:
                 images = metric.images(parts.data)
                 labels = None if parts.denoiser.num_classes is None else metric.labels(parts.data)
                 score = metric.measure(

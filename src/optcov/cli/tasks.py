@@ -18,27 +18,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from optcov.added import with_added
 from optcov.cli.build import Parts, build
+from optcov.cli.curve import write_variance_curve
 from optcov.cli.dashboard import Dashboard
-from optcov.cli.draw import draw, forget, preview, sampling_trainer, write_npz, write_pngs
+from optcov.cli.draw import draw, forget, preview, write_npz, write_pngs
 from optcov.cli.errors import ConfigError, refusals
-from optcov.cli.fit import (
-    NETWORK,
-    NOT_IDENTITY,
-    difference,
-    fit_classifier,
-    fit_mean,
-    fit_trajectory,
-    fit_variance,
-    make_callbacks,
-    make_trainer,
-    plan,
-    write_variance_curve,
-)
+from optcov.cli.fit import fit_classifier, fit_mean, fit_trajectory, fit_variance
+from optcov.cli.identity import NETWORK, NOT_IDENTITY, difference, plan
 from optcov.cli.machine import settle
 from optcov.cli.preflight import check
 from optcov.cli.report import show_run
 from optcov.cli.run_folder import choices, claim, overrides, provenance
 from optcov.cli.score import Scores, score_model, score_samples, wants_samples
+from optcov.cli.trainer import computing, make_callbacks, make_trainer, root_device, sampling_trainer
 from optcov.files import write_atomically
 from optcov.guidance import Guidance
 from optcov.report import check_comparable, gather, write_report
@@ -118,9 +109,8 @@ def sample(cfg: DictConfig) -> Path:
     cfg.metric = {}  # nothing is scored, so that nothing need be there for it
     parts, folder, _ = _restore(cfg)
     if cfg.get("mode") is not None:
-        trainer = sampling_trainer(cfg)
-        with refusals("mode"), trainer.precision_plugin.forward_context():
-            instantiate(cfg.mode).draw(parts, folder, cfg.seed, trainer.strategy.root_device)
+        with refusals("mode"), computing(sampling_trainer(cfg)) as device:
+            instantiate(cfg.mode).draw(parts, folder, cfg.seed, device)
         return folder
     if cfg.format == "png" and len(parts.denoiser.data_shape) != 3:
         raise ConfigError("format = png writes images, but the samples are vectors: set format=npz")
@@ -218,7 +208,7 @@ def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
         "overrides": overrides(),
         "wall_time_s": {},
         **sampled,
-        **provenance(make_trainer(cfg).strategy.root_device),
+        **provenance(root_device(cfg)),
         "output_dir": str(folder),
     }
 
@@ -239,12 +229,14 @@ def _restore(cfg: DictConfig) -> tuple[Parts, Path, dict[str, Any]]:
         cfg[key] = saved[key]
     cfg.data = saved["data"] | {key: value for key, value in asked["data"].items() if key in NOT_IDENTITY}
     given = {key: cfg[key] for key in CHECKPOINTS}
-    for key, kind in CHECKPOINTS.items():
+    own = {key: run / "checkpoints" / f"{kind}.safetensors" for key, kind in CHECKPOINTS.items()}
+    for key in CHECKPOINTS:
         if given[key] is None:
-            cfg[key] = str(run / "checkpoints" / f"{kind}.safetensors")
+            cfg[key] = str(own[key])
     config = check(cfg)
     parts = build(cfg)
-    if parts.strategy.fitting != "none" and given["var_ckpt"] is None and config["var"] != saved["var"]:
+    other_variance = config["var"] != saved["var"]
+    if parts.strategy.fitting != "none" and given["var_ckpt"] is None and other_variance:
         raise ConfigError(
             f"var = {choices()['var']} was not fitted in run = {run}: fit it with "
             f"train.py var={choices()['var']} mean_ckpt={cfg.mean_ckpt}, then give that run"
@@ -257,7 +249,8 @@ def _restore(cfg: DictConfig) -> tuple[Parts, Path, dict[str, Any]]:
         )
     trainer = make_trainer(cfg)
     settle(cfg, parts.denoiser, trainer.strategy.root_device, trainer.num_devices)
-    plan(cfg, config, parts)
+    replaced = [key for key in CHECKPOINTS if given[key] is not None and own[key].is_file()]
+    plan(cfg, config, parts, [key for key in replaced if key != "var_ckpt" or not other_variance])
     fit_trajectory(cfg, parts)
     folder = Path(cfg.output_dir)
     if any((folder / name).exists() for name in ("results.json", "checkpoints")):

@@ -122,6 +122,10 @@ class GuidedVariance(VarianceStrategy):
         self.strategy = strategy
         self.cut_last = strategy.cut_last
 
+    @property
+    def models_step(self) -> bool:
+        return self.strategy.models_step
+
     def covariance(self, denoiser: Denoiser, prediction: Prediction, x_t: Tensor, t: Tensor) -> Covariance:
         return _mixed(
             lambda given, own: self.strategy.covariance(given, own, x_t, t).clamp(0.0, 1.0), denoiser, prediction

@@ -118,15 +118,11 @@ class ModelMetric(ABC):
         ValueError: if ``num_images`` has no standard error.
     """
 
-    name: ClassVar[str]
     higher_is_better: ClassVar[bool] = False
 
     def __init__(self, split: Split = "test", num_images: int | None = None) -> None:
         if num_images is not None and num_images < 2:
-            raise ValueError(
-                f"metric.{self.name}.num_images = {num_images} gives no standard error: "
-                "give at least 2, or null for all"
-            )
+            raise ValueError(f"num_images = {num_images} gives no standard error: give at least 2, or null for all")
         self.split, self.num_images = split, num_images
 
     def images(self, data: DataModule) -> Tensor:
@@ -157,8 +153,8 @@ class ModelMetric(ABC):
         count = len(levels) if self.num_images is None else self.num_images
         if count > len(levels):
             raise ValueError(
-                f"metric.{self.name}.num_images = {count} is more than the {len(levels)} images of "
-                f"split = {self.split}: give fewer, or null for all"
+                f"num_images = {count} is more than the {len(levels)} images of split = {self.split}: give fewer, "
+                "or null for all"
             )
         order = torch.randperm(len(levels), generator=torch.Generator().manual_seed(0))
         return levels[order[:count].sort().values]

@@ -24,17 +24,17 @@ def device_of(denoiser: Denoiser) -> torch.device:
     return next((tensor.device for tensor in [*denoiser.parameters(), *denoiser.buffers()]), torch.device("cpu"))
 
 
-def mean_and_error(values: Tensor, what: str) -> tuple[float, float]:
-    """Mean and standard error of ``[n]`` values, n at least 2.
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Mean and standard error of ``[n]`` bits/dim, n at least 2.
 
     Raises:
-        ValueError: naming ``what``, if a value is not finite.
+        ValueError: if a value is not finite.
     """
     broken = int((~values.isfinite()).sum())
     if broken:
         raise ValueError(
-            f"{what} is not finite for {broken} of {len(values)} images: the mean network or its variance answers NaN "
-            "or infinity there; train it longer, or in trainer.precision=32-true"
+            f"bits/dim are not finite for {broken} of {len(values)} images: the mean network or its variance answers "
+            "NaN or infinity there; train it longer, or in trainer.precision=32-true"
         )
     return float(values.mean()), float(values.std()) / math.sqrt(len(values))
 
@@ -47,8 +47,6 @@ class VariationalNLL(ModelMetric):
         clip_x0: clamp the predicted x_0 to [-1, 1] in each step.
         log_mass: of a pixel's bin; :func:`optcov.likelihood.pixel_log_mass` or its like.
     """
-
-    name = "nll"
 
     def __init__(
         self,
@@ -82,7 +80,7 @@ class VariationalNLL(ModelMetric):
                 noise = NoiseStream(derive_seed(seed, Stream.NLL), indices, denoiser.data_shape, device)
                 measured.append(bound.terms(x_0.to(device), times, noise, progress.update).cpu())
         terms = torch.cat(measured, 1) / (levels[0].numel() * math.log(2))
-        value, error = mean_and_error(terms.sum(0), f"metric.{self.name}")
+        value, error = mean_and_error(terms.sum(0))
         means, errors = terms.mean(1).tolist(), (terms.std(1) / math.sqrt(len(levels))).tolist()
         transitions = [
             {"t": t, "s": s, "value": mean, "standard_error": error}

@@ -33,8 +33,6 @@ class FlowNLL(ModelMetric):
         ValueError: if ``t_min`` or ``tolerance`` is out of range.
     """
 
-    name = "nll_ode"
-
     def __init__(
         self,
         split: Split = "test",
@@ -44,11 +42,9 @@ class FlowNLL(ModelMetric):
     ) -> None:
         super().__init__(split, num_images)
         if t_min is not None and not 0 < t_min < 1:
-            raise ValueError(
-                f"metric.nll_ode.t_min = {t_min} is no time after 0 and before 1: give one, or null for 1/N"
-            )
+            raise ValueError(f"t_min = {t_min} is no time after 0 and before 1: give one, or null for 1/N")
         if tolerance <= 0:
-            raise ValueError(f"metric.nll_ode.tolerance = {tolerance} is no error of a step: give a number above 0")
+            raise ValueError(f"tolerance = {tolerance} is no error of a step: give a number above 0")
         self.t_min, self.tolerance = t_min, tolerance
 
     def measure(
@@ -74,7 +70,7 @@ class FlowNLL(ModelMetric):
                 solutions.append(flow.solve(x_0.to(device) + HALF_BIN * uniform, probe, progress.update))
         nats = -torch.cat([solution.log_density for solution in solutions]).cpu()
         bits = nats / (levels[0].numel() * math.log(2)) - math.log2(2 * HALF_BIN)
-        value, error = mean_and_error(bits, f"metric.{self.name}")
+        value, error = mean_and_error(bits)
         details = {
             "unit": "bits/dim",
             "total": {"value": value, "standard_error": error},

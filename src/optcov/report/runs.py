@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,15 +90,18 @@ class Run:
     folder: Path
     results: Results
 
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What the run was composed of; empty where its folder does not say."""
+        path = self.folder / ".hydra" / "config.yaml"
+        saved = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else None
+        return with_added(saved) if isinstance(saved, dict) else {}
+
     def setting(self, key: str) -> str | None:
         """A setting by its full key, as in the overrides; None where the run has none of that name."""
         if key in self.results.overrides:
             return self.results.overrides[key]
-        config = self.folder / ".hydra" / "config.yaml"
-        if not config.is_file():
-            return None
-        saved: Any = OmegaConf.to_container(OmegaConf.load(config))
-        saved = with_added(saved) if isinstance(saved, dict) else saved
+        saved: Any = self.config
         for part in key.split("."):
             if not isinstance(saved, dict) or part not in saved:
                 return None
@@ -131,6 +135,11 @@ class Runs:
         choices = dict.fromkeys(key for run in self.ended for key in run.results.choices)
         metrics = dict.fromkeys(name for run in self.ended for name in run.results.metrics)
         with_errors = {name for run in self.ended for name in run.results.standard_errors}
+        trainers = [trainer for run in self.ended if isinstance(trainer := run.config.get("trainer"), dict)]
+        if known := len(trainers) == len(self.ended):
+            names = dict.fromkeys(name for trainer in trainers for name in trainer)
+            differing = [name for name in names if any(each.get(name) != trainers[0].get(name) for each in trainers)]
+            keys |= dict.fromkeys(f"trainer.{name}" for name in differing)
         rows = []
         for run in self.ended:
             results = run.results
@@ -143,6 +152,7 @@ class Runs:
                     row[name + STANDARD_ERROR] = results.standard_errors.get(name)
             rows.append(row)
         frame = pd.DataFrame(rows)
+        frame.attrs["told_by_settings"] = ["trainer"] if known else []
         frame.attrs["higher_is_better"] = sorted({name for run in self.ended for name in run.results.higher_is_better})
         return frame
 
@@ -155,7 +165,8 @@ def collect(source: Path | str | Sequence[Path | str]) -> pd.DataFrame:
     Returns:
         A frame with the columns ``run`` (the folder), overrides, the option chosen in each group, ``num_steps``,
         ``nfe``, ``seed``, and the metrics; a metric with known standard errors is followed by them, in a column whose
-        name ends in ``_se``. ``frame.attrs["higher_is_better"]`` lists metrics.
+        name ends in ``_se``. ``frame.attrs["higher_is_better"]`` lists metrics, ``frame.attrs["told_by_settings"]``
+        groups in which an option says no more than the columns of its settings.
     Raises:
         ValueError: as :func:`gather`.
     """

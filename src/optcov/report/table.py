@@ -12,11 +12,13 @@ from optcov.report.runs import STANDARD_ERROR
 if TYPE_CHECKING:
     import pandas as pd
 
-# what a table's columns stand for, what its cells average over, and what has no part in a score or is in its name
+# what a table's columns stand for, what its cells average over, and what has no part in a score or is in its name:
+# where and how it was computed
 NOT_LABELS = (
-    "sampler.num_steps", "num_steps", "seed", "num_samples", "sample_batch_size", "num_threads", "cache_dir",
-    "checkpoint_every", "output_dir", "metric", "logger", "callbacks", "trainer.log_every_n_steps",
-    "data.cache_dir", "data.download", "data.num_workers",
+    "sampler.num_steps", "num_steps", "seed", "num_samples", "sample_batch_size", "num_threads", "channels_last",
+    "compile", "cache_dir", "checkpoint_every", "output_dir", "metric", "logger", "callbacks", "trainer.accelerator",
+    "trainer.strategy", "trainer.deterministic", "trainer.log_every_n_steps", "data.cache_dir", "data.download",
+    "data.mirrors", "data.checksums", "data.num_workers", "optimizer.fused", "optimizer.foreach",
 )  # fmt: skip
 OF_METRIC_NOT_LABELS = ("split", "num_images", "batch_size", "download")  # last parts of such keys of any metric
 
@@ -40,7 +42,9 @@ def labels(runs: pd.DataFrame) -> pd.Series[str]:
     """
     import pandas as pd
 
-    settings = [key for key in runs.columns[1 : runs.columns.get_loc("nfe")] if not _is_no_label(key)]
+    by_settings = runs.attrs.get("told_by_settings", [])
+    keys = runs.columns[1 : runs.columns.get_loc("nfe")]
+    settings = [key for key in keys if key not in by_settings and not _is_no_label(key)]
     telling = [key for key in settings if runs[key].nunique(dropna=False) > 1] or ["var"]
     named = runs[telling].apply(lambda row: _label(row.dropna(), alone=len(telling) == 1), axis=1).astype(str)
     cell = pd.DataFrame({"label": named, "steps": runs["num_steps"], "seed": runs["seed"]})

@@ -35,6 +35,11 @@ class VarianceStrategy(nn.Module):
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
 
+    @property
+    def models_step(self) -> bool:
+        """Whether it has a :meth:`transition` of its own, and no :meth:`covariance`."""
+        return type(self).covariance is VarianceStrategy.covariance
+
     def covariance(self, denoiser: Denoiser, prediction: Prediction, x_t: Tensor, t: Tensor) -> Covariance:
         """``Cov[x_0 | x_t]`` as this strategy models it, before bounds.
 

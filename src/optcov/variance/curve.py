@@ -75,9 +75,8 @@ def _diagonal(
     kernel: ReverseKernel,
 ) -> Tensor:
     """The diagonal of C, ``[B, *event]``; of a strategy that models the step, the C that would make such a step."""
-    try:
+    if not strategy.models_step:
         return strategy.covariance(denoiser, prediction, x_t, t).clamp(0.0, 1.0).diagonal()
-    except NotImplementedError:
-        # in float64: at large t the step differs from lambda^2 by a millionth part
-        step = strategy.transition(kernel, denoiser, prediction, x_t.double(), t).diagonal()
-        return (step - kernel.lambda_sq) / kernel.c**2
+    # in float64: at large t the step differs from lambda^2 by a millionth part
+    step = strategy.transition(kernel, denoiser, prediction, x_t.double(), t).diagonal()
+    return (step - kernel.lambda_sq) / kernel.c**2
