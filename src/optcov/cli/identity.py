@@ -147,7 +147,8 @@ def _plan_classifier(
         given["classifier"] = Checkpoint.load(Path(cfg.classifier_ckpt), "classifier", "classifier_ckpt")
         for key in asked:
             if given["classifier"].identity.get(key) != asked[key]:
-                other = difference(key, given["classifier"].identity.get(key), asked[key])
+                name = "guidance.classifier" if key == "classifier" else key
+                other = difference(name, given["classifier"].identity.get(key), asked[key])
                 raise CheckpointError(
                     f"classifier_ckpt = {cfg.classifier_ckpt} was trained with {other}: "
                     f"give what it was trained with{_or_leave_out(['classifier_ckpt'], replaced, 'train')}"
