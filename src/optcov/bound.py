@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from optcov.broadcast import per_sample
+from optcov.chain import chain
 from optcov.denoiser import Denoiser, Prediction
 from optcov.kernel import ReverseKernel
 from optcov.likelihood import LogMass, gaussian_kl, gaussian_kl_between, pixel_log_mass
@@ -72,13 +73,13 @@ class VariationalBound:
         Returns:
             ``[K + 1, B]``: the decoder, the transitions to ``times[0] .. times[K - 2]``, the prior.
         """
-        times = times.to(x_0.device)
+        nodes = chain(times.to(x_0.device))
         rows = []
-        for i, t in enumerate(times):
+        for i, t in enumerate(nodes):
             noised = self.observe(x_0, t, noise)
-            rows.append(self.decoder(noised) if i == 0 else self.transition(noised, times[i - 1]))
+            rows.append(self.decoder(noised) if i == 0 else self.transition(noised, nodes[i - 1]))
             advance()
-        return torch.stack([*rows, self.prior(x_0, times[-1])])
+        return torch.stack([*rows, self.prior(x_0, nodes[-1])])
 
     def observe(self, x_0: Tensor, t: Tensor, noise: NoiseStream) -> Noised:
         """Draw ``q(x_t | x_0)`` and ask the network, once for all terms that start at ``t``."""

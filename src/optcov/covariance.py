@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from math import prod
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from optcov.broadcast import per_sample
+
+Bound = TypeVar("Bound", float, Tensor)
 
 
 class Covariance(ABC):
@@ -24,8 +27,8 @@ class Covariance(ABC):
         """``scale * C + shift * I``; both 0-dimensional or ``[B]``, not negative."""
 
     @abstractmethod
-    def clamp(self, low: float | Tensor, high: float | Tensor) -> Covariance:
-        """The same eigenvectors, eigenvalues clamped to ``[low, high]``."""
+    def clamp(self, low: Bound, high: Bound) -> Covariance:
+        """The same eigenvectors, eigenvalues clamped to ``[low, high]``, two numbers or two tensors."""
 
     @abstractmethod
     def sqrt_mul(self, z: Tensor) -> Tensor:
@@ -56,9 +59,11 @@ class Covariance(ABC):
         return torch.stack(quads).sum(0)
 
 
-def _bounds(low: float | Tensor, high: float | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Both bounds as tensors of one precision; a Python float loses nothing on the way."""
-    return torch.as_tensor(low, dtype=torch.float64).to(like), torch.as_tensor(high, dtype=torch.float64).to(like)
+def _clamped(variance: Tensor, low: Bound, high: Bound) -> Tensor:
+    """Clamped in its own precision.  Numbers stay numbers: to make a tensor of one is to wait for a GPU."""
+    if isinstance(low, Tensor) and isinstance(high, Tensor):
+        return variance.clamp(low.to(variance), high.to(variance))
+    return variance.clamp(low, high)
 
 
 class DiagonalCovariance(Covariance):
@@ -75,9 +80,8 @@ class DiagonalCovariance(Covariance):
         v = self.variance
         return DiagonalCovariance(per_sample(scale, v) * v + per_sample(shift, v))
 
-    def clamp(self, low: float | Tensor, high: float | Tensor) -> Covariance:
-        v = self.variance
-        return DiagonalCovariance(v.clamp(*_bounds(low, high, v)))
+    def clamp(self, low: Bound, high: Bound) -> Covariance:
+        return DiagonalCovariance(_clamped(self.variance, low, high))
 
     def sqrt_mul(self, z: Tensor) -> Tensor:
         return self.variance.sqrt() * z
@@ -111,10 +115,8 @@ class IsotropicCovariance(Covariance):
         v = self.variance
         return IsotropicCovariance(scale.to(v.dtype) * v + shift.to(v.dtype), self.event_shape)
 
-    def clamp(self, low: float | Tensor, high: float | Tensor) -> Covariance:
-        v = self.variance
-        clamped = v.clamp(*_bounds(low, high, v))
-        return IsotropicCovariance(clamped, self.event_shape)
+    def clamp(self, low: Bound, high: Bound) -> Covariance:
+        return IsotropicCovariance(_clamped(self.variance, low, high), self.event_shape)
 
     def sqrt_mul(self, z: Tensor) -> Tensor:
         return per_sample(self.variance.sqrt(), z) * z

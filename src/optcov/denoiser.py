@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from optcov.broadcast import per_sample
+from optcov.chain import once_per_chain
 from optcov.schedule.base import NoiseSchedule
 
 Parameterization = Literal["eps", "x0", "v"]
@@ -108,8 +109,7 @@ class Denoiser(nn.Module):
         Raises:
             ValueError: if there are labels and the network knows no classes.
         """
-        n = t * self.schedule.num_steps + self.time_offset
-        time = (n * 1000 / self.schedule.num_steps).to(x_t.dtype).expand(len(x_t))
+        time = self.network_time(t).to(x_t.dtype).expand(len(x_t))
         if self.num_classes is not None:
             if labels is None:
                 labels = torch.full((len(x_t),), self.num_classes, device=x_t.device)
@@ -125,6 +125,11 @@ class Denoiser(nn.Module):
         if self.parameterization == "x0":
             return Prediction(output, (x_t - alpha * output) / sigma, features, labels)
         return Prediction(alpha * x_t - sigma * output, sigma * x_t + alpha * output, features, labels)
+
+    @once_per_chain
+    def network_time(self, t: Tensor) -> Tensor:
+        """What the network is fed at ``t``; float64, shape of ``t``."""
+        return (t * self.schedule.num_steps + self.time_offset) * 1000 / self.schedule.num_steps
 
     def diffuse(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """``x_t = alpha_t x_0 + sigma_t eps`` for white noise ``eps``, each ``[B, *event]``."""
@@ -154,6 +159,7 @@ class Given(Denoiser):
         return self.denoiser(x_t, t, self.labels)  # type: ignore[no-any-return]
 
 
+@once_per_chain
 def noise_variance(schedule: NoiseSchedule, t: Tensor) -> Tensor:
     """``r = sigma_t^2 / alpha_t^2``, with which ``Cov[x_0|x_t] = r Cov[eps|x_t]``; float64, shape of ``t``."""
     return torch.exp(-schedule.log_snr(t))

@@ -1,4 +1,4 @@
-"""Between the first network call and the last, nothing is read back to the host: on a GPU each would be a wait."""
+"""Between the first network call and the last, host and device exchange nothing: on a GPU each time would be a wait."""
 
 from functools import partial
 from pathlib import Path
@@ -23,17 +23,18 @@ from optcov.variance.fixed import BetaTilde
 CONF = Path(__file__).parents[2] / "conf"
 SAMPLERS, VARIANCES = (sorted((CONF / group).glob("*.yaml")) for group in ("sampler", "var"))
 READS = {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.equal}
+SENDS = {torch.ops.aten.lift_fresh}  # a tensor made of numbers, whose copy to a GPU is waited for, too
 
 
 class ReadBack(TorchDispatchMode):
-    """Remembers, once armed, every operation whose answer goes to the host."""
+    """Remembers, once armed, every operation that waits for the device."""
 
     def __init__(self) -> None:
         super().__init__()
         self.armed, self.found = False, []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
-        if self.armed and func.overloadpacket in READS:
+        if self.armed and func.overloadpacket in READS | SENDS:
             self.found.append(func)
         return func(*args, **(kwargs or {}))
 

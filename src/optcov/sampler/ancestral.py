@@ -7,11 +7,13 @@ fitted C they are Analytic-, NPR- and SN-DPM (arXiv:2201.06503, arXiv:2206.07309
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from optcov.broadcast import per_sample
+from optcov.chain import chain
 from optcov.denoiser import Denoiser
 from optcov.kernel import ReverseKernel
 from optcov.sampler.base import Sampler
@@ -52,7 +54,9 @@ class DDIMSampler(Sampler):
         """The x_0 and eps that enter the mean where x_0 is clipped."""
         return x0.clamp(-1, 1), eps
 
-    def correct(self, denoiser: Denoiser, x_s: Tensor, step: int, times: Tensor, noise: NoiseStream) -> Tensor:
+    def correct(
+        self, denoiser: Denoiser, x_s: Tensor, step: int, times: Sequence[Tensor], noise: NoiseStream
+    ) -> Tensor:
         """What is done to ``x_s`` at ``times[step - 1]``, once drawn: nothing, unless a sampler corrects."""
         return x_s
 
@@ -60,19 +64,20 @@ class DDIMSampler(Sampler):
     def sample(self, denoiser: Denoiser, strategy: VarianceStrategy, times: Tensor, noise: NoiseStream) -> Tensor:
         x = noise.draw()
         steps = ReverseKernel.between(denoiser.schedule, torch.cat([times.new_zeros(1), times[:-1]]), times, self.eta)
-        steps, times = steps.to(x.device), times.to(x.device)
-        for i in reversed(range(len(times))):
-            prediction = denoiser(x, times[i])
+        steps, nodes = steps.to(x.device), chain(times.to(x.device))
+        for i in reversed(range(len(nodes))):
+            t, kernel = nodes[i], steps[i]
+            prediction = denoiser(x, t)
             x0, eps = prediction.x0, prediction.eps
             if self.clip_x0:
-                x0, eps = self.clip(x0, eps, x, steps[i])
-            mean = steps[i].mean(x0, eps)
+                x0, eps = self.clip(x0, eps, x, kernel)
+            mean = kernel.mean(x0, eps)
             if i == 0:
                 return mean
-            covariance = strategy.transition(steps[i], denoiser, prediction, x, times[i])
+            covariance = strategy.transition(kernel, denoiser, prediction, x, t)
             if i == 1 and strategy.cut_last:
                 covariance = covariance.clamp(0.0, self.max_last_variance)
-            x = self.correct(denoiser, mean.add_(covariance.sqrt_mul(noise.draw())), i, times, noise)
+            x = self.correct(denoiser, mean.add_(covariance.sqrt_mul(noise.draw())), i, nodes, noise)
         raise ValueError("times is empty: give at least one")
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from optcov.broadcast import per_sample
+from optcov.chain import chain
 from optcov.denoiser import Denoiser
 
 
@@ -40,15 +41,15 @@ def invert(denoiser: Denoiser, x_0: Tensor, times: Tensor, corrections: int = 0)
     alpha, sigma = schedule.alpha(nodes), schedule.sigma(nodes)
     keep = alpha[:-1] / alpha[1:]
     change = (sigma[:-1] - keep * sigma[1:]).to(x_0.device)
-    keep, nodes = keep.to(x_0.device), nodes.to(x_0.device)
+    keep, at = keep.to(x_0.device), chain(nodes.to(x_0.device))
     x = x_0
     for i in range(len(times)):
         # sigma_0 = 0: no network has seen clean images, so the first step asks at its end
-        eps = denoiser(x, nodes[max(i, 1)]).eps
+        eps = denoiser(x, at[max(i, 1)]).eps
         start = x
         x = (start - per_sample(change[i], x) * eps) / per_sample(keep[i], x)
         for _ in range(corrections):
-            eps = denoiser(x, nodes[i + 1]).eps
+            eps = denoiser(x, at[i + 1]).eps
             x = (start - per_sample(change[i], x) * eps) / per_sample(keep[i], x)
     return x
 

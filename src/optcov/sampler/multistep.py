@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from optcov.broadcast import per_sample
+from optcov.chain import chain
 from optcov.denoiser import Denoiser
 from optcov.sampler.base import Sampler, order_within
 from optcov.sampler.noise import NoiseStream
@@ -78,12 +79,12 @@ class LinearSampler(Sampler):
         x = start = noise.draw()
         descending = times.cpu().flip(0)
         steps = self.steps(denoiser.schedule, descending).to(x.device)
-        descending = descending.to(x.device)
+        nodes = chain(descending.to(x.device))
         history: list[Tensor] = []
-        for i in range(len(descending)):
-            x0 = denoiser(x, descending[i]).x0
+        for i, t in enumerate(nodes):
+            x0 = denoiser(x, t).x0
             history = [x0.clamp(-1, 1) if self.clip_x0 else x0, *history][: self.order + 1]
-            if i == len(descending) - 1:
+            if i == len(nodes) - 1:
                 return history[0]
             if steps.correction is not None and i > 0:
                 x = per_sample(steps.correction[i, 0], x) * start

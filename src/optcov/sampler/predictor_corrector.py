@@ -9,6 +9,8 @@ those of each sample, not of a batch, so that a sample does not depend on its ne
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -48,10 +50,12 @@ class PredictorCorrectorSampler(DDPMSampler):
     def network_calls(self, times: Tensor) -> int:
         return len(times) + (len(times) - 1) * self.corrector_steps
 
-    def correct(self, denoiser: Denoiser, x_s: Tensor, step: int, times: Tensor, noise: NoiseStream) -> Tensor:
+    def correct(
+        self, denoiser: Denoiser, x_s: Tensor, step: int, times: Sequence[Tensor], noise: NoiseStream
+    ) -> Tensor:
         schedule, s = denoiser.schedule, times[step - 1]
-        below = times[step - 2] if step > 1 else torch.zeros_like(s)
-        sigma, kept = schedule.sigma(s), 1 - schedule.variance_between(below, s)
+        alpha_below = schedule.alpha(times[step - 2]) if step > 1 else 1.0
+        sigma, kept = schedule.sigma(s), (schedule.alpha(s) / alpha_below) ** 2
         for _ in range(self.corrector_steps):
             score = -denoiser(x_s, s).eps / per_sample(sigma, x_s)
             z = noise.draw()

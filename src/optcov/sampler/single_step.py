@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from optcov.broadcast import per_sample
+from optcov.chain import chain
 from optcov.denoiser import Denoiser
 from optcov.sampler.base import Sampler
 from optcov.sampler.noise import NoiseStream
@@ -66,7 +67,7 @@ class SingleStepSampler(Sampler):
     def sample(self, denoiser: Denoiser, strategy: VarianceStrategy, times: Tensor, noise: NoiseStream) -> Tensor:
         x = start = noise.draw()
         calls = self.calls(denoiser.schedule, times.cpu())
-        nodes = torch.stack([call.time for call in calls]).to(x.device)
+        nodes = chain(torch.stack([call.time for call in calls]).to(x.device))
         keep = torch.stack([call.keep for call in calls]).to(x.device)
         weights = _table([call.weights for call in calls]).to(x.device)
         churn = _table([call.churn or () for call in calls]).to(x.device)

@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from optcov.chain import once_per_chain
+
 
 def at_least_one(num_steps: int) -> int:
     """The number of steps, if it is one.
@@ -39,14 +41,17 @@ class NoiseSchedule(ABC):
     def log_alpha(self, t: Tensor) -> Tensor:
         """Logarithm of the signal's amplitude; float64, shape of ``t``; 0 at ``t = 0``."""
 
+    @once_per_chain
     def alpha(self, t: Tensor) -> Tensor:
         """Amplitude of the signal in (0, 1]; float64, shape of ``t``."""
         return self.log_alpha(t).exp()
 
+    @once_per_chain
     def sigma(self, t: Tensor) -> Tensor:
         """Amplitude of the noise in [0, 1), sqrt(1 - alpha_t^2); float64, shape of ``t``."""
         return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
 
+    @once_per_chain
     def log_snr(self, t: Tensor) -> Tensor:
         """``log(alpha_t^2 / sigma_t^2)``; float64, shape of ``t``; +inf at ``t = 0``."""
         twice = 2 * self.log_alpha(t)
@@ -77,6 +82,7 @@ class NoiseSchedule(ABC):
         """The N times ``n / N``, n = 1..N; float64."""
         return torch.arange(1, self.num_steps + 1, dtype=torch.float64, device=device) / self.num_steps
 
+    @once_per_chain
     def interpolate(self, table: Tensor, t: Tensor) -> Tensor:
         """Read a table kept at ``n / N``, n = 0..N, at any time, linearly between its nodes.
 
