@@ -1,6 +1,8 @@
 """The pass as one stream, and a curve from a twentieth of its times."""
 
+import logging
 import math
+import re
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch.testing import assert_close
 from optcov.denoiser import Denoiser
 from optcov.oracle import GaussianMixture
 from optcov.schedule import CosineSchedule, LinearSchedule, NoiseSchedule, VPSDESchedule
-from optcov.variance.analytic import Analytic, ControlledMean, between, even_in_log_snr
+from optcov.variance.analytic import Analytic, ControlledMean, between, even_in_log_snr, left_out
 
 LINE = GaussianMixture([[-0.6], [0.1], [0.5]], [0.01, 0.04, 0.0025], [0.5, 0.2, 0.3])
 
@@ -38,6 +40,19 @@ def exact_curve(schedule: NoiseSchedule) -> Tensor:
         variance = LINE.posterior(x, alpha, sigma)[1][:, 0, 0]
         curve.append((density @ variance) / density.sum() * alpha**2 / sigma**2)
     return torch.stack(curve)
+
+
+class Rippling(nn.Module):
+    """The oracle's network, whose answer is too large and too small in turn, as sines of the time make a network's."""
+
+    def __init__(self, network: nn.Module, ripple: float) -> None:
+        super().__init__()
+        self.network, self.data_shape, self.feature_channels = network, network.data_shape, network.feature_channels
+        self.ripple = ripple
+
+    def forward(self, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        eps, features = self.network(x_t, time)
+        return eps * (1 + self.ripple * time.sin()[:, None]), features
 
 
 @pytest.mark.parametrize("shape", [(), (3, 2)])
@@ -114,6 +129,42 @@ def test_the_cheap_pass_against_the_full_one(make_oracle):
         error = (strategy.eps_variance[1:] - exact).abs()
         # the largest of 1000 standard errors is seldom beyond 4.5
         assert (error < 4.5 * strategy.eps_variance_se[1:] + 0.01 * exact).all()
+
+
+def test_a_cheap_pass_says_whether_its_curve_can_be_trusted(make_oracle, caplog):
+    """Of a rippled network no few times give ``1 - E[e^2]``, but ``E[(eps - e)^2]``; the log says what is missed."""
+    schedule = LinearSchedule(1000)
+    clean = LINE.sample(32, torch.Generator().manual_seed(0))
+    caplog.set_level(logging.INFO)
+
+    def calibrated(ripple: float, imperfect: bool, num_times: int | None) -> Analytic:
+        denoiser = Denoiser(Rippling(make_oracle(LINE, schedule).network, ripple), schedule)
+        strategy = Analytic(denoiser, False, imperfect, num_images=32, num_times=num_times, batch_size=4000)
+        caplog.clear()
+        strategy.calibrate(denoiser, [clean], seed=1)
+        return strategy
+
+    for ripple, imperfect, trusted in ((0.0, False, True), (3e-4, False, False), (3e-4, True, True)):
+        full = calibrated(ripple, imperfect, None)
+        assert not caplog.records  # there is nothing to say of all times
+        cheap = calibrated(ripple, imperfect, 50)
+        met = ((cheap.eps_variance[1:] / full.eps_variance[1:] - 1).abs() < 0.01).double().mean()
+        (said,) = (float(share) / 100 for share in re.findall(r"meets (\d+) % of the other half", caplog.text))
+        assert said == pytest.approx(float(met), abs=0.15)
+        assert (met > 0.9) == trusted
+
+
+def test_left_out_is_the_error_of_the_curve_through_the_rest():
+    schedule = CosineSchedule(100)
+    nodes = even_in_log_snr(schedule, 20)
+    table = torch.rand(len(nodes), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 0.5
+    missed = left_out(schedule, nodes, table)
+    assert missed.shape == ((len(nodes) - 1) // 2, 3)
+    rest = [k for k in range(len(nodes)) if k % 2 == 0 or k == len(nodes) - 1]
+    for k, row in zip((k for k in range(len(nodes)) if k not in rest), missed, strict=True):
+        curve = between(schedule, nodes[rest], table[rest])
+        assert_close(row, (curve[nodes[k] - 1] - table[k]).abs() / table[k].abs())
+    assert left_out(schedule, torch.tensor([1, 50, 100]), torch.ones(3, dtype=torch.float64)).shape == (1,)
 
 
 @pytest.mark.parametrize(
