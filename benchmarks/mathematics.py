@@ -23,12 +23,12 @@ def gamma(settings: Settings) -> Iterator[Row]:
     """Gamma_t for 1,000 times from 16 digits, beside a call of the network for each time (as Analytic-DPM's code)."""
     device = settings.device
     torch.manual_seed(0)
-    count = 25 if settings.quick else 1000
+    digits, count = (4, 25) if settings.quick else (16, 1000)
     denoiser = Denoiser(UNet((1, 8, 8)), LinearSchedule(count)).to(device).eval()
     if device == "cpu":
         denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = torch.rand(16, 1, 8, 8, device=device) * 2 - 1
-    strategy = Analytic(denoiser, num_images=16)
+    images = torch.rand(digits, 1, 8, 8, device=device) * 2 - 1
+    strategy = Analytic(denoiser, num_images=digits)
 
     @torch.no_grad()
     def time_by_time() -> Tensor:
@@ -39,7 +39,7 @@ def gamma(settings: Settings) -> Iterator[Row]:
         return torch.stack(found)
 
     turns = {"ours": lambda: strategy.calibrate(denoiser, [images]), "peer": time_by_time}
-    row = alternate(turns, settings).row("ours", "peer", "Gamma_t", "16 digits, small U-Net", count, "times/s")
+    row = alternate(turns, settings).row("ours", "peer", "Gamma_t", f"{digits} digits, small U-Net", count, "times/s")
     row.note = "the peer calls the network time by time"
     yield row
 

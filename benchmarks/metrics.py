@@ -34,9 +34,10 @@ def metrics(settings: Settings) -> Iterator[Row]:
                 metric.refer_to(reference)
                 metric.prepare()
 
-            name = "fd_pixel" if isinstance(metric, FrechetPixelDistance) else "fd_cifar"
-            yield once(f"{name}: statistics of the training images", f"{len(data.train):,} images", refer, settings)
-            yield once(name, f"{len(test):,} samples", score, settings)
+            yield once(
+                f"{metric.name}: statistics of the training images", f"{len(data.train):,} images", refer, settings
+            )
+            yield once(metric.name, f"{len(test):,} samples", score, settings)
 
 
 def once(name: str, setting: str, turn: Callable[[], object], settings: Settings) -> Row:

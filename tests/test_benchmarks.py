@@ -5,8 +5,12 @@ import json
 import math
 import subprocess
 import types
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -16,7 +20,6 @@ from benchmarks import data_loading, denoising_diffusion, gpu
 from benchmarks.__main__ import ROWS, listing, markdown, measured
 from benchmarks.networks import cifar10_network, flops_per_image
 from benchmarks.timing import Row, Settings, Times, alternate
-from optcov.data import DigitsData
 
 TINY = Settings(
     rounds=1, seconds=0.0, batch_size=1, batch_sizes=(1,), threads=(1,), steps=(2,), precisions=("bf16",), quick=True
@@ -107,19 +110,38 @@ def test_rows_that_start_processes(monkeypatch: pytest.MonkeyPatch, capsys):
     assert len(told) == 3
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose ``cifar10`` is a batch of noise, as the hub keeps it."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "cifar10").mkdir()
+    rows = []
+    for image in np.random.default_rng(0).integers(0, 256, (data_loading.BATCH, 32, 32, 3), np.uint8):
+        Image.fromarray(image).save(file := io.BytesIO(), "png")
+        rows.append({"bytes": file.getvalue(), "path": None})
+    for split in ("train", "test"):
+        table = pa.table({"img": rows, "label": [0] * len(rows)})
+        pq.write_table(table, folder / "cifar10" / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
 @pytest.mark.parametrize("installed", [True, False])
-def test_decoders_take_their_turns(installed: bool, monkeypatch: pytest.MonkeyPatch):
-    files = [io.BytesIO() for _ in range(data_loading.BATCH)]
-    for file in files:
-        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(file, "png")
-    encoded = [file.getvalue() for file in files]
-    hub = data_loading.PillowDataset(encoded, data_loading.plain) if installed else None
-    monkeypatch.setattr(data_loading, "hugging_face", lambda *_: hub)
-    rows = list(data_loading.compare("digits", encoded, data_loading.plain, DigitsData(), TINY))
-    assert [row.setting.partition(",")[0] for row in rows[2:]] == (
-        ["Hugging Face datasets"] * 2 if installed else ["not measured"]
-    )
+def test_loaders_take_their_turns(installed: bool, data: Path, monkeypatch: pytest.MonkeyPatch):
+    def hugging_face(encoded: list[bytes], *_: object) -> object:
+        return data_loading.PillowDataset(encoded, data_loading.plain) if installed else None
+
+    monkeypatch.setattr(data_loading, "hugging_face", hugging_face)
+    *rows, last = ROWS["data"](replace(TINY, data=data))
+    assert last.note == "--data has no folder celeba"
+    settings = [row.setting.partition(",")[0] for row in rows]
+    assert settings == ["Pillow Dataset"] * 2 + (["Hugging Face datasets"] * 2 if installed else ["not measured"])
     assert all(sound(row) for row in rows[: 4 if installed else 2])
+
+
+def test_metrics_are_timed(data: Path):
+    names = [row.name for row in ROWS["metrics"](replace(TINY, data=data)) if row.ours is not None]
+    of = ": statistics of the training images"
+    assert names == ["hash of the training images", f"fd_pixel{of}", "fd_pixel", f"fd_cifar{of}", "fd_cifar"]
 
 
 class Loop(nn.Module):
