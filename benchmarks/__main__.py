@@ -1,14 +1,18 @@
-"""Measure, print a table, and write JSON: ``python -m benchmarks [--rows sampling training ...]``."""
+"""Measure, print a table, and write it with JSON: how fast this project is, beside its peers."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
 import json
+import logging
 import os
 import platform
+import subprocess
+import sys
+import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 if __name__ == "__main__":  # before PyTorch and tqdm read them
@@ -19,11 +23,24 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import data_loading, mathematics, sampling, scaling, startup, training
+from benchmarks import (
+    data_loading,
+    denoising_diffusion,
+    gpu,
+    guided_covariance,
+    guided_digits,
+    mathematics,
+    metrics,
+    sampling,
+    scaling,
+    startup,
+    training,
+)
 from benchmarks.timing import Row, Settings
 
 ROWS: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "sampling": sampling.sampling,
+    "denoising_diffusion_pytorch": denoising_diffusion.denoising_diffusion_pytorch,
     "defaults": sampling.defaults,
     "strategies": sampling.strategies,
     "training": training.training,
@@ -31,11 +48,13 @@ ROWS: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "trajectory": mathematics.trajectory,
     "frechet": mathematics.frechet,
     "data": data_loading.data_loading,
+    "metrics": metrics.metrics,
     "startup": startup.startup,
     "threads": scaling.threads,
     "sizes": scaling.sizes,
-    "gpu": sampling.cuda,
+    "gpu": gpu.gpu,
 }
+ALONE = {"guided_covariance": guided_covariance, "guided_digits FILE ...": guided_digits}
 COLUMNS = ("", "setting", "ours", "peer", "unit", "ratio (low to high)", "goal", "MiB ours, peer", "note")
 
 
@@ -50,11 +69,23 @@ def machine() -> dict[str, object]:
         "cpu": cpu,
         "cores": os.cpu_count(),
         "bfloat16": [name for name in ("avx512_bf16", "amx_bf16") if capabilities.get(name)],
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **graphics(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("torch", "diffusers", "lightning", "scipy")},
+    }
+
+
+def graphics() -> dict[str, object]:
+    """The GPU, and whether PyTorch rounds float32 to TF32 on it."""
+    if not torch.cuda.is_available():
+        return {"gpu": None}
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "tf32": f"convolutions {torch.backends.cudnn.allow_tf32}, products {torch.backends.cuda.matmul.allow_tf32}",
     }
 
 
@@ -78,55 +109,89 @@ def markdown(found: dict[str, object], rows: list[Row]) -> str:
     return "\n".join(lines + ["| " + " | ".join(cells(row)) + " |" for row in rows]) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
-    default = Settings()
-    add = parser.add_argument
-    add(
-        "--rows",
-        nargs="+",
-        choices=ROWS,
-        default=list(ROWS),
-        help="what to measure; all of it takes about half an hour",
+def first_line(documented: object) -> str:
+    return (documented.__doc__ or "").partition("\n")[0]
+
+
+def listing() -> str:
+    """All there is to measure, for --help."""
+    lines = ["rows:", *(f"  {name:28} {first_line(rows)}" for name, rows in ROWS.items())]
+    lines += ["", "beside the rows, of quality and not of speed:"]
+    lines += [f"  python -m benchmarks.{name}\n{'':31}{first_line(module)}" for name, module in ALONE.items()]
+    return "\n".join(lines)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks",
+        description=__doc__,
+        epilog=listing(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    default, add = Settings(), parser.add_argument
+    add("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help="what to measure, of those below")
+    add("--quick", action="store_true", help="whether every row works, in two minutes: one small round")
     add("--rounds", type=int, default=default.rounds, help="turns of each contender, at least 3")
     add("--seconds", type=float, default=default.seconds, help="after these a row begins no round beyond its third")
     add("--num-threads", type=int, help="of all rows but those on scaling; PyTorch's choice where left out")
-    add("--batch-size", type=int, default=default.batch_size)
-    add("--batch-sizes", type=int, nargs="+", default=default.batch_sizes, help="of the rows on threads")
+    add("--batch-size", type=int, help="8 where left out, 128 on a GPU")
+    add("--batch-sizes", type=int, nargs="+", help="of the rows on threads; 1 4 16 64 where left out, to 1024 on a GPU")
     add("--threads", type=int, nargs="+", help="of the rows on threads; 1 and all where left out")
     add("--steps", type=int, nargs="+", default=default.steps, help="of sampling")
     add("--precisions", nargs="+", choices=("fp32", "bf16"), default=default.precisions)
     add("--device", choices=("cpu", "cuda"), default=default.device)
-    add("--compile", action="store_true", help="on a GPU, also torch.compile and CUDA graphs")
+    add("--compile", action=argparse.BooleanOptionalAction, default=True, help="on a GPU: torch.compile, CUDA graphs")
+    add("--peak-tflops", type=float, help="of the GPU in bf16, for MFU; by its name where left out")
     add("--data", type=Path, default=os.environ.get("OPTCOV_DATA"), help="folder of cifar10 and celeba; OPTCOV_DATA")
-    add("--output", type=Path, default=Path("outputs/benchmarks"), help="folder of table.md and table.json")
+    add("--output", type=Path, help="of table.md and table.json; outputs/benchmarks where left out")
     arguments = parser.parse_args()
     if arguments.rounds < 3:
         parser.error(f"--rounds = {arguments.rounds} has no median worth the name: give at least 3")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device = cuda finds no GPU: give cpu")
-    if arguments.num_threads:
-        torch.set_num_threads(arguments.num_threads)
-        os.environ["OMP_NUM_THREADS"] = str(arguments.num_threads)  # of the rows that start processes
+    return arguments
+
+
+def chosen(arguments: argparse.Namespace) -> Settings:
+    """What the command line left out depends on the device."""
+    on_gpu = arguments.device == "cuda"
+    peak = gpu.peak_flops(torch.cuda.get_device_name()) if on_gpu else None
     settings = Settings(
         arguments.device,
         arguments.rounds,
         arguments.seconds,
-        arguments.batch_size,
-        tuple(arguments.batch_sizes),
+        arguments.batch_size or (128 if on_gpu else 8),
+        tuple(arguments.batch_sizes or ((1, 16, 64, 256, 1024) if on_gpu else (1, 4, 16, 64))),
         tuple(arguments.threads or sorted({1, torch.get_num_threads()})),
         tuple(arguments.steps),
         tuple(arguments.precisions),
         Path(arguments.data) if arguments.data else None,
-        arguments.compile,
+        on_gpu and arguments.compile,
+        1e12 * arguments.peak_tflops if arguments.peak_tflops else peak,
     )
-    found, rows = machine(), []
+    if not arguments.quick:
+        return settings
+    return replace(settings, quick=True, rounds=1, seconds=3.0, batch_size=2, batch_sizes=(1, 2), steps=(2,))
+
+
+def main() -> None:
+    arguments = parsed()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    if arguments.num_threads:
+        torch.set_num_threads(arguments.num_threads)
+        os.environ["OMP_NUM_THREADS"] = str(arguments.num_threads)  # of the rows that start processes
+    settings = chosen(arguments)
+    output = arguments.output or Path("outputs/benchmarks/quick" if settings.quick else "outputs/benchmarks")
+    rows: list[Row] = []
+    failed: list[str] = []
+    found = machine()
+    if settings.quick:
+        found["quick"] = "small networks, one round: the numbers say nothing of speed"
     console = Console()
     console.print(", ".join(f"{key} {value}" for key, value in found.items()), highlight=False)
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
     for name in arguments.rows:
-        for row in ROWS[name](settings):
+        for row in measured(name, settings, failed):
             rows.append(row)
             console.print(" | ".join(filter(None, cells(row))), highlight=False, soft_wrap=True)
             told = {
@@ -134,13 +199,30 @@ def main() -> None:
                 "settings": asdict(settings),
                 "rows": [asdict(row) | {"met": row.met} for row in rows],
             }
-            (arguments.output / "table.json").write_text(json.dumps(told, indent=1, default=str) + "\n")
-            (arguments.output / "table.md").write_text(markdown(found, rows))
+            (output / "table.json").write_text(json.dumps(told, indent=1, default=str) + "\n")
+            (output / "table.md").write_text(markdown(found, rows))
     table = Table(*COLUMNS[:-1])
     for row in rows:
         table.add_row(*cells(row)[:-1])
     Console(width=max(console.width, 170)).print(table)
-    console.print(str(arguments.output / "table.md"), highlight=False)
+    console.print(str(output / "table.md"), highlight=False)
+    if failed:
+        sys.exit(f"failed, see above: {' '.join(failed)}")
+
+
+def measured(name: str, settings: Settings, failed: list[str]) -> Iterator[Row]:
+    """The rows of a group; where one fails, a row that says so, so that the others are measured all the same."""
+    try:
+        for row in ROWS[name](settings):
+            if settings.quick:
+                row.goal = ""
+            yield row
+    except Exception as error:
+        traceback.print_exc()
+        if isinstance(error, subprocess.CalledProcessError):
+            print(error.stderr, file=sys.stderr)
+        failed.append(name)
+        yield Row.left_out(name, f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch import Tensor
@@ -32,16 +32,19 @@ from optcov.data.celeba import published_box
 BATCH = 128
 
 
-def cifar10_images(root: Path) -> list[bytes]:
-    """The encoded training images."""
+def cifar10_images(root: Path, limit: int | None) -> list[bytes]:
+    """The encoded training images, or the first of them."""
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
     shards = sorted(root.glob("**/train-*.parquet"))
-    return [row["bytes"] for shard in shards for row in pq.read_table(shard)["img"].to_pylist()]
+    return [row["bytes"] for shard in shards for row in pq.read_table(shard)["img"][:limit].to_pylist()][:limit]
 
 
-def celeba_images(root: Path) -> list[bytes]:
-    """The encoded images."""
+def celeba_images(root: Path, limit: int | None) -> list[bytes]:
+    """The encoded images, or the first of them."""
     with zipfile.ZipFile(next(root.glob("*.zip"))) as file:
-        return [file.read(name) for name in sorted(file.namelist()) if name.endswith(".jpg")]
+        names = sorted(name for name in file.namelist() if name.endswith(".jpg"))
+        return [file.read(name) for name in names[:limit]]
 
 
 def plain(image: Image.Image) -> Image.Image:
@@ -95,19 +98,21 @@ def optcov_batches(data: DataModule) -> Iterator[Tensor]:
 
 
 def decoding(dataset: Any, workers: int) -> Iterator[Any]:
+    """Epoch after epoch; whole batches, as optcov's."""
+    loader: DataLoader[Any] = DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, drop_last=True)
     while True:
-        loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, drop_last=True)
         yield from loader
 
 
 def images_per_second(batches: Iterator[Any], seconds: float) -> float:
-    """After a first batch, which starts workers."""
+    """After a first batch, which starts workers; of one batch at least."""
     next(batches)
-    count, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
+    count, started, passed = 0, time.perf_counter(), 0.0
+    while not count or passed < seconds:
         batch = next(batches)
         count += len(batch["image"] if isinstance(batch, dict) else batch)
-    return count / (time.perf_counter() - started)
+        passed = time.perf_counter() - started
+    return count / passed
 
 
 def compare(
@@ -120,12 +125,14 @@ def compare(
     """Loaders take turns of equal length."""
     seconds = settings.seconds / 30
     with tempfile.TemporaryDirectory() as folder:
-        loaders: dict[str, Callable[[], Iterator[Any]]] = {"optcov": lambda: optcov_batches(data)}
-        for workers in (0, 2):
-            pillow, hub = PillowDataset(encoded, crop), hugging_face(encoded, crop, f"{folder}/{workers}")
-            loaders[f"Pillow Dataset, {workers} workers"] = lambda d=pillow, w=workers: decoding(d, w)
-            if hub is not None:
-                loaders[f"Hugging Face datasets, {workers} workers"] = lambda d=hub, w=workers: decoding(d, w)
+        loaders: dict[str, Callable[[], Iterator[Any]]] = {"optcov": partial(optcov_batches, data)}
+        decoders: dict[str, Any] = {"Pillow Dataset": PillowDataset(encoded, crop)}
+        hub = hugging_face(encoded, crop, folder)
+        if hub is not None:
+            decoders["Hugging Face datasets"] = hub
+        for decoder, dataset in decoders.items():
+            for workers in (0, 2):
+                loaders[f"{decoder}, {workers} workers"] = partial(decoding, dataset, workers)
         speeds: dict[str, list[float]] = {loader: [] for loader in loaders}
         for _ in range(min(3, settings.rounds)):
             for loader, make in loaders.items():
@@ -137,12 +144,16 @@ def compare(
             f"data loading: {name}", loader, ours, theirs, "images/s", ratio, min(ratios), max(ratios),
             note="optcov decodes once, and keeps the pixels",
         )  # fmt: skip
+    if hub is None:
+        yield Row.left_out(f"data loading: {name}", "Hugging Face datasets is not installed: pip install datasets")
 
 
 def data_loading(settings: Settings) -> Iterator[Row]:
-    """On the images below ``--data``."""
+    """Training batches of CIFAR-10 and CelebA below --data, beside Pillow and Hugging Face datasets."""
     if settings.data is None:
+        yield Row.left_out("data loading", "needs --data, a folder of cifar10 and celeba")
         return
+    limit = 1000 if settings.quick else None
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as cache:
@@ -152,5 +163,7 @@ def data_loading(settings: Settings) -> Iterator[Row]:
         ):
             root = settings.data / folder
             if root.is_dir():
-                yield from compare(name, read(root), crop, kind(str(root), cache), settings)
+                yield from compare(name, read(root, limit), crop, kind(str(root), cache, limit=limit), settings)
+            else:
+                yield Row.left_out(f"data loading: {name}", f"--data has no folder {folder}")
     torch.set_num_threads(threads)

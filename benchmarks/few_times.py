@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from optcov.cli.build import build
@@ -75,7 +75,9 @@ def ripple(curve: Tensor) -> str:
 
 def main(run: str, num_images: int = 128) -> None:
     register_resolvers()
-    parts = build(OmegaConf.load(Path(run) / ".hydra" / "config.yaml"))
+    config = OmegaConf.load(Path(run) / ".hydra" / "config.yaml")
+    assert isinstance(config, DictConfig)
+    parts = build(config)
     denoiser, data, schedule = parts.denoiser.eval(), parts.data, parts.denoiser.schedule
     denoiser.load_state_dict(Checkpoint.load(Path(run) / "checkpoints" / "mean.safetensors", "mean", "run").weights)
     replay = Replay(denoiser.network)

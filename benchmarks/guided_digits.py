@@ -10,7 +10,7 @@ first.
 import sys
 
 import numpy as np
-from sklearn.svm import SVC
+from sklearn.svm import SVC  # type: ignore[import-untyped]
 
 from optcov.data import DigitsData
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from benchmarks.timing import Row, Settings, alternate
 from optcov.denoiser import Denoiser
-from optcov.metric.frechet import Moments, frechet_distance
+from optcov.metric import frechet_distance
+from optcov.metric.moments import Moments
 from optcov.model import UNet
 from optcov.schedule import LinearSchedule
 from optcov.trajectory.optimal import step_costs
@@ -22,11 +23,12 @@ def gamma(settings: Settings) -> Iterator[Row]:
     """Gamma_t for 1,000 times from 16 digits, beside a call of the network for each time (as Analytic-DPM's code)."""
     device = settings.device
     torch.manual_seed(0)
-    denoiser = Denoiser(UNet((1, 8, 8)), LinearSchedule(1000)).to(device).eval()
+    digits, count = (4, 25) if settings.quick else (16, 1000)
+    denoiser = Denoiser(UNet((1, 8, 8)), LinearSchedule(count)).to(device).eval()
     if device == "cpu":
         denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = torch.rand(16, 1, 8, 8, device=device) * 2 - 1
-    strategy = Analytic(denoiser, num_images=16)
+    images = torch.rand(digits, 1, 8, 8, device=device) * 2 - 1
+    strategy = Analytic(denoiser, num_images=digits)
 
     @torch.no_grad()
     def time_by_time() -> Tensor:
@@ -37,15 +39,16 @@ def gamma(settings: Settings) -> Iterator[Row]:
         return torch.stack(found)
 
     turns = {"ours": lambda: strategy.calibrate(denoiser, [images]), "peer": time_by_time}
-    row = alternate(turns, settings).row("ours", "peer", "Gamma_t", "16 digits, small U-Net", 1000, "times/s")
+    row = alternate(turns, settings).row("ours", "peer", "Gamma_t", f"{digits} digits, small U-Net", count, "times/s")
     row.note = "the peer calls the network time by time"
     yield row
 
 
 def trajectory(settings: Settings) -> Iterator[Row]:
     """The best path of every length K of N = 500 times, beside loops over lengths and times (as Analytic-DPM)."""
-    variance = torch.linspace(0.01, 0.25, 500, dtype=torch.float64)
-    cost = step_costs(LinearSchedule(500), variance)
+    count = 50 if settings.quick else 500
+    variance = torch.linspace(0.01, 0.25, count, dtype=torch.float64)
+    cost = step_costs(LinearSchedule(count), variance)
 
     def loops() -> list[list[int]]:
         table = cost.numpy()
@@ -70,26 +73,27 @@ def trajectory(settings: Settings) -> Iterator[Row]:
 
     def ours() -> list[list[int]]:
         paths = ShortestPaths(cost)
-        return [paths.nodes(k) for k in range(2, 501)]
+        return [paths.nodes(k) for k in range(2, count + 1)]
 
     assert ours() == loops()
     row = alternate({"ours": ours, "peer": loops}, settings).row(
-        "ours", "peer", "dynamic programme", "N = 500, all K", 1, "programmes/s"
+        "ours", "peer", "dynamic programme", f"N = {count}, all K", 1, "programmes/s"
     )
     row.note = "the same paths; the peer loops over lengths and times"
     yield row
 
 
 def frechet(settings: Settings) -> Iterator[Row]:
-    """The distance between two Gaussians in 2048 dimensions, beside ``scipy.linalg.sqrtm``."""
+    """The distance between two Gaussians in 2,048 dimensions, beside ``scipy.linalg.sqrtm``."""
     import scipy.linalg
 
+    dimensions = 64 if settings.quick else 2048
     generator = torch.Generator().manual_seed(0)
     statistics = []
     for scale in (1.0, 1.1):
         moments = Moments()
         for _ in range(4):
-            moments.update(scale * torch.randn(1000, 2048, generator=generator))
+            moments.update(scale * torch.randn(1000, dimensions, generator=generator))
         statistics.append(moments.mean_and_covariance())
     (mean_1, cov_1), (mean_2, cov_2) = ((m.numpy(), c.numpy()) for m, c in statistics)
     found: dict[str, float] = {}
@@ -102,6 +106,6 @@ def frechet(settings: Settings) -> Iterator[Row]:
         found["scipy"] = float(((mean_1 - mean_2) ** 2).sum() + np.trace(cov_1 + cov_2 - 2 * root))
 
     times = alternate({"ours": ours, "scipy": scipy_sqrtm}, settings)
-    row = times.row("ours", "scipy", "Frechet distance", "2048 dimensions, 4,000 features", 1, "distances/s")
+    row = times.row("ours", "scipy", "Frechet distance", f"{dimensions} dimensions, 4,000 features", 1, "distances/s")
     row.note = f"beside scipy.linalg.sqrtm; relative difference {abs(found['ours'] / found['scipy'] - 1):.1e}"
     yield row

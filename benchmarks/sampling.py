@@ -7,15 +7,15 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.networks import flops_per_image, pair
-from benchmarks.timing import Row, Settings, Times, alternate, resident, seconds_of, synchronize
+from benchmarks.timing import Row, Settings, Times, alternate, resident, seconds_of
 from optcov.denoiser import Denoiser
 from optcov.kernel import ReverseKernel
 from optcov.model import SimpleHead
@@ -49,7 +49,8 @@ def diffusers_loop(peer: Any, scheduler: Any, num_steps: int, batch: int, device
         x = torch.randn(batch, 3, 32, 32, generator=generator, device=device, dtype=dtype)
         scheduler.set_timesteps(num_steps)
         for t in scheduler.timesteps:
-            x = scheduler.step(peer(x, t).sample, t, x, generator=generator).prev_sample
+            # its pipelines leave t on the host, and its network copies it; CUDA graphs want it on the device before
+            x = scheduler.step(peer(x, t.to(device)).sample, t, x, generator=generator).prev_sample
         return x
 
     return turn
@@ -58,7 +59,7 @@ def diffusers_loop(peer: Any, scheduler: Any, num_steps: int, batch: int, device
 def fitted(kind: type[VarianceStrategy], denoiser: Denoiser, device: str) -> VarianceStrategy:
     """A strategy whose values do not matter, only what they cost."""
     if kind in (SN, NPR):
-        return kind(denoiser, head=SimpleHead).to(device).eval()  # type: ignore[call-arg]
+        return kind(denoiser, head=SimpleHead).to(device).eval()
     strategy = kind(denoiser).to(device).eval()
     if isinstance(strategy, Analytic):
         strategy.eps_variance.fill_(0.5)
@@ -67,24 +68,28 @@ def fitted(kind: type[VarianceStrategy], denoiser: Denoiser, device: str) -> Var
 
 def convolution_rate(settings: Settings, precision: str) -> float:
     """GFLOP/s of the network's 3x3 convolutions at their best, one at a time, channels last."""
-    best = 0.0
+    best, calls = 0.0, 50 if settings.device == "cuda" else 1  # on a GPU a wait costs as much as a convolution
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     for channels, size in ((128, 32), (256, 16)):
         x = torch.randn(settings.batch_size, channels, size, size, device=settings.device, dtype=dtype)
         layer = torch.nn.Conv2d(channels, channels, 3, padding=1, device=settings.device, dtype=dtype)
-        x, layer = (each.to(memory_format=torch.channels_last) for each in (x, layer))  # type: ignore[call-overload]
+        turn = partial(layer.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
         with torch.inference_mode():
-            seconds = min(seconds_of(lambda x=x, layer=layer: layer(x), settings.device) for _ in range(20))
+            seconds = min(seconds_of(turn, settings.device, calls) for _ in range(20))
         best = max(best, 2 * 9 * channels**2 * size**2 * settings.batch_size / seconds / 1e9)
     return best
 
 
 def sampling(settings: Settings) -> Iterator[Row]:
-    """Whole loops at the same precision: bfloat16 here is autocast, in diffusers ``torch_dtype``, its quickest way."""
-    from diffusers import DDIMScheduler, DDPMScheduler
+    """Whole loops, the same weights in diffusers' loops.
 
+    bfloat16 is autocast in ours, and ``torch_dtype`` in diffusers', its quickest way.
+    """
+    import diffusers
+
+    schedulers: Any = diffusers
     device, batch = settings.device, settings.batch_size
-    denoiser, peer = pair(device)
+    denoiser, peer = pair(device, settings.channels)
     gflop = flops_per_image(denoiser.network) / 1e9
     for precision in settings.precisions:
         rate = convolution_rate(settings, precision)
@@ -93,23 +98,20 @@ def sampling(settings: Settings) -> Iterator[Row]:
             loops: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
                 "ddpm, sn_dpm": (
                     ours(denoiser, fitted(SN, denoiser, device), DDPMSampler(steps), batch, device),
-                    diffusers_loop(half, DDPMScheduler(), steps, batch, device),
+                    diffusers_loop(half, schedulers.DDPMScheduler(), steps, batch, device),
                 ),
                 "ddim": (
                     ours(denoiser, BetaTilde(denoiser), DDIMSampler(steps), batch, device),
-                    diffusers_loop(half, DDIMScheduler(), steps, batch, device),
+                    diffusers_loop(half, schedulers.DDIMScheduler(), steps, batch, device),
                 ),
             }
             for name, (turn, other) in loops.items():
-
-                def autocast(turn: Callable[[], Tensor] = turn, precision: str = precision) -> Tensor:
-                    with settings.autocast(precision):
-                        return turn()
-
-                def network(steps: int = steps, precision: str = precision) -> None:
-                    bare(denoiser, batch, device, steps, settings, precision)
-
-                times = alternate({"ours": autocast, "diffusers": other, "network": network}, settings)
+                turns = {
+                    "ours": settings.at(precision, turn),
+                    "diffusers": other,
+                    "network": settings.at(precision, partial(bare, denoiser, batch, device, steps)),
+                }
+                times = alternate(turns, settings)
                 setting = f"{precision}, {steps} steps, batch {batch}"
                 row = times.row("ours", "diffusers", f"sampling: {name}", setting, batch, "images/s", GOALS[precision])
                 speeds = [gflop * batch * steps / times.median(each) for each in ("ours", "diffusers")]
@@ -128,19 +130,18 @@ def sampling(settings: Settings) -> Iterator[Row]:
 
 
 @torch.no_grad()
-def bare(denoiser: Denoiser, batch: int, device: str, steps: int, settings: Settings, precision: str) -> None:
+def bare(denoiser: Denoiser, batch: int, device: str, steps: int) -> None:
     """The network alone, called as often as a loop does."""
     x = torch.randn(batch, *denoiser.data_shape, device=device)
     time_ = torch.full((batch,), 500.0, device=device)
-    with settings.autocast(precision):
-        for _ in range(steps):
-            denoiser.network(x, time_)
+    for _ in range(steps):
+        denoiser.network(x, time_)
 
 
 def strategies(settings: Settings) -> Iterator[Row]:
-    """What a strategy adds to a step of ``beta_tilde``, in units of that step; timed apart from the network."""
+    """What a strategy adds to a step of ``beta_tilde``, timed apart from the network."""
     device, batch = settings.device, settings.batch_size
-    denoiser, _ = pair(device)
+    denoiser, _ = pair(device, settings.channels)
     denoiser.requires_grad_(False)
     t, s = (torch.tensor(value, dtype=torch.float64, device=device) for value in (0.5, 0.4))
     kernel = ReverseKernel.between(denoiser.schedule, s, t)
@@ -180,18 +181,18 @@ def _often(turn: Callable[[], object], count: int) -> Callable[[], None]:
 
 
 def defaults(settings: Settings) -> Iterator[Row]:
-    """What a user gets who sets nothing: ours and diffusers' DDIM pipeline, each in a process of its own."""
-    if settings.device != "cpu":
-        return
+    """What a user gets who sets nothing (on a GPU: trainer=gpu): ours and diffusers' DDIM pipeline."""
     seconds: dict[str, list[float]] = {"ours": [], "diffusers": []}
     peaks: dict[str, float] = {}
-    for i in range(max(3, settings.rounds)):
+    steps = 2 if settings.quick else 10
+    arguments = f"{settings.batch_size}, {settings.device!r}, {settings.channels}, {steps}"
+    for i in range(settings.rounds):
         for name in list(seconds)[:: 1 if i % 2 == 0 else -1]:
             environment = {**os.environ}
             environment.pop("THP_MEM_ALLOC_ENABLE", None)
             if name == "ours":
                 environment["THP_MEM_ALLOC_ENABLE"] = "1"  # as optcov.cli.main sets it
-            code = f"from benchmarks.sampling import default_run; default_run('{name}', {settings.batch_size})"
+            code = f"from benchmarks.sampling import default_run; default_run({name!r}, {arguments})"
             ran = subprocess.run(
                 [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=600
             )
@@ -203,89 +204,33 @@ def defaults(settings: Settings) -> Iterator[Row]:
         "ours",
         "diffusers",
         "sampling: each one's defaults",
-        f"ddim, 10 steps, batch {settings.batch_size}",
+        f"ddim, {steps} steps, batch {settings.batch_size}",
         settings.batch_size,
         "images/s",
         ">= 2",
     )
 
 
-def default_run(name: str, batch: int) -> None:
-    """One process of :func:`defaults`: a warm-up of one step, then ten; prints seconds and peak memory as JSON."""
-    from diffusers import DDIMPipeline, DDIMScheduler
+def default_run(name: str, batch: int, device: str, channels: int, steps: int) -> None:
+    """One process of :func:`defaults`: a warm-up of one step, then a turn; prints seconds and peak memory as JSON."""
+    import diffusers
 
-    denoiser, peer = pair()
+    schedulers: Any = diffusers
+    denoiser, peer = pair(device, channels)
     if name == "ours":
-        denoiser.requires_grad_(False)
-        warm, turn = (ours(denoiser, BetaTilde(denoiser), DDIMSampler(steps), batch, "cpu") for steps in (1, 10))
+        precision = "bf16" if device == "cuda" else "fp32"  # of trainer=gpu, and of trainer=auto
+        warm, turn = (ours(denoiser, BetaTilde(denoiser), DDIMSampler(n), batch, device) for n in (1, steps))
     else:
-        pipeline = DDIMPipeline(peer, DDIMScheduler())
+        precision = "fp32"
+        pipeline = schedulers.DDIMPipeline(peer, schedulers.DDIMScheduler())
         pipeline.set_progress_bar_config(disable=True)
 
-        def run(steps: int) -> Tensor:
-            return pipeline(batch, num_inference_steps=steps, output_type="np").images  # type: ignore[no-any-return]
+        def run(steps: int) -> Any:
+            return pipeline(batch, num_inference_steps=steps, output_type="np").images
 
-        warm, turn = lambda: run(1), lambda: run(10)
-    warm()
-    started = time.perf_counter()
-    turn()
-    print(json.dumps({"seconds": time.perf_counter() - started, "peak": resident("VmHWM")}))
-
-
-def cuda(settings: Settings) -> Iterator[Row]:
-    """On a GPU: eager, compiled, and as CUDA graphs; MFU, and how often the loop waits for the device."""
-    if settings.device != "cuda":
-        return
-    denoiser, peer = pair("cuda")
-    denoiser.requires_grad_(False)
-    steps, batch = settings.steps[0], settings.batch_size
-    work = flops_per_image(denoiser.network) * batch * steps
-    strategy = fitted(SN, denoiser, "cuda")
-    from diffusers import DDPMScheduler
-
-    modes: dict[str, str | None] = {"eager": None}
-    if settings.compiled:
-        modes |= {"compile": "default", "reduce-overhead (CUDA graphs)": "reduce-overhead"}
-    eager = denoiser.network
-    for name, mode in modes.items():
-        denoiser.network = eager if mode is None else torch.compile(eager, mode=mode)  # type: ignore[assignment]
-        if mode is not None:  # torch.compile's wrapper forwards attributes, but not those a Protocol wants
-            denoiser.network.data_shape, denoiser.network.feature_channels = eager.data_shape, eager.feature_channels
-        turn = ours(denoiser, strategy, DDPMSampler(steps), batch, "cuda")
-
-        def autocast(turn: Callable[[], Tensor] = turn) -> Tensor:
-            with torch.autocast("cuda", torch.bfloat16):
-                return turn()
-
-        half = peer.to(torch.bfloat16)
-        times = alternate(
-            {"ours": autocast, "diffusers": diffusers_loop(half, DDPMScheduler(), steps, batch, "cuda")}, settings
-        )
-        row = times.row(
-            "ours", "diffusers", f"GPU: {name}", f"bf16, ddpm, sn_dpm, {steps} steps, batch {batch}", batch, "images/s"
-        )
-        mfu = work / times.median("ours") / matmul_rate()
-        row.note = (
-            f"MFU {mfu:.1%} of a bf16 matrix product's rate; {host_waits(autocast)} waits of the host in the loop"
-        )
-        yield row
-
-
-def matmul_rate() -> float:
-    """FLOP/s of a large bf16 matrix product on the GPU: what MFU is measured against."""
-    n = 8192
-    a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    return 2 * n**3 / min(seconds_of(lambda: a @ b, "cuda") for _ in range(10))
-
-
-def host_waits(turn: Callable[[], object]) -> int:
-    """How often the host waits for the GPU in a turn: synchronisations that the profiler sees, but its own last one."""
-    from torch.profiler import ProfilerActivity, profile
-
-    turn()
-    synchronize("cuda")
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        turn()
-    names = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::_local_scalar_dense")
-    counts = {event.key: event.count for event in profiler.key_averages()}
-    return sum(counts.get(name, 0) for name in names) - min(1, counts.get("cudaDeviceSynchronize", 0))
+        warm, turn = partial(run, 1), partial(run, steps)
+    with Settings(device).autocast(precision):
+        warm()
+        seconds = seconds_of(turn, device)
+    peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else resident("VmHWM")
+    print(json.dumps({"seconds": seconds, "peak": peak}))

@@ -11,21 +11,22 @@ from benchmarks.timing import Row, Settings, alternate
 
 
 def threads(settings: Settings) -> Iterator[Row]:
-    """Over threads and batch sizes, at 32 x 32."""
-    denoiser, peer = pair(settings.device)
+    """Network calls over threads (on a CPU) and batch sizes, at 32 x 32, beside diffusers."""
+    denoiser, peer = pair(settings.device, settings.channels)
     before = torch.get_num_threads()
     for count in settings.threads if settings.device == "cpu" else (before,):
         torch.set_num_threads(count)
         for batch in settings.batch_sizes:
             for precision in settings.precisions:
-                yield call(denoiser.network, peer, settings, precision, batch, 32, f"{count} threads")
+                what = f"{count} threads" if settings.device == "cpu" else "32 x 32"
+                yield call(denoiser.network, peer, settings, precision, batch, 32, what)
     torch.set_num_threads(before)
 
 
 def sizes(settings: Settings) -> Iterator[Row]:
-    """Over image sizes, with batches of as many pixels; attention stays at a height of 16."""
-    for size in (16, 32, 64):
-        peer, network = diffusers_network().eval(), cifar10_network().eval()
+    """Network calls over image sizes, batches of as many pixels; attention stays at a height of 16."""
+    for size in (16, 32) if settings.quick else (16, 32, 64):
+        peer, network = diffusers_network(channels=settings.channels).eval(), cifar10_network(settings.channels).eval()
         network.load_state_dict(peer_weights(peer))
         network, peer = network.to(settings.device), peer.to(settings.device)
         if settings.device == "cpu":

@@ -33,9 +33,9 @@ class FirstStep(Callback):
 
 
 def startup(settings: Settings) -> Iterator[Row]:
-    """``train.py`` with the config's own defaults, but for the logger."""
+    """Seconds of ``train.py``, with its own defaults but for the logger, to the end of its first step."""
     told = []
-    for _ in range(max(3, settings.rounds)):
+    for _ in range(settings.rounds):
         with tempfile.TemporaryDirectory() as folder:
             ran = subprocess.run(
                 [sys.executable, "train.py", "logger=csv", f"cache_dir={folder}/cache", f"hydra.run.dir={folder}/run",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +23,15 @@ class Settings:
     Args:
         device: ``cpu`` or ``cuda``.
         rounds: turns of each contender.
-        seconds: no new round of a row begins after these, but three are always made.
+        seconds: no new round of a row begins after these, but three are always made (of as many as ``rounds``).
         batch_size: images at once.
         batch_sizes, threads: of the rows on scaling.
         steps: of sampling.
         precisions: ``fp32``, ``bf16``.
         data: folder with ``cifar10`` and ``celeba``; None leaves data loading out.
-        compiled: also measure ``torch.compile``, which takes minutes to start.
+        compiled: on a GPU, also measure ``torch.compile`` and CUDA graphs, which take minutes to start.
+        peak: FLOP/s of the GPU in bfloat16, which MFU is measured against; None where it is not known.
+        quick: small networks, matrices and data: whether every row works, and not how fast.
     """
 
     device: str = "cpu"
@@ -42,10 +44,26 @@ class Settings:
     precisions: tuple[str, ...] = ("fp32", "bf16")
     data: Path | None = None
     compiled: bool = False
+    peak: float | None = None
+    quick: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Of the network's first level: 128 are ``model=unet_ddpm_cifar10``."""
+        return 32 if self.quick else 128
 
     def autocast(self, precision: str) -> AbstractContextManager[object]:
         """bfloat16 as Lightning's ``bf16-mixed`` computes it, or nothing."""
         return torch.autocast(self.device, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+    def at(self, precision: str, turn: Contender) -> Contender:
+        """The turn under :meth:`autocast`."""
+
+        def autocast() -> object:
+            with self.autocast(precision):
+                return turn()
+
+        return autocast
 
 
 @dataclass
@@ -75,6 +93,11 @@ class Row:
     peak_ours: float | None = None
     peak_peer: float | None = None
     note: str = ""
+
+    @classmethod
+    def left_out(cls, name: str, why: str) -> Row:
+        """A line that says in a sentence why there are no numbers."""
+        return cls(name, "not measured", note=why)
 
     @property
     def met(self) -> bool | None:
@@ -117,7 +140,7 @@ class Times:
         )
 
 
-def alternate(contenders: dict[str, Contender], settings: Settings) -> Times:
+def alternate(contenders: Mapping[str, Contender], settings: Settings) -> Times:
     """Run all contenders once for warmth and memory, then in turns, every other round backwards."""
     times = Times({name: [] for name in contenders})
     for name, contender in contenders.items():
@@ -131,13 +154,14 @@ def alternate(contenders: dict[str, Contender], settings: Settings) -> Times:
     return times
 
 
-def seconds_of(contender: Contender, device: str) -> float:
-    """Wall time of one turn, the device's work included."""
+def seconds_of(contender: Contender, device: str, calls: int = 1) -> float:
+    """Wall time of one turn, the device's work included; the mean of some calls without a wait between them."""
     synchronize(device)
     started = time.perf_counter()
-    contender()
+    for _ in range(calls):
+        contender()
     synchronize(device)
-    return time.perf_counter() - started
+    return (time.perf_counter() - started) / calls
 
 
 def synchronize(device: str) -> None:
@@ -159,12 +183,12 @@ def peak_memory(contender: Contender, device: str) -> float | None:
     except (OSError, AttributeError):
         contender()
         return None
-    before = resident("VmHWM")
+    resident_before = resident("VmHWM")
     contender()
-    return resident("VmHWM") - before
+    return resident("VmHWM") - resident_before
 
 
-def resident(field: str) -> float:
+def resident(name: str) -> float:
     """MiB of this process: ``VmRSS`` now, ``VmHWM`` at most."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) / 1024

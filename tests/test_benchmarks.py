@@ -1,9 +1,32 @@
-"""The arithmetic of the benchmarks: ratios in pairs, goals, and the table; nothing is timed."""
+"""The arithmetic of the benchmarks: ratios in pairs, goals, and the table; and that each row works, at tiny sizes."""
 
+import io
+import json
+import math
+import subprocess
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
+from PIL import Image
+from torch import nn
 
-from benchmarks.__main__ import ROWS, markdown
+from benchmarks import data_loading, denoising_diffusion, gpu
+from benchmarks.__main__ import ROWS, listing, markdown, measured
+from benchmarks.networks import cifar10_network, flops_per_image
 from benchmarks.timing import Row, Settings, Times, alternate
+
+TINY = Settings(
+    rounds=1, seconds=0.0, batch_size=1, batch_sizes=(1,), threads=(1,), steps=(2,), precisions=("bf16",), quick=True
+)
+COUNTS = {
+    "sampling": 4, "strategies": 3, "training": 3, "gamma": 1, "trajectory": 1, "frechet": 1, "threads": 1, "sizes": 2
+}  # fmt: skip
 
 
 def test_ratios_are_of_turns_in_the_same_round():
@@ -36,4 +59,147 @@ def test_the_table_has_a_cell_for_each_column():
     assert head.count("|") == line.count("|") == first.count("|") == second.count("|")
     assert "missed" in first
     assert "missed" not in second
-    assert {"sampling", "training", "strategies", "startup", "gpu"} <= set(ROWS)
+    assert all(name in listing() for name in [*ROWS, "guided_covariance", "guided_digits"])
+
+
+def sound(row: Row) -> bool:
+    """Whether its numbers are numbers; a cost may be below 0, by noise."""
+    numbers = [row.ours, row.peer, row.ratio, row.low, row.high]
+    return row.ratio is not None and all(each is None or math.isfinite(each) for each in numbers)
+
+
+@pytest.mark.parametrize(("name", "count"), COUNTS.items())
+def test_each_row_is_measured(name: str, count: int):
+    failed: list[str] = []
+    rows = list(measured(name, TINY, failed))
+    assert failed == []
+    assert len(rows) == count
+    assert all(sound(row) for row in rows)
+
+
+@pytest.mark.parametrize("name", ["data", "metrics", "gpu"])
+def test_a_row_that_can_not_be_measured_says_what_it_needs(name: str):
+    (row,) = measured(name, TINY, [])
+    assert row.note.startswith("needs --")
+
+
+def test_a_group_that_fails_says_so_and_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setitem(ROWS, "gamma", lambda settings: iter([Row("first", ""), Row("", 1 / 0)]))  # type: ignore[arg-type]
+    failed: list[str] = []
+    rows = list(measured("gamma", TINY, failed))
+    assert failed == ["gamma"]
+    assert rows[-1].note == "failed: ZeroDivisionError: division by zero"
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_rows_that_start_processes(monkeypatch: pytest.MonkeyPatch, capsys):
+    told: list[str] = []
+
+    def run(command: list[str], **_: object) -> types.SimpleNamespace:
+        if "-c" in command:
+            exec(command[-1], {})
+            told.append(capsys.readouterr().out)
+        else:
+            told.append(json.dumps({"seconds": 5.0, "peak": 1.0}))
+        return types.SimpleNamespace(stdout=told[-1])
+
+    monkeypatch.setattr(subprocess, "run", run)
+    for name in ("defaults", "startup"):
+        (row,) = ROWS[name](TINY)
+        assert sound(row)
+    assert len(told) == 3
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose ``cifar10`` is a batch of noise, as the hub keeps it."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "cifar10").mkdir()
+    rows = []
+    for image in np.random.default_rng(0).integers(0, 256, (data_loading.BATCH, 32, 32, 3), np.uint8):
+        Image.fromarray(image).save(file := io.BytesIO(), "png")
+        rows.append({"bytes": file.getvalue(), "path": None})
+    for split in ("train", "test"):
+        table = pa.table({"img": rows, "label": [0] * len(rows)})
+        pq.write_table(table, folder / "cifar10" / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_loaders_take_their_turns(installed: bool, data: Path, monkeypatch: pytest.MonkeyPatch):
+    def hugging_face(encoded: list[bytes], *_: object) -> object:
+        return data_loading.PillowDataset(encoded, data_loading.plain) if installed else None
+
+    monkeypatch.setattr(data_loading, "hugging_face", hugging_face)
+    *rows, last = ROWS["data"](replace(TINY, data=data))
+    assert last.note == "--data has no folder celeba"
+    settings = [row.setting.partition(",")[0] for row in rows]
+    assert settings == ["Pillow Dataset"] * 2 + (["Hugging Face datasets"] * 2 if installed else ["not measured"])
+    assert all(sound(row) for row in rows[: 4 if installed else 2])
+
+
+def test_metrics_are_timed(data: Path):
+    names = [row.name for row in ROWS["metrics"](replace(TINY, data=data)) if row.ours is not None]
+    of = ": statistics of the training images"
+    assert names == ["hash of the training images", f"fd_pixel{of}", "fd_pixel", f"fd_cifar{of}", "fd_cifar"]
+
+
+class Loop(nn.Module):
+    def __init__(self, network: nn.Module, sampling_timesteps: int, **_: object) -> None:
+        super().__init__()
+        self.network, self.calls = network, sampling_timesteps
+
+    @torch.no_grad()
+    def sample(self, batch: int) -> None:
+        for _ in range(self.calls):
+            assert self.network(torch.zeros(batch, 3, 32, 32), torch.ones(batch).long()).shape == (batch, 3, 32, 32)
+
+
+def test_two_networks_are_compared_by_their_operations(monkeypatch: pytest.MonkeyPatch):
+    class Small(nn.Conv2d):
+        def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)
+
+    package = types.SimpleNamespace(Unet=lambda channels, dim_mults: Small(3, 3, 1), GaussianDiffusion=Loop)
+    monkeypatch.setattr(denoising_diffusion, "peer_package", lambda: package)
+    monkeypatch.setattr(
+        denoising_diffusion, "alternate", lambda turns, _: [turn() for turn in turns.values()] and TIMES
+    )
+    loop, unet = denoising_diffusion.denoising_diffusion_pytorch(TINY)
+    gflop, its_gflop = flops_per_image(cifar10_network(32)) / 1e9, 2 * 3 * 3 * 32 * 32 / 1e9
+    assert loop.ratio == 2.0
+    assert (unet.ours, unet.peer) == (pytest.approx(2 * gflop), pytest.approx(2 * its_gflop / 4))
+    assert unet.ratio == pytest.approx(4 * gflop / its_gflop)
+
+
+TIMES = Times({"ours": [1.0], "loop": [2.0], "own": [4.0]}, {"ours": None, "loop": None, "own": None})
+
+
+def test_without_the_peer_the_row_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(denoising_diffusion, "peer_package", lambda: None)
+    (row,) = denoising_diffusion.denoising_diffusion_pytorch(TINY)
+    assert "pip install --no-deps denoising-diffusion-pytorch" in row.note
+
+
+def test_the_ways_of_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gpu, "host_waits", lambda turn: turn() is not None and 3)
+    first, second = gpu.modes(TINY, rate=1e9)
+    assert (first.name, second.name) == ("GPU: eager", "GPU: eager, channels last")
+    assert sound(first)
+    assert "MFU unknown" in first.note
+    assert "3 and 3" in first.note
+
+
+@pytest.mark.parametrize(
+    ("card", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", 835e12), ("NVIDIA GH200 480GB", 989e12), ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L40S", 362e12), ("NVIDIA L4", 121e12), ("NVIDIA A10G", None), ("NVIDIA RTX A4000", None),
+    ],
+)  # fmt: skip
+def test_peaks_of_cards(card: str, peak: float | None):
+    assert gpu.peak_flops(card) == peak
+    mfu = "unknown (give --peak-tflops)" if peak is None else f"{100e12 / peak:.1%}"
+    said = gpu.utilisation(100e12, Settings(peak=peak), rate=200e12)
+    assert said == f"MFU {mfu}, 50.0% of a bf16 matrix product's rate"
