@@ -71,7 +71,7 @@ def machine() -> dict[str, object]:
         "bfloat16": [name for name in ("avx512_bf16", "amx_bf16") if capabilities.get(name)],
         **graphics(),
         "threads": torch.get_num_threads(),
-        "load": os.getloadavg(),
+        "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("torch", "diffusers", "lightning", "scipy")},
     }

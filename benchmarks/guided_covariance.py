@@ -21,7 +21,7 @@ from optcov.trajectory import EvenTrajectory
 from optcov.variance.base import VarianceStrategy
 from optcov.variance.fixed import BetaTilde
 
-WEIGHT, COUNT = 3.0, 3000
+WEIGHT, COUNT = 3.0, 30_000
 SCHEDULE = LinearSchedule(1000)
 MIXTURE = GaussianMixture(
     [[-0.5, 0.2], [0.4, 0.5], [0.3, -0.6]],
