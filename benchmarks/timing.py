@@ -140,8 +140,12 @@ class Times:
         )
 
 
-def alternate(contenders: Mapping[str, Contender], settings: Settings) -> Times:
-    """Run all contenders once for warmth and memory, then in turns, every other round backwards."""
+def alternate(contenders: Mapping[str, Contender], settings: Settings, tell_seconds: bool = False) -> Times:
+    """Run all contenders once for warmth and memory, then in turns, every other round backwards.
+
+    Args:
+        tell_seconds: what a contender answers with is the seconds that count of its turn, not all of them.
+    """
     times = Times({name: [] for name in contenders})
     for name, contender in contenders.items():
         times.peak[name] = peak_memory(contender, settings.device)
@@ -150,7 +154,8 @@ def alternate(contenders: Mapping[str, Contender], settings: Settings) -> Times:
         if i >= 3 and time.perf_counter() - started > settings.seconds:
             break
         for name in list(contenders)[:: 1 if i % 2 == 0 else -1]:
-            times.seconds[name].append(seconds_of(contenders[name], settings.device))
+            turn = contenders[name]
+            times.seconds[name].append(float(turn()) if tell_seconds else seconds_of(turn, settings.device))  # type: ignore[arg-type]
     return times
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.gpu import matmul_rate, utilisation
 from benchmarks.networks import flops_per_image, pair
 from benchmarks.sampling import fitted
-from benchmarks.timing import Row, Settings, Times, peak_memory, synchronize
+from benchmarks.timing import Row, Settings, alternate, synchronize
 from optcov.training import EMA, MeanStage, Stage, VarianceStage
 from optcov.variance.npr_dpm import NPR
 from optcov.variance.sn_dpm import SN
@@ -128,7 +128,7 @@ def training(settings: Settings) -> Iterator[Row]:
             turns["stage 1, compiled"] = lightning_turn(
                 MeanStage(compiled.train(), optimizer), batches, precision, device
             )
-        times = told(turns, settings)
+        times = alternate(turns, settings, tell_seconds=True)
         setting, images = f"{precision}, batch {batch}", batch * (len(batches) - UNTIMED)
         for stage in ("stage 1", "stage 1, compiled"):
             if stage not in turns:
@@ -144,17 +144,3 @@ def training(settings: Settings) -> Iterator[Row]:
             row = times.row(head, "stage 1", f"training: head of {head}", setting, images, "images/s", ">= 2.5")
             row.note = "the peer is stage 1"
             yield row
-
-
-def told(turns: dict[str, Callable[[], float]], settings: Settings) -> Times:
-    """As :func:`benchmarks.timing.alternate`, of turns that tell their seconds."""
-    times = Times({name: [] for name in turns})
-    for name, turn in turns.items():
-        times.peak[name] = peak_memory(turn, settings.device)
-    started = time.perf_counter()
-    for i in range(settings.rounds):
-        if i >= 3 and time.perf_counter() - started > settings.seconds:
-            break
-        for name in list(turns)[:: 1 if i % 2 == 0 else -1]:
-            times.seconds[name].append(turns[name]())
-    return times

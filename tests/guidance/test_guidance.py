@@ -156,16 +156,21 @@ def test_times_may_differ_within_a_batch(mixture: GaussianMixture):
         assert_close(covariance[i], one[0], rtol=1e-9, atol=1e-12)
 
 
-def test_a_guided_step_has_the_guided_covariance_within_the_bounds_of_data(mixture: GaussianMixture):
+def guided_step(mixture: GaussianMixture, strategy: type[VarianceStrategy]) -> tuple[Tensor, Tensor, ReverseKernel]:
+    """Of a strategy guided at w = 3: the diagonals of its C and of its step, and the kernel of the step."""
     raw, t = oracle(mixture), TIMES[2]
     x_t, labels = noisy(mixture, t)
     kernel = ReverseKernel.between(SCHEDULE, TIMES[1], t)
-    denoiser, strategy = ClassifierFreeGuidance(raw, 3, 3.0).bind(raw, Oracle(raw), labels)
+    denoiser, guided = ClassifierFreeGuidance(raw, 3, 3.0).bind(raw, strategy(raw), labels)
     prediction = denoiser(x_t, t)
-    mixed = strategy.covariance(denoiser, prediction, x_t, t).diagonal()
+    mixed = guided.covariance(denoiser, prediction, x_t, t).diagonal()
+    return mixed, guided.transition(kernel, denoiser, prediction, x_t, t).diagonal(), kernel
+
+
+def test_a_guided_step_has_the_guided_covariance_within_the_bounds_of_data(mixture: GaussianMixture):
+    mixed, found, kernel = guided_step(mixture, Oracle)
     assert mixed.lt(0).any(), "the bound at 0 is not tried"
     assert mixed.gt(0).any()
-    found = strategy.transition(kernel, denoiser, prediction, x_t, t).diagonal()
     assert_close(found, kernel.lambda_sq + kernel.c**2 * mixed.clamp(0, 1), rtol=1e-10, atol=1e-14)
 
 
@@ -178,14 +183,8 @@ class Astray(VarianceStrategy):
 
 def test_estimates_are_bounded_before_a_weight_enlarges_them(mixture: GaussianMixture):
     """0 + 3 (0.2 - 0), and not -0.1 + 3 (0.2 + 0.1); alike in the covariance and in the step."""
-    raw, t = oracle(mixture), TIMES[2]
-    x_t, labels = noisy(mixture, t)
-    kernel = ReverseKernel.between(SCHEDULE, TIMES[1], t)
-    denoiser, strategy = ClassifierFreeGuidance(raw, 3, 3.0).bind(raw, Astray(raw), labels)
-    prediction = denoiser(x_t, t)
-    mixed = strategy.covariance(denoiser, prediction, x_t, t).diagonal()
-    assert_close(mixed, torch.full_like(x_t, 0.6), rtol=1e-6, atol=0)
-    found = strategy.transition(kernel, denoiser, prediction, x_t, t).diagonal()
+    mixed, found, kernel = guided_step(mixture, Astray)
+    assert_close(mixed, torch.full_like(noisy(mixture, TIMES[2])[0], 0.6), rtol=1e-6, atol=0)
     assert_close(found, kernel.lambda_sq + kernel.c**2 * mixed, rtol=1e-10, atol=0)
 
 
