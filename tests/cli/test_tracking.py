@@ -143,7 +143,7 @@ def test_a_best_of_another_score_is_forgotten():
 
     def tracking(*arguments: str) -> Tracking:
         cfg = composed(*TRACKED, *arguments)
-        callback: Tracking = instantiate(cfg.callbacks.tracking)
+        callback: Tracking = instantiate(cfg.callbacks["tracking"])
         callback.attach(cfg, build(cfg), {})
         return callback
 

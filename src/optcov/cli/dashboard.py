@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from urllib.parse import urlparse
 
-from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 
-from optcov.cli.run_folder import choices, sweep_folder
+from optcov.keys import Config
 from optcov.report import collect, labels, metric_names
 
 if TYPE_CHECKING:
@@ -165,6 +164,7 @@ def wandb_logger(
     group: str | None = None,
     tags: list[str] | None = None,
     mode: Mode = "auto",
+    config: Config | None = None,
 ) -> Dashboard:
     """Start a W&B run that has the folder's name, as a Lightning logger.
 
@@ -174,11 +174,12 @@ def wandb_logger(
         group: joins runs in the dashboard; the name of the sweep, in a sweep, where None.
         tags: beside the run's choice of var, sampler, data, schedule and, where it is not none, guidance.
         mode: ``auto``, ``online``, ``offline`` or ``disabled``; the environment's WANDB_MODE goes first.
+        config: of the run.
     Raises:
         ValueError: if the mode is none of these, or is ``online`` and W&B does not start.
     """
-    chosen = choices() if HydraConfig.initialized() else {}
-    sweep, folder = sweep_folder(), Path(save_dir)
+    chosen = {} if config is None else config.choices
+    sweep, folder = None if config is None or config.sweep is None else Path(config.sweep), Path(save_dir)
     return Dashboard(
         folder,
         mode,

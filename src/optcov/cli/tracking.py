@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from optcov.cli.build import Parts, reference_of
 from optcov.cli.dashboard import Dashboard
 from optcov.data.pixels import to_uint8
 from optcov.guidance import Guidance
+from optcov.keys import Config
 from optcov.metric import Metric, Reference, update_all, with_count
+from optcov.parts import Parts
 from optcov.report import picture
 from optcov.sampler import DDIMSampler, NoiseStream, Sampler
 from optcov.seeds import Stream, derive_seed
@@ -83,12 +83,12 @@ class Tracking(Callback):
                 "once training has ended: choose another trajectory, or leave tracking out"
             )
 
-    def attach(self, cfg: DictConfig, parts: Parts, identity: Identity) -> None:
+    def attach(self, config: Config, parts: Parts, identity: Identity) -> None:
         """Say which run this is, and what determines the weights it trains."""
         self.parts, self.identity = parts, identity
-        self.seed, self.batch_size = derive_seed(cfg.seed, Stream.TRACKING), cfg.sample_batch_size
-        self.folder, self.reference = Path(cfg.output_dir), reference_of(cfg, parts.data)
-        scored = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("metric", "sampler", "trajectory")}
+        self.seed, self.batch_size = derive_seed(config.seed, Stream.TRACKING), config.sample_batch_size
+        self.folder, self.reference = Path(config.output_dir), Reference(parts.data.reference(), config.reference_dir)
+        scored = {key: getattr(config, key) for key in ("metric", "sampler", "trajectory")}
         scored["labels"] = parts.classes
         self._scored = scored | {"num_samples": self.num_samples, "mean_steps": self.mean_steps}
 

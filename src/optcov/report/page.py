@@ -10,8 +10,9 @@ from typing import Any
 
 from PIL import Image
 
+from optcov.keys import is_label
 from optcov.report.runs import Runs
-from optcov.report.table import NOT_LABELS, Scores, labels
+from optcov.report.table import Scores, labels
 
 CAPTIONS = {
     "variance": "Left: the covariance that each strategy gives x_0 at time t, on a few training images, with the run's "
@@ -69,7 +70,7 @@ def page(runs: Runs, by_metric: Mapping[str, Scores], pictures: Mapping[str, Pat
         title=folder.resolve().name,
         count=len(runs.ended),
         seeds=sorted({run.results.seed for run in runs.ended}),
-        same={key: value for key, value in same.items() if value not in (None, "None") and key not in NOT_LABELS},
+        same={key: value for key, value in same.items() if value not in (None, "None") and is_label(key)},
         facts={key: value for key, value in facts.items() if value},
         sections=sections,
         others=[(name, _inlined(pictures[name]), CAPTIONS[name]) for name in CAPTIONS if name in pictures],

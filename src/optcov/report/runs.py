@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from optcov.added import CHOICES, with_added
+from optcov.upgrade import CHOICES, upgrade
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +95,7 @@ class Run:
         """What the run was composed of; empty where its folder does not say."""
         path = self.folder / ".hydra" / "config.yaml"
         saved = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else None
-        return with_added(saved) if isinstance(saved, dict) else {}
+        return upgrade(saved) if isinstance(saved, dict) else {}
 
     def setting(self, key: str) -> str | None:
         """A setting by its full key, as in the overrides; None where the run has none of that name."""

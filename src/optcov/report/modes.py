@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from optcov.cli.build import Parts
 from optcov.data.pixels import to_uint8
 from optcov.denoiser import Prediction
 from optcov.files import write_atomically
+from optcov.parts import Parts
 from optcov.report import tile
 from optcov.sampler import NoiseStream, StartingNoise, invert, slerp
 
