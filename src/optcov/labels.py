@@ -40,8 +40,10 @@ def cycle_labels(classes: int | Sequence[int], num_classes: int, count: int) -> 
     """
     wanted = [classes] if isinstance(classes, int) else list(classes)
     if not wanted:
-        raise ValueError("labels = [] wants no class: give one, a list of some, or null")
+        raise ValueError("labels must name at least one class (got []): give one, a list of some, or null")
     for label in wanted:
         if not 0 <= label < num_classes:
-            raise ValueError(f"labels = {label} is no class of {num_classes}: give 0 to {num_classes - 1}")
+            raise ValueError(
+                f"labels must lie between 0 and {num_classes - 1} (got {label}): the data have {num_classes} classes"
+            )
     return torch.tensor(wanted).repeat(count // len(wanted) + 1)[:count]
