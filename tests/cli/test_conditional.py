@@ -107,7 +107,7 @@ def test_labels_reach_the_loss_and_some_are_hidden(monkeypatch: pytest.MonkeyPat
     check(cfg)
     parts = build(cfg)
     labels = parts.data.labels("train")[:400]
-    batch = LabelledBatch(parts.data.prepare(parts.data.train[:400]), labels)
+    batch = LabelledBatch(parts.data.normalize(parts.data.train[:400]), labels)
     seen: list[Tensor] = []
     forward = parts.denoiser.network.forward
     monkeypatch.setattr(parts.denoiser.network, "forward", lambda x, t, y: seen.append(y) or forward(x, t, y))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from optcov.data.base import DataModule, Split
+from optcov.data.base import DataSource, Split
 from optcov.data.pixels import to_uint8
 from optcov.denoiser import Denoiser
 from optcov.metric.reference import Reference
@@ -125,7 +125,7 @@ class ModelMetric(ABC):
             raise ValueError(f"num_images = {num_images} gives no standard error: give at least 2, or null for all")
         self.split, self.num_images = split, num_images
 
-    def images(self, data: DataModule) -> Tensor:
+    def images(self, data: DataSource) -> Tensor:
         """The images to score, uint8 ``[n, *data_shape]``; vectors are rounded to 256 levels, too.
 
         Raises:
@@ -134,7 +134,7 @@ class ModelMetric(ABC):
         raw = data.train if self.split == "train" else data.load(self.split)
         return self.choose(to_uint8(raw) if raw.is_floating_point() else raw)
 
-    def labels(self, data: DataModule) -> Tensor:
+    def labels(self, data: DataSource) -> Tensor:
         """The classes of :meth:`images`, int64 ``[n]``.
 
         Raises:

@@ -1,6 +1,7 @@
 """Training: Lightning modules of the stages, callbacks, and the store of fitted weights."""
 
 from optcov.training.callbacks import EMA, SamplingProgressBar, StageProgressBar
+from optcov.training.data import DataModule
 from optcov.training.drawn import DrawnSamples
 from optcov.training.modules import ClassifierStage, MeanStage, SamplingStage, Stage, VarianceStage
 from optcov.training.store import Checkpoint, CheckpointError, Entry
@@ -10,6 +11,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "ClassifierStage",
+    "DataModule",
     "DrawnSamples",
     "Entry",
     "MeanStage",
