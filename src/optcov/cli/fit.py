@@ -31,7 +31,7 @@ from optcov.training import (
     StageProgressBar,
     VarianceStage,
 )
-from optcov.training.store import Identity, Kind, first_process
+from optcov.training.store import Identity, Kind, rank_zero
 from optcov.variance.base import VarianceStrategy
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ def _find_or_fit(
             log.info("%s: fitting (will be kept as %s)", kind, entry.path)
             fit(entry)
             checkpoint = Checkpoint(kind, identity, module.state_dict())
-            if first_process():
+            if rank_zero():
                 checkpoint.save(entry.path)
                 shutil.rmtree(entry.resume_folder, ignore_errors=True)
             return checkpoint

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from optcov.files import whole
+from optcov.files import atomic_write
 from optcov.metric.moments import Moments
 
 if TYPE_CHECKING:
@@ -172,5 +172,5 @@ def _read(path: Path) -> Arrays | None:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    with whole(path) as partial, partial.open("wb") as file:
+    with atomic_write(path) as partial, partial.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)

@@ -2,8 +2,8 @@
 
 from optcov.training.callbacks import EMA, SamplingProgressBar, StageProgressBar
 from optcov.training.data import DataModule
-from optcov.training.drawn import DrawnSamples
 from optcov.training.modules import ClassifierStage, MeanStage, SamplingStage, Stage, VarianceStage
+from optcov.training.sample_store import SampleStore
 from optcov.training.store import Checkpoint, CheckpointError, Entry
 
 __all__ = [
@@ -12,9 +12,9 @@ __all__ = [
     "CheckpointError",
     "ClassifierStage",
     "DataModule",
-    "DrawnSamples",
     "Entry",
     "MeanStage",
+    "SampleStore",
     "SamplingProgressBar",
     "SamplingStage",
     "Stage",

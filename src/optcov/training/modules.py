@@ -18,7 +18,7 @@ from optcov.denoiser import Denoiser
 from optcov.guidance import Guidance
 from optcov.sampler import NoiseStream, Sampler
 from optcov.seeds import Stream, derive_seed
-from optcov.training.drawn import DrawnSamples
+from optcov.training.sample_store import SampleStore
 from optcov.training.store import Kind
 from optcov.variance.base import VarianceStrategy
 
@@ -194,7 +194,7 @@ class SamplingStage(LightningModule):
         sampler: Sampler,
         times: Tensor,
         seed: int,
-        drawn: DrawnSamples,
+        drawn: SampleStore,
         guidance: Guidance | None = None,
         labels: Tensor | None = None,
     ) -> None:

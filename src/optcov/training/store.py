@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from optcov.files import whole
+from optcov.files import atomic_write
 
 Kind = Literal["mean", "variance", "classifier"]
 Identity = dict[str, Any]
@@ -44,7 +44,7 @@ def digest_of(weights: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def first_process() -> bool:
+def rank_zero() -> bool:
     """Whether this process is the one that writes: the only one, or rank 0 of several."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
@@ -69,7 +69,7 @@ class Checkpoint:
         metadata = {"kind": self.kind, "identity": identity, "sha256": digest_of(weights)}
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with whole(path) as partial:
+            with atomic_write(path) as partial:
                 save_file(weights, partial, metadata)
         except SafetensorError as error:  # how safetensors reports a full disk
             raise OSError(errno.EIO, f"could not be written: {error}", str(path)) from error
@@ -124,7 +124,7 @@ class Entry:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Held by the one process that may fill the entry; its Lightning child processes pass, they belong to it."""
-        if not first_process():
+        if not rank_zero():
             yield
             return
         self.folder.mkdir(parents=True, exist_ok=True)

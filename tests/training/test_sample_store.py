@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from optcov.training import DrawnSamples
+from optcov.training import SampleStore
 
 SHAPE = (1, 3, 5)
 
@@ -17,16 +17,16 @@ def image(i: int) -> Tensor:
     return torch.full(SHAPE, i, dtype=torch.uint8)
 
 
-def some(folder: Path, count: int = 23, batch_size: int = 5) -> DrawnSamples:
-    return DrawnSamples(folder, SHAPE, count, batch_size)
+def some(folder: Path, count: int = 23, batch_size: int = 5) -> SampleStore:
+    return SampleStore(folder, SHAPE, count, batch_size)
 
 
-def write(drawn: DrawnSamples, *batches: range) -> None:
+def write(drawn: SampleStore, *batches: range) -> None:
     for batch in batches:
         drawn.write(batch, torch.stack([image(i) for i in batch]), batch.start, batch.stop)
 
 
-def levels(drawn: DrawnSamples) -> list[int]:
+def levels(drawn: SampleStore) -> list[int]:
     """The index that each sample of the set says it is."""
     chunks = list(drawn)
     assert all(chunk.dtype == torch.uint8 and chunk.shape[1:] == SHAPE and chunk.is_contiguous() for chunk in chunks)

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optcov.files import whole
+from optcov.files import atomic_write
 from optcov.sampler import batches
 
 log = logging.getLogger(__name__)
 
 
-class DrawnSamples:
+class SampleStore:
     """The samples 0..count - 1 in a folder, drawn by any number of processes; iterates over chunks in order.
 
     Args:
@@ -59,7 +59,7 @@ class DrawnSamples:
             OSError: if the file can not be written; there is none then.
         """
         name = f"{indices.start:09d}-{indices.stop:09d}.npz"
-        with whole(self.folder / name) as path, path.open("wb") as file:
+        with atomic_write(self.folder / name) as path, path.open("wb") as file:
             np.savez(file, images=images.cpu().numpy(), interval=np.array([began, ended]))
 
     def __len__(self) -> int:
