@@ -90,9 +90,9 @@ def test_images_are_chosen_without_order_and_once(levels: Tensor):
 
 
 def test_refusals(denoiser: Denoiser, levels: Tensor):
-    with pytest.raises(ValueError, match=r"num_images = 1 gives no standard error"):
+    with pytest.raises(ValueError, match=r"num_images .*\(got 1\)"):
         VariationalNLL(num_images=1)
-    with pytest.raises(ValueError, match=r"num_images = 13 is more than the 12 images of split = test"):
+    with pytest.raises(ValueError, match=r"num_images .*12.*split = test \(got 13\)"):
         VariationalNLL(num_images=13).choose(levels)
 
     class Broken(nn.Module):

@@ -1,8 +1,15 @@
-"""Metrics: of samples, and of a model on data."""
+"""Metrics of samples, and of a model on data."""
 
 from optcov.metric.base import Metric, ModelMetric, Score, grey_levels, with_count
 from optcov.metric.cifar_features import CIFARFeatures
-from optcov.metric.features import FeatureMetric, FeatureNetwork, PixelFeatures, TrainedFeatures, update_all
+from optcov.metric.features import (
+    FeatureMetric,
+    FeatureNetwork,
+    PixelFeatures,
+    TrainedFeatures,
+    TwoSampleMetric,
+    update_all,
+)
 from optcov.metric.frechet import FrechetDistance, FrechetPixelDistance, frechet_distance
 from optcov.metric.inception import InceptionFeatures
 from optcov.metric.inception_score import InceptionScore
@@ -30,6 +37,7 @@ __all__ = [
     "Score",
     "Statistics",
     "TrainedFeatures",
+    "TwoSampleMetric",
     "VariationalNLL",
     "frechet_distance",
     "grey_levels",
