@@ -19,7 +19,6 @@ from omegaconf.errors import OmegaConfBaseException
 from optcov.added import with_added
 from optcov.cli.build import Parts, build
 from optcov.cli.curve import write_variance_curve
-from optcov.cli.dashboard import Dashboard
 from optcov.cli.draw import draw, forget, preview, write_npz, write_pngs
 from optcov.cli.errors import ConfigError, refusals
 from optcov.cli.fit import fit_classifier, fit_mean, fit_trajectory, fit_variance
@@ -30,6 +29,7 @@ from optcov.cli.report import show_run
 from optcov.cli.run_folder import choices, claim, overrides, provenance
 from optcov.cli.score import Scores, score_model, score_samples, wants_samples
 from optcov.cli.trainer import computing, make_callbacks, make_trainer, root_device, sampling_trainer
+from optcov.cli.wandb import WandbRun
 from optcov.files import write_atomically
 from optcov.guidance import Guidance
 from optcov.report import check_comparable, gather, write_report
@@ -305,7 +305,7 @@ def _finish(results: dict[str, Any], folder: Path, loggers: list[Logger], step: 
     row = {"num_steps": results["num_steps"], "nfe": results["nfe"], **results["metrics"]}
     for logger in loggers:
         logger.log_metrics(row, step)
-        if isinstance(logger, Dashboard):
+        if isinstance(logger, WandbRun):
             logger.log_run(results, folder)
     show_run(results)
 
@@ -324,7 +324,7 @@ def _loggers(cfg: DictConfig, config: dict[str, Any]) -> list[Logger]:
 def _close(loggers: list[Logger], failed: bool = False) -> None:
     for logger in loggers:
         logger.finalize("failed" if failed else "success")
-        if isinstance(logger, Dashboard):
+        if isinstance(logger, WandbRun):
             logger.close(failed)
 
 

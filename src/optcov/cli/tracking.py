@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from optcov.cli.build import Parts, reference_of
-from optcov.cli.dashboard import Dashboard
+from optcov.cli.wandb import WandbRun
 from optcov.data.pixels import to_uint8
 from optcov.guidance import Guidance
 from optcov.metric import Metric, Reference, update_all, with_count
@@ -176,7 +176,7 @@ class Tracking(Callback):
         picture(images, path, count=16)
         for logger in trainer.loggers:
             logger.log_metrics({f"track/{stage.name}/{name}": value for name, value in scores.items()}, self._step)
-            if isinstance(logger, Dashboard):
+            if isinstance(logger, WandbRun):
                 logger.log_image(f"track/{stage.name}/samples", [str(path)], self._step)
         if better:
             weights = {name: value.detach().cpu().clone() for name, value in _fitted(stage).state_dict().items()}
