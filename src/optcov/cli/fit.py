@@ -18,7 +18,6 @@ from torch import nn
 from optcov.cli.build import Parts
 from optcov.cli.errors import refusals
 from optcov.cli.identity import Plan, load_into
-from optcov.cli.tracking import Tracking
 from optcov.cli.trainer import computing, make_callbacks, make_trainer
 from optcov.seeds import Stream, derive_seed
 from optcov.training import (
@@ -141,10 +140,7 @@ def run_stage(
     keep = ModelCheckpoint(
         entry.resume_folder, "resume", every_n_train_steps=cfg.checkpoint_every, enable_version_counter=False
     )
-    callbacks = make_callbacks(cfg, parts)
-    for callback in callbacks:
-        if isinstance(callback, Tracking):
-            callback.attach(cfg, parts, entry.identity)
+    callbacks = make_callbacks(cfg, parts, entry.identity)
     trainer = make_trainer(cfg, logger=loggers, callbacks=[*callbacks, StageProgressBar(description), keep])
     try:
         trainer.fit(

@@ -60,7 +60,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     parts = build(cfg)
     trainer = make_trainer(cfg)  # refuses what this machine can not do
     settle(cfg, parts.denoiser, trainer.strategy.root_device, trainer.num_devices)
-    make_callbacks(cfg, parts)
+    make_callbacks(cfg, parts, {})
     fits = plan(cfg, config, parts)
     folder = Path(cfg.output_dir)
     done = claim(folder, config) if rank_zero() else None
