@@ -112,7 +112,7 @@ def test_a_gap_is_no_set_of_samples(tmp_path: Path):
     """As on two machines that share no folder."""
     drawn = some(tmp_path)
     write(drawn, *drawn.batches[:2], *drawn.batches[3:])
-    with pytest.raises(ValueError, match="no sample 10"):
+    with pytest.raises(ValueError, match="lacks sample 10"):
         list(drawn)
 
 

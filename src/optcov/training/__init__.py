@@ -1,4 +1,4 @@
-"""Training: Lightning modules of the stages, callbacks, and the store of fitted weights."""
+"""Training: Lightning modules of the stages, callbacks, and stores of weights and samples."""
 
 from optcov.training.callbacks import EMA, SamplingProgressBar, StageProgressBar
 from optcov.training.data import DataModule

@@ -1,4 +1,4 @@
-"""What Lightning runs: the training stages and sampling.  Formulas live in denoisers, strategies and samplers."""
+"""The Lightning modules: training stages and sampling.  Formulas are in denoisers, strategies and samplers."""
 
 from __future__ import annotations
 
@@ -26,35 +26,39 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 class Stage(LightningModule):
-    """A training stage: draws times and noise, steps on a loss per sample.
+    """A training stage: draws times and noise, and takes a step on a loss per sample.
 
-    The noise of a step depends on (seed, rank, step) alone, so a resumed run continues as if never stopped.
+    The noise of a step depends on (seed, rank, step) alone, so that a resumed run ends like an uninterrupted one.
 
     Args:
+        denoiser: whose noisy data the stage trains on.
         optimizer: makes the optimizer from the trained parameters.
         warmup_steps: the learning rate rises linearly over this many steps.
         seed: of times and noise.
-        label_dropout: share of labels in [0, 1) that are replaced by the null label, for a denoiser that knows classes.
+        label_dropout: share of labels in [0, 1) replaced by the null label, for a denoiser that knows classes.
     """
 
     name: Kind
 
     def __init__(
-        self, optimizer: OptimizerFactory, warmup_steps: int = 0, seed: int = 0, label_dropout: float = 0.0
+        self,
+        denoiser: Denoiser,
+        optimizer: OptimizerFactory,
+        warmup_steps: int = 0,
+        seed: int = 0,
+        label_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.optimizer, self.warmup_steps, self.seed = optimizer, warmup_steps, seed
-        self.label_dropout = label_dropout
-
-    denoiser: Denoiser
+        self.denoiser, self.optimizer = denoiser, optimizer
+        self.warmup_steps, self.seed, self.label_dropout = warmup_steps, seed, label_dropout
 
     @property
     def labelled(self) -> bool:
-        """Whether batches are to come with their labels."""
+        """Whether batches must carry labels."""
         return self.denoiser.num_classes is not None
 
     def per_sample_loss(self, x_t: Tensor, eps: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        """Loss ``[B]`` of noisy data at times ``[B]``, with labels ``[B]`` if it is labelled."""
+        """Loss ``[B]`` of noisy data at times ``[B]``, with labels ``[B]`` if the stage is labelled."""
         raise NotImplementedError
 
     def training_step(self, batch: Tensor | LabelledBatch, batch_idx: int) -> Tensor:
@@ -83,38 +87,19 @@ class Stage(LightningModule):
 
 
 class MeanStage(Stage):
-    """Stage 1: the mean network learns the noise."""
+    """Stage 1: trains the mean network."""
 
     name: Kind = "mean"
-
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        optimizer: OptimizerFactory,
-        warmup_steps: int = 0,
-        seed: int = 0,
-        label_dropout: float = 0.0,
-    ) -> None:
-        super().__init__(optimizer, warmup_steps, seed, label_dropout)
-        self.denoiser = denoiser
 
     def per_sample_loss(self, x_t: Tensor, eps: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         return self.denoiser.loss(self.denoiser(x_t, t, labels), eps)
 
 
 class FrozenMeanStage(Stage):
-    """A stage beside the mean network, which is frozen, in eval mode, and not in the stage's checkpoints."""
+    """A stage on a mean network that is frozen, in eval mode, and left out of the stage's checkpoints."""
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        optimizer: OptimizerFactory,
-        warmup_steps: int = 0,
-        seed: int = 0,
-        label_dropout: float = 0.0,
-    ) -> None:
-        super().__init__(optimizer, warmup_steps, seed, label_dropout)
-        self.denoiser = denoiser.requires_grad_(False)
+    def __init__(self, denoiser: Denoiser, *settings: Any) -> None:
+        super().__init__(denoiser.requires_grad_(False), *settings)
         self.strict_loading = False
 
     def on_train_start(self) -> None:
@@ -126,7 +111,12 @@ class FrozenMeanStage(Stage):
 
 
 class VarianceStage(FrozenMeanStage):
-    """Stage 2: a strategy learns on the frozen mean network."""
+    """Stage 2: trains a strategy on the frozen mean network.
+
+    Args:
+        denoiser, optimizer, warmup_steps, seed, label_dropout: as in :class:`Stage`.
+        strategy: to be trained.
+    """
 
     name: Kind = "variance"
 
@@ -149,7 +139,12 @@ class VarianceStage(FrozenMeanStage):
 
 
 class ClassifierStage(FrozenMeanStage):
-    """A classifier learns the classes of noisy data; of the denoiser it takes the noise alone."""
+    """Trains a classifier of noisy data; it uses only the forward process of the denoiser.
+
+    Args:
+        denoiser, optimizer, warmup_steps, seed: as in :class:`Stage`.
+        classifier: to be trained.
+    """
 
     name = "classifier"
 
@@ -174,17 +169,17 @@ class ClassifierStage(FrozenMeanStage):
 
 
 class SamplingStage(LightningModule):
-    """Draws the samples that are missing, batch by batch, and keeps each batch as a file.
+    """Draws the missing samples batch by batch, and stores each batch as a file.
 
-    Processes share out whole batches, so that no sample depends on how many they are; the Trainer must not share them
-    out again (``use_distributed_sampler=False``).
+    Processes divide complete batches among themselves, so that no sample depends on their number; the Trainer must not
+    divide them again (``use_distributed_sampler=False``).
 
     Args:
         denoiser, strategy, sampler, times: as in :func:`optcov.sampler.sample`.
         seed: sample i depends on (seed, i) alone.
-        drawn: where the samples go.
+        store: of the samples.
         guidance: as in :func:`optcov.sampler.sample`.
-        labels: the class of each sample, int64, of all whose indices a batch may hold.
+        labels: the class of each sample, int64 ``[n]``, up to the end of the last batch.
     """
 
     def __init__(
@@ -194,17 +189,17 @@ class SamplingStage(LightningModule):
         sampler: Sampler,
         times: Tensor,
         seed: int,
-        drawn: SampleStore,
+        store: SampleStore,
         guidance: Guidance | None = None,
         labels: Tensor | None = None,
     ) -> None:
         super().__init__()
-        # autocast keeps its copies of weights from call to call for those alone that require gradients
+        # autocast caches its copies of weights between calls only for weights that require gradients
         self.denoiser, self.strategy = denoiser.requires_grad_(), strategy
         self.sampler, self.times = sampler, times
-        self.seed, self.drawn = seed, drawn
+        self.seed, self.store = seed, store
         self.guidance, self.labels = guidance or Guidance(denoiser), labels
-        self.missing = [(batch.start, batch.stop) for batch in drawn.missing()]
+        self.missing = [(batch.start, batch.stop) for batch in store.missing()]
         self.allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer batches than processes
 
     def predict_dataloader(self) -> DataLoader[tuple[int, int]]:
@@ -217,4 +212,4 @@ class SamplingStage(LightningModule):
         labels = None if self.labels is None else self.labels[indices.start : indices.stop].to(self.device)
         bound = self.guidance.bind(self.denoiser, self.strategy, labels)
         images = to_uint8(self.sampler.sample(*bound, self.times, noise)).cpu()
-        self.drawn.write(indices, images, began, time.time())
+        self.store.write(indices, images, began, time.time())
