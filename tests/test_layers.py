@@ -16,17 +16,17 @@ MODULES = {
 # From the bottom up: the parts of optcov on each floor, and the packages that they may import. A part may import those
 # on its own floor and below; a package that is allowed on one floor is allowed above it.
 FLOORS = [
-    ("files added data_range broadcast chain schedule parameterization covariance kernel oracle", "torch"),
+    ("files added upgrade data_range broadcast chain schedule parameterization covariance kernel oracle", "torch"),
     (
         "seeds denoiser model variance sampler guidance trajectory likelihood bound flow",
         "numpy scipy sklearn torchdiffeq tqdm safetensors diffusers",
     ),
     (
-        "data labels metric report",
+        "data labels metric report keys parts",
         "filelock PIL pooch pyarrow requests torchmetrics jinja2 matplotlib omegaconf pandas pydantic rich",
     ),
     ("training", "lightning"),
-    ("cli", "hydra wandb"),
+    ("cli __main__", "hydra wandb"),
 ]
 NOTEBOOK = 2  # the highest floor that needs neither Lightning nor Hydra
 

@@ -260,9 +260,9 @@ def test_no_more_than_two_batches_are_in_memory(run: CLI, untouched: Path, monke
 
     write, read = SampleStore.write, SampleStore.__iter__
 
-    def counted_write(self: SampleStore, indices: range, images: Tensor, *times: float) -> None:
+    def counted_write(self: SampleStore, indices: range, images: Tensor, *others: Any) -> None:
         count(images, "write")
-        write(self, indices, images, *times)
+        write(self, indices, images, *others)
 
     def counted_read(self: SampleStore) -> Any:
         for chunk in read(self):

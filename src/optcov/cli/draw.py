@@ -22,7 +22,7 @@ from optcov.cli.run_folder import UNTIL_THE_END, sweep_folder
 from optcov.cli.trainer import root_device, sampling_trainer
 from optcov.files import atomic_write, write_atomically
 from optcov.report import picture
-from optcov.training import SampleStore, SamplingProgressBar, SamplingStage
+from optcov.training import SampleStore, SamplingStage
 from optcov.training.store import digest_of, rank_zero
 
 FORMAT = 1  # raise it when a change of code gives another meaning to the sample i of a config
@@ -50,10 +50,18 @@ def draw(cfg: DictConfig, parts: Parts, folder: Path) -> SampleStore:
     drawn = SampleStore(folder / ".parts", parts.denoiser.data_shape, cfg.num_samples, cfg.sample_batch_size)
     labels = parts.labels(drawn.batches[-1].stop, cfg.seed)
     stage = SamplingStage(
-        parts.denoiser, parts.strategy, parts.sampler, parts.times, cfg.seed, drawn, parts.guidance, labels
+        parts.denoiser,
+        parts.strategy,
+        parts.sampler,
+        parts.times,
+        cfg.seed,
+        drawn,
+        parts.guidance,
+        labels,
+        "3/3 sampling",
     )
     if stage.missing:
-        trainer = sampling_trainer(cfg, callbacks=[SamplingProgressBar("3/3 sampling")])
+        trainer = sampling_trainer(cfg)
         try:
             with refusals("samples"):
                 trainer.predict(stage, return_predictions=False)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from optcov.cli.build import Parts, reference_of
 from optcov.cli.wandb import WandbRun
 from optcov.data.pixels import to_uint8
-from optcov.guidance import Guidance
 from optcov.metric import Metric, Reference, update_all, with_count
 from optcov.report import picture
 from optcov.sampler import DDIMSampler, NoiseStream, Sampler
@@ -27,7 +26,7 @@ from optcov.seeds import Stream, derive_seed
 from optcov.training import EMA, Checkpoint, MeanStage, Stage, VarianceStage
 from optcov.training.store import Identity
 from optcov.trajectory import EvenTrajectory
-from optcov.variance.base import VarianceStrategy
+from optcov.variance.base import Trained, VarianceStrategy
 from optcov.variance.fixed import BetaTilde
 
 log = logging.getLogger(__name__)
@@ -95,7 +94,7 @@ class Tracking:
                 f"callbacks.tracking.mean_steps must be at most the {parts.denoiser.schedule.num_steps} steps of the "
                 f"schedule (got {self.mean_steps})"
             )
-        if parts.trajectory.num_images and parts.strategy.fitting == "train":
+        if parts.trajectory.num_images and isinstance(parts.strategy, Trained):
             raise ValueError(
                 f"callbacks=tracking cannot use trajectory = {type(parts.trajectory).__name__}, which is fitted after "
                 "training: choose another trajectory, or leave tracking out"
@@ -189,9 +188,8 @@ class Tracker(Callback):
                 indices = mine[start : start + self.run.batch_size]
                 noise = NoiseStream(self.run.seed, indices, stage.denoiser.data_shape, stage.device)
                 asked = None if labels is None else labels[indices.start : indices.stop].to(stage.device)
-                given = Guidance(stage.denoiser).bind(stage.denoiser, strategy, asked)
-                drawn.append(sampler.sample(*given, times, noise))
-        images = stage.all_gather(torch.cat(drawn))
+                drawn.append(sampler.sample(stage.denoiser, strategy, times, noise, condition=asked))
+        images = stage.all_gather(stage.denoiser.data_range.to_unit(torch.cat(drawn)))
         assert isinstance(images, Tensor)
         return images.reshape(-1, *stage.denoiser.data_shape)[: self.settings.num_samples].cpu()
 

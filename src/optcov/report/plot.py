@@ -60,7 +60,7 @@ def plot_variance(curves: Mapping[str, pd.DataFrame], path: Path) -> None:
     """Plot ``Cov[x_0 | x_t]`` of strategies, and the variance of their steps, between the bounds.
 
     Args:
-        curves: by label, with the columns of :func:`optcov.variance.curve.variance_curve`.
+        curves: by label, with the columns of :func:`optcov.variance.profile.variance_profile`.
         path: of the PNG.
     """
     from matplotlib.figure import Figure

@@ -17,7 +17,7 @@ from optcov.report.picture import first_samples, sample_grid
 from optcov.report.plot import plot, plot_variance
 from optcov.report.runs import Runs
 from optcov.report.table import Scores, labels, metric_names, scores
-from optcov.variance.curve import COLUMNS
+from optcov.variance.profile import COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd

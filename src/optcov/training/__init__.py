@@ -1,6 +1,6 @@
 """Training: Lightning modules of the stages, callbacks, and stores of weights and samples."""
 
-from optcov.training.callbacks import EMA, SamplingProgressBar, StageProgressBar
+from optcov.training.callbacks import EMA, StageProgressBar
 from optcov.training.data import DataModule
 from optcov.training.modules import ClassifierStage, MeanStage, SamplingStage, Stage, VarianceStage
 from optcov.training.sample_store import SampleStore
@@ -15,7 +15,6 @@ __all__ = [
     "Entry",
     "MeanStage",
     "SampleStore",
-    "SamplingProgressBar",
     "SamplingStage",
     "Stage",
     "StageProgressBar",

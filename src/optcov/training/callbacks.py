@@ -12,9 +12,6 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from torch import Tensor
 
-from optcov.sampler import ImageBar
-from optcov.training.modules import SamplingStage
-
 
 class EMA(Callback):
     """Exponential moving average of the trained parameters, for sampling.
@@ -106,41 +103,3 @@ class StageProgressBar(TQDMProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
-
-
-class SamplingProgressBar(Callback):
-    """A bar over the images of a :class:`~optcov.training.SamplingStage`, of all processes; shown only on a terminal.
-
-    Args:
-        description: shown in front of the bar.
-    """
-
-    def __init__(self, description: str) -> None:
-        self.description = description
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, SamplingStage)
-        count = len(pl_module.store)
-        self.bar = ImageBar(
-            pl_module.denoiser,
-            pl_module.sampler.network_calls(pl_module.times),
-            count,
-            count - sum(min(stop, count) - start for start, stop in pl_module.missing),
-            trainer.world_size,
-            self.description,
-            disable=not (trainer.is_global_zero and sys.stderr.isatty()),
-        )
-
-    def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any) -> None:
-        start, stop = batch
-        self.bar.begin(stop - start)
-
-    def on_predict_batch_end(self, *args: Any) -> None:
-        self.bar.end()
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.bar.close()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if hasattr(self, "bar"):
-            self.bar.close()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,13 +17,14 @@ from torch.utils.data import DataLoader
 
 from optcov.data.batches import LabelledBatch
 from optcov.data.pixels import to_uint8
-from optcov.denoiser import Denoiser
+from optcov.denoiser import Cost, Denoiser
 from optcov.guidance import Guidance
-from optcov.sampler import NoiseStream, Sampler
+from optcov.sampler import ImageBar, NoiseStream, Sampler
+from optcov.schedule.levels import NoiseLevels
 from optcov.seeds import Stream, derive_seed
 from optcov.training.sample_store import SampleStore
 from optcov.training.store import Kind
-from optcov.variance.base import VarianceStrategy
+from optcov.variance.base import Trained, VarianceStrategy
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -57,22 +61,31 @@ class Stage(LightningModule):
         """Whether batches must carry labels."""
         return self.denoiser.num_classes is not None
 
-    def per_sample_loss(self, x_t: Tensor, eps: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        """Loss ``[B]`` of noisy data at times ``[B]``, with labels ``[B]`` if the stage is labelled."""
-        raise NotImplementedError
+    @abstractmethod
+    def per_sample_loss(self, x_t: Tensor, target: Tensor, level: NoiseLevels, labels: Tensor | None) -> Tensor:
+        """Loss of each sample, ``[B]``.
+
+        Args:
+            x_t: noisy data, ``[B, *event]``.
+            target: what the network's output should be, see :meth:`Denoiser.target`.
+            level: of the noise, ``[B]``.
+            labels: int64 ``[B]`` if the stage is labelled.
+        """
 
     def training_step(self, batch: Tensor | LabelledBatch, batch_idx: int) -> Tensor:
         x_0, labels = batch if isinstance(batch, LabelledBatch) else (batch, None)
         assert isinstance(x_0, Tensor)
         torch.manual_seed(derive_seed(self.seed, Stream.TRAINING, self.global_rank, batch_idx))
-        schedule = self.denoiser.schedule
-        n = torch.randint(1, schedule.num_steps + 1, (len(x_0),), device=x_0.device)
-        t = n.double() / schedule.num_steps
+        x_0 = self.denoiser.data_range.from_unit(x_0)
+        num_steps = self.denoiser.schedule.num_steps
+        n = torch.randint(1, num_steps + 1, (len(x_0),), device=x_0.device)
+        level = self.denoiser.levels(n.double() / num_steps)
         eps = torch.randn_like(x_0)
         if labels is not None and self.label_dropout > 0:
             dropped = torch.rand(len(x_0), device=x_0.device) < self.label_dropout
             labels = labels.masked_fill(dropped, self.denoiser.num_classes or 0)
-        loss = self.per_sample_loss(self.denoiser.diffuse(x_0, eps, t), eps, t, labels).mean()
+        x_t, target = self.denoiser.diffuse(x_0, eps, level), self.denoiser.target(x_0, eps, level)
+        loss = self.per_sample_loss(x_t, target, level, labels).mean()
         self.log(f"{self.name}/loss", loss, prog_bar=True)
         return loss
 
@@ -91,8 +104,8 @@ class MeanStage(Stage):
 
     name: Kind = "mean"
 
-    def per_sample_loss(self, x_t: Tensor, eps: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        return self.denoiser.loss(self.denoiser(x_t, t, labels), eps)
+    def per_sample_loss(self, x_t: Tensor, target: Tensor, level: NoiseLevels, labels: Tensor | None) -> Tensor:
+        return self.denoiser.loss(self.denoiser(x_t, level, labels), target)
 
 
 class FrozenMeanStage(Stage):
@@ -123,7 +136,7 @@ class VarianceStage(FrozenMeanStage):
     def __init__(
         self,
         denoiser: Denoiser,
-        strategy: VarianceStrategy,
+        strategy: Trained,
         optimizer: OptimizerFactory,
         warmup_steps: int = 0,
         seed: int = 0,
@@ -132,10 +145,10 @@ class VarianceStage(FrozenMeanStage):
         super().__init__(denoiser, optimizer, warmup_steps, seed, label_dropout)
         self.strategy = strategy
 
-    def per_sample_loss(self, x_t: Tensor, eps: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    def per_sample_loss(self, x_t: Tensor, target: Tensor, level: NoiseLevels, labels: Tensor | None) -> Tensor:
         with torch.no_grad():
-            prediction = self.denoiser(x_t, t, labels)
-        return self.strategy.loss(self.denoiser, prediction, eps, x_t, t)
+            prediction = self.denoiser(x_t, level, labels)
+        return self.strategy.loss(self.denoiser, prediction, target)
 
 
 class ClassifierStage(FrozenMeanStage):
@@ -163,9 +176,9 @@ class ClassifierStage(FrozenMeanStage):
     def labelled(self) -> bool:
         return True
 
-    def per_sample_loss(self, x_t: Tensor, eps: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    def per_sample_loss(self, x_t: Tensor, target: Tensor, level: NoiseLevels, labels: Tensor | None) -> Tensor:
         assert labels is not None
-        return F.cross_entropy(self.classifier(x_t, t), labels, reduction="none")
+        return F.cross_entropy(self.classifier(x_t, self.denoiser.network_time(level)), labels, reduction="none")
 
 
 class SamplingStage(LightningModule):
@@ -180,6 +193,7 @@ class SamplingStage(LightningModule):
         store: of the samples.
         guidance: as in :func:`optcov.sampler.sample`.
         labels: the class of each sample, int64 ``[n]``, up to the end of the last batch.
+        description: shown in front of a progress bar over the images of all processes, on a terminal only.
     """
 
     def __init__(
@@ -192,13 +206,14 @@ class SamplingStage(LightningModule):
         store: SampleStore,
         guidance: Guidance | None = None,
         labels: Tensor | None = None,
+        description: str = "sampling",
     ) -> None:
         super().__init__()
         # autocast caches its copies of weights between calls only for weights that require gradients
         self.denoiser, self.strategy = denoiser.requires_grad_(), strategy
         self.sampler, self.times = sampler, times
         self.seed, self.store = seed, store
-        self.guidance, self.labels = guidance or Guidance(denoiser), labels
+        self.guidance, self.labels, self.description = guidance, labels, description
         self.missing = [(batch.start, batch.stop) for batch in store.missing()]
         self.allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer batches than processes
 
@@ -206,10 +221,38 @@ class SamplingStage(LightningModule):
         mine = self.missing[self.global_rank :: self.trainer.world_size]
         return DataLoader(mine, batch_size=None)  # type: ignore[arg-type]
 
+    def on_predict_start(self) -> None:
+        count = len(self.store)
+        self.bar = ImageBar(
+            self.sampler.num_updates(len(self.times)),
+            count,
+            count - sum(min(stop, count) - start for start, stop in self.missing),
+            self.trainer.world_size,
+            self.description,
+            disable=not (self.trainer.is_global_zero and sys.stderr.isatty()),
+        )
+
+    def on_predict_end(self) -> None:
+        self.bar.close()
+
     def predict_step(self, bounds: Sequence[int], batch_idx: int) -> None:
-        indices, began = range(*bounds), time.time()
+        try:
+            self._draw(range(*bounds))
+        except BaseException:
+            self.bar.close()  # what is printed next starts on a line of its own
+            raise
+
+    @torch.inference_mode(mode=False)  # so that a strategy may turn gradients on
+    @torch.no_grad()
+    def _draw(self, indices: range) -> None:
+        began, before = time.time(), replace(self.denoiser.cost)
         noise = NoiseStream(self.seed, indices, self.denoiser.data_shape, self.device)
         labels = None if self.labels is None else self.labels[indices.start : indices.stop].to(self.device)
-        bound = self.guidance.bind(self.denoiser, self.strategy, labels)
-        images = to_uint8(self.sampler.sample(*bound, self.times, noise)).cpu()
-        self.store.write(indices, images, began, time.time())
+        states = self.sampler.steps(
+            self.denoiser, self.strategy, self.times, noise, guidance=self.guidance, condition=labels
+        )
+        for state in self.bar.watch(states, len(indices)):
+            x_0 = state.x
+        images = to_uint8(self.denoiser.data_range.to_unit(x_0)).cpu()
+        cost = Cost(self.denoiser.cost.nfe - before.nfe, self.denoiser.cost.ne - before.ne)
+        self.store.write(indices, images, began, time.time(), cost)

@@ -1,7 +1,7 @@
 """Samples on disk while they are being drawn, so that an interrupted job does not draw them again.
 
-Each batch is a file ``START-STOP.npz`` with the samples of these indices and the time they took.  It is renamed into
-place only when complete; its CRC detects later corruption.  At most one batch is in memory.
+Each batch is a file ``START-STOP.npz`` with the samples of these indices, and the time and network calls they took.  It
+is renamed into place only when complete; its CRC detects later corruption.  At most one batch is in memory.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optcov.denoiser import Cost
 from optcov.files import atomic_write
 from optcov.sampler import batches
 
@@ -47,19 +48,21 @@ class SampleStore:
                 path.unlink(missing_ok=True)  # another process may have been first
         return [batch for batch in self.batches if not there[batch.start : min(batch.stop, self.count)].all()]
 
-    def write(self, indices: range, images: Tensor, began: float, ended: float) -> None:
+    def write(self, indices: range, images: Tensor, began: float, ended: float, cost: Cost) -> None:
         """Store the samples of a batch.
 
         Args:
             indices: of the samples, ``[B]``.
             images: uint8 ``[B, *shape]``.
             began, ended: the time in seconds, by a clock that all processes share.
+            cost: of the batch.
         Raises:
             OSError: if the file cannot be written; no partial file is left.
         """
         name = f"{indices.start:09d}-{indices.stop:09d}.npz"
         with atomic_write(self.folder / name) as path, path.open("wb") as file:
-            np.savez(file, images=images.cpu().numpy(), interval=np.array([began, ended]))
+            interval, calls = np.array([began, ended]), np.array([cost.nfe, cost.ne])
+            np.savez(file, images=images.cpu().numpy(), interval=interval, cost=calls)
 
     def __len__(self) -> int:
         return self.count
@@ -95,6 +98,16 @@ class SampleStore:
             until = max(until, ended)
         return seconds
 
+    def cost(self) -> tuple[float, float]:
+        """Network evaluations and network equivalents of one sample, on average: see :class:`optcov.denoiser.Cost`."""
+        total = np.zeros(2)
+        for path, keep in self._pieces():
+            with np.load(path) as part:
+                rows = np.arange(len(part["images"]))[keep]
+                total += part["cost"] * (len(rows) / len(part["images"]))
+        nfe, ne = (total / self.count).tolist()
+        return nfe, ne
+
     def _files(self) -> list[tuple[range, Path]]:
         """All files by first index, longer ones first."""
         files = [(range(*map(int, path.stem.split("-"))), path) for path in self.folder.glob("*-*.npz")]
@@ -118,7 +131,8 @@ class SampleStore:
     def _is_complete(self, span: range, path: Path) -> bool:
         try:
             with np.load(path) as part:  # reading compares the checksums
-                images, interval = part["images"], part["interval"]
+                images, interval, cost = part["images"], part["interval"], part["cost"]
         except Exception:  # a damaged file can make the reader raise almost anything
             return False
-        return (images.dtype, images.shape, interval.shape) == (np.uint8, (len(span), *self.shape), (2,))
+        shapes = (images.shape, interval.shape, cost.shape)
+        return images.dtype == np.uint8 and shapes == ((len(span), *self.shape), (2,), (2,))
