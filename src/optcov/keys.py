@@ -63,7 +63,7 @@ class Config(BaseModel):
 
     model: Annotated[Part, Key(NETWORK)]
     schedule: Annotated[Part, Key(NETWORK)]
-    parameterization: Annotated[Literal["eps", "x0", "v"], Key(NETWORK)]
+    parameterization: Annotated[Part, Key(NETWORK)]
     time_offset: Annotated[int, Key(NETWORK)]
     conditional: Annotated[bool, Key(NETWORK)]
     seed: Annotated[NonNegativeInt, Key(TRAINING | SAMPLES | UNLABELLED)]

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from optcov.data import DataModule
+from optcov.data import DataSource
 from optcov.denoiser import Denoiser
 from optcov.guidance import Guidance
 from optcov.labels import cycle_labels, draw_labels
@@ -22,7 +22,7 @@ from optcov.variance.base import VarianceStrategy
 class Parts:
     """What a run is made of."""
 
-    data: DataModule
+    data: DataSource
     denoiser: Denoiser
     strategy: VarianceStrategy
     sampler: Sampler
@@ -51,13 +51,9 @@ class Parts:
         return [module for module in (self.denoiser, self.strategy, self.guidance) if module is not None]
 
     def calibration(self, count: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """``count`` training samples, ready for a network, and their labels where the mean network knows classes."""
-        clean = self.data.calibration(count).to(device)
+        """``count`` training samples in the denoiser's range, and their labels where the mean network knows classes."""
+        clean = self.denoiser.data_range.from_unit(self.data.calibration(count).to(device))
         return clean, None if self.denoiser.num_classes is None else self.data.calibration_labels(count).to(device)
-
-    def bound(self, labels: Tensor | None) -> tuple[Denoiser, VarianceStrategy]:
-        """Denoiser and strategy for samples of these classes, under guidance."""
-        return (self.guidance or Guidance(self.denoiser)).bind(self.denoiser, self.strategy, labels)
 
     @cached_property
     def times(self) -> Tensor:

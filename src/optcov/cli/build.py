@@ -40,6 +40,7 @@ class Run:
         callbacks = arguments.get("callbacks", [])
         settings: dict[str, Any] = {
             "logger": False,
+            "inference_mode": False,  # so that a strategy may take gradients while it samples
             "max_epochs": -1,
             "enable_model_summary": False,
             "enable_checkpointing": any(isinstance(each, ModelCheckpoint) for each in callbacks),
@@ -84,7 +85,7 @@ def build(config: Config) -> Parts:
         network = instantiate(config.model, data_shape=shape, **_classes_of_network(config, num_classes))
         if config.compile:
             network.compile()
-        denoiser = Denoiser(network, schedule, config.parameterization, config.time_offset)
+        denoiser = Denoiser(network, schedule, instantiate(config.parameterization), config.time_offset)
     with config_errors("var"):
         torch.manual_seed(derive_seed(config.seed, Stream.VARIANCE_WEIGHTS))
         strategy = instantiate(config.var, denoiser=denoiser)
@@ -103,7 +104,7 @@ def build(config: Config) -> Parts:
                     "samples: set guidance=none, or another metric"
                 )
     with config_errors("sampler"):
-        sampler.check(strategy)
+        sampler.check(strategy, schedule)
     with config_errors("optimizer"):
         instantiate(config.optimizer)([torch.nn.Parameter(torch.zeros(1))])
     with config_errors("callbacks"):

@@ -17,21 +17,20 @@ from optcov.cli.check import settings
 from optcov.cli.errors import ConfigError, config_errors
 from optcov.cli.run_folder import provenance
 from optcov.files import write_atomically
-from optcov.guidance import Guidance
 from optcov.keys import NETWORK, PLACE, SAMPLES, TRAINING, VARIANCE, difference, select
 from optcov.metric import FrechetDistance, Metric, ModelMetric, Reference, Score, update_all, with_count
 from optcov.report import picture, plot_variance
 from optcov.report.runs import FORMAT
-from optcov.training import DrawnSamples, SamplingProgressBar, SamplingStage
-from optcov.training.store import digest_of, first_process
-from optcov.variance.curve import num_curve_images, variance_curve
+from optcov.training import SampleStore, SamplingStage
+from optcov.training.store import digest_of, rank_zero
+from optcov.variance.profile import num_profile_images, variance_profile
 
 log = logging.getLogger(__name__)
 
 SAMPLES_FORMAT = 2  # raise it when a change of code gives another meaning to the sample i of a config
 
 
-def draw(run: Run) -> DrawnSamples:
+def draw(run: Run) -> SampleStore:
     """Draw what is missing of ``num_samples`` samples, on all devices.
 
     Args:
@@ -42,16 +41,23 @@ def draw(run: Run) -> DrawnSamples:
         ConfigError: if the folder holds samples of another config, or the network answers NaN.
     """
     config, parts, folder = run.config, run.parts, run.folder
-    if first_process():
+    if rank_zero():
         lock_samples(folder / ".parts", samples_identity(run))
-    drawn = DrawnSamples(folder / ".parts", parts.denoiser.data_shape, config.num_samples, config.sample_batch_size)
+    drawn = SampleStore(folder / ".parts", parts.denoiser.data_shape, config.num_samples, config.sample_batch_size)
     labels = parts.labels(drawn.batches[-1].stop, config.seed)
     stage = SamplingStage(
-        parts.denoiser, parts.strategy, parts.sampler, parts.times, config.seed, drawn, parts.guidance, labels
+        parts.denoiser,
+        parts.strategy,
+        parts.sampler,
+        parts.times,
+        config.seed,
+        drawn,
+        parts.guidance,
+        labels,
+        "3/3 sampling",
     )
     if stage.missing:
-        precision, bar = config.sampling_precision, SamplingProgressBar("3/3 sampling")
-        trainer = run.trainer(precision=precision, use_distributed_sampler=False, callbacks=[bar])
+        trainer = run.trainer(precision=config.sampling_precision, use_distributed_sampler=False)
         try:
             with config_errors("samples"):
                 trainer.predict(stage, return_predictions=False)
@@ -104,7 +110,7 @@ def lock_samples(folder: Path, ours: dict[str, Any]) -> None:
             )
 
 
-def preview(drawn: DrawnSamples, path: Path, labels: Tensor | None = None) -> None:
+def preview(drawn: SampleStore, path: Path, labels: Tensor | None = None) -> None:
     """The first samples as one picture: 64 images, with labels those of a class in a row, or 10,000 points."""
     count = 10_000 if len(drawn.shape) != 3 else 64 if labels is None else 256  # of which the rows are filled
     picture(drawn.first(count), path, labels=None if labels is None else labels[:count])
@@ -117,7 +123,6 @@ def evaluate_run(run: Run) -> dict[str, Any]:
         What ``results.json`` holds, but for the times of fits; nothing in processes that do not write.
     """
     config, parts = run.config, run.parts
-    guidance, calls = parts.guidance or Guidance(parts.denoiser), parts.sampler.network_calls(parts.times)
     results: dict[str, Any] = {
         "format": FORMAT,
         "metrics": {},
@@ -125,7 +130,6 @@ def evaluate_run(run: Run) -> dict[str, Any]:
         "higher_is_better": [],
         **{key: value for key, value in config.choices.items() if key != "metric"},
         "num_steps": parts.sampler.num_steps,
-        "nfe": calls * guidance.network_calls,
         "times": parts.times.tolist(),
         "seed": config.seed,
         "data_shape": list(parts.denoiser.data_shape),
@@ -138,16 +142,18 @@ def evaluate_run(run: Run) -> dict[str, Any]:
     if any(isinstance(metric, Metric) for metric in parts.metrics.values()):
         log.info("sampling: %d samples, %d steps", config.num_samples, len(parts.times))
         drawn = draw(run)
-        if first_process():
+        if rank_zero():
             labels = parts.labels(len(drawn), config.seed)
             preview(drawn, run.folder / "samples.png", labels)
             results |= {"reference": {}, "num_samples": len(drawn), "labelled": labels is not None}
             score_samples(run, drawn, len(drawn), results)
             seconds = drawn.seconds()
             results |= {"throughput_images_per_s": len(drawn) / seconds, "wall_time_s": {"sampling": seconds}}
-            if guidance.classifier_calls:
-                results["classifier_calls"] = calls * guidance.classifier_calls
-    if not first_process():
+            results |= dict(zip(("nfe", "ne"), drawn.cost(), strict=True))
+            if parts.guidance is not None and parts.guidance.classifier_calls:
+                updates = parts.sampler.num_updates(len(parts.times))
+                results["classifier_calls"] = updates * parts.guidance.classifier_calls
+    if not rank_zero():
         return {}
     score_model(run, results)
     return results
@@ -216,11 +222,19 @@ def write_variance_profile(run: Run) -> None:
 
     parts, folder = run.parts, run.folder
     with run.machine.training() as device:
-        images, labels = parts.calibration(num_curve_images(math.prod(parts.denoiser.data_shape)), device)
+        images, labels = parts.calibration(num_profile_images(math.prod(parts.denoiser.data_shape)), device)
         for module in parts.modules:
             module.to(device).eval()
-        curve = variance_curve(*parts.bound(labels), images, 1 / parts.sampler.num_steps, run.config.seed)
-    if len(curve["t"]):  # a chain of one step has none between its ends
-        frame = pd.DataFrame({name: values.numpy() for name, values in curve.items()})
+        profile = variance_profile(
+            parts.denoiser,
+            parts.strategy,
+            images,
+            1 / parts.sampler.num_steps,
+            run.config.seed,
+            guidance=parts.guidance,
+            condition=labels,
+        )
+    if len(profile["t"]):  # a chain of one step has none between its ends
+        frame = pd.DataFrame({name: values.numpy() for name, values in profile.items()})
         write_atomically(folder / "variance.csv", frame.to_csv(index=False))
         plot_variance({run.config.choices["var"]: frame}, folder / "variance.png")

@@ -21,8 +21,18 @@ from optcov.cli.tracking import Tracking
 from optcov.keys import NETWORK, TRAINING, Config, difference, select
 from optcov.parts import Parts
 from optcov.seeds import Stream, derive_seed
-from optcov.training import Checkpoint, ClassifierStage, Entry, MeanStage, Stage, StageProgressBar, VarianceStage
-from optcov.training.store import FORMAT, CheckpointError, Identity, Kind, first_process, identity_key
+from optcov.training import (
+    Checkpoint,
+    ClassifierStage,
+    DataModule,
+    Entry,
+    MeanStage,
+    Stage,
+    StageProgressBar,
+    VarianceStage,
+)
+from optcov.training.store import FORMAT, CheckpointError, Identity, Kind, identity_key, rank_zero
+from optcov.variance.base import Calibrated, Trained
 
 log = logging.getLogger(__name__)
 CHECKPOINTS: dict[str, Kind] = {"mean_ckpt": "mean", "var_ckpt": "variance", "classifier_ckpt": "classifier"}
@@ -54,7 +64,7 @@ def plan_fits(config: Config, parts: Parts, own: Mapping[str, Path] | None = Non
         CheckpointError: if a given checkpoint cannot be used.
     """
     given: dict[Kind, Checkpoint] = {}
-    measured = ["var_ckpt"] if parts.strategy.fitting == "calibrate" else []  # without learning a null label
+    measured = ["var_ckpt"] if isinstance(parts.strategy, Calibrated) else []  # without learning a null label
 
     def load(key: str, module: nn.Module, expected: Identity, problems: Mapping[str, str]) -> Checkpoint | None:
         """A given checkpoint, loaded; refused if its identity differs in the name of a problem."""
@@ -96,7 +106,7 @@ def plan_fits(config: Config, parts: Parts, own: Mapping[str, Path] | None = Non
         asked = {"guidance.classifier": config.guidance["classifier"], "schedule": config.schedule}
         load("classifier_ckpt", parts.guidance.classifier, asked, dict.fromkeys(asked, ""))
         classifier = asked | training
-    if parts.strategy.fitting != "none":
+    if isinstance(parts.strategy, Calibrated | Trained):
         asked = {"mean": network if mean is None else identity_key(mean), "var": config.var}
         problems = {"mean": "fitted to another mean network", "var": "fitted to other settings of var"}
         load("var_ckpt", parts.strategy, asked, problems)
@@ -136,7 +146,7 @@ def fit(run: Run, plan: FitPlan, kind: Kind, loggers: list[Logger]) -> Checkpoin
     classifier = parts.guidance.classifier if parts.guidance is not None else None
     module = {"mean": parts.denoiser, "variance": parts.strategy, "classifier": classifier}[kind]
     assert module is not None
-    calibrated = kind == "variance" and parts.strategy.fitting == "calibrate"
+    calibrated = kind == "variance" and isinstance(parts.strategy, Calibrated)
     entry = Entry(Path(config.cache_dir), kind, identity)
     with entry.lock():
         checkpoint = entry.load()
@@ -147,7 +157,7 @@ def fit(run: Run, plan: FitPlan, kind: Kind, loggers: list[Logger]) -> Checkpoin
             else:
                 run_stage(run, *_stage(run, kind), loggers, entry)
             checkpoint = Checkpoint(kind, identity, module.state_dict())
-            if first_process():
+            if rank_zero():
                 checkpoint.save(entry.path)
                 shutil.rmtree(entry.resume_folder, ignore_errors=True)
             return checkpoint
@@ -164,6 +174,7 @@ def _stage(run: Run, kind: Kind) -> tuple[Stage, str]:
     if kind == "mean":
         return MeanStage(parts.denoiser, *settings, config.label_dropout), "1/3 mean network"
     if kind == "variance":
+        assert isinstance(parts.strategy, Trained)
         stage = VarianceStage(parts.denoiser, parts.strategy, *settings, config.label_dropout)
         return stage, f"2/3 variance ({type(parts.strategy).__name__})"
     assert parts.guidance is not None
@@ -173,6 +184,7 @@ def _stage(run: Run, kind: Kind) -> tuple[Stage, str]:
 
 def _calibrate(run: Run) -> None:
     parts, strategy = run.parts, run.parts.strategy
+    assert isinstance(strategy, Calibrated)
     with run.machine.training() as device:
         clean, labels = parts.calibration(strategy.num_images, device)
         batches = torch.split(clean, parts.data.batch_size)
@@ -191,18 +203,21 @@ def fit_trajectory(run: Run) -> None:
         parts.times  # noqa: B018 (computed once, and refused here)
 
 
-def make_callbacks(config: Config, parts: Parts) -> list[Callback]:
+def make_callbacks(config: Config, parts: Parts, identity: Identity) -> list[Callback]:
     """Lightning callbacks of the config, for one stage.
 
+    Args:
+        config, parts: of the run.
+        identity: what determines the weights of the stage.
     Raises:
         ConfigError: if a run of these parts cannot be tracked.
     """
     with config_errors("callbacks"):
-        callbacks: list[Callback] = [instantiate(callback) for callback in config.callbacks.values()]
+        callbacks: list[Callback | Tracking] = [instantiate(callback) for callback in config.callbacks.values()]
         for callback in callbacks:
             if isinstance(callback, Tracking):
                 callback.check(parts)
-    return callbacks
+    return [each.tracker(config, parts, identity) if isinstance(each, Tracking) else each for each in callbacks]
 
 
 def run_stage(run: Run, stage: Stage, description: str, loggers: list[Logger], entry: Entry) -> None:
@@ -211,14 +226,15 @@ def run_stage(run: Run, stage: Stage, description: str, loggers: list[Logger], e
     keep = ModelCheckpoint(
         entry.resume_folder, "resume", every_n_train_steps=config.checkpoint_every, enable_version_counter=False
     )
-    parts.data.labelled = stage.labelled
-    callbacks = make_callbacks(config, parts)
-    for callback in callbacks:
-        if isinstance(callback, Tracking):
-            callback.attach(config, parts, entry.identity)
+    callbacks = make_callbacks(config, parts, entry.identity)
     trainer = run.trainer(logger=loggers, callbacks=[*callbacks, StageProgressBar(description), keep])
     try:
-        trainer.fit(stage, datamodule=parts.data, ckpt_path=_resumable(entry.resume_folder), weights_only=True)
+        trainer.fit(
+            stage,
+            datamodule=DataModule(parts.data, stage.labelled),
+            ckpt_path=_resumable(entry.resume_folder),
+            weights_only=True,
+        )
     except SystemExit:  # how Lightning ends on Ctrl+C
         raise KeyboardInterrupt(f"{description}; the same command continues from the last checkpoint") from None
 
@@ -233,7 +249,7 @@ def _resumable(folder: Path) -> Path | None:
                 raise zipfile.BadZipFile
         step = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
     except Exception as error:  # whatever a damaged file makes the reader say
-        log.warning("%s can not be read (%s): starting from the first step", path, type(error).__name__)
+        log.warning("%s cannot be read (%s): starting from the first step", path, type(error).__name__)
         return None
     log.info("resuming from step %d", step)
     return path

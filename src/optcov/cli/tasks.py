@@ -14,18 +14,19 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from optcov.cli.build import Run, build
-from optcov.cli.dashboard import Dashboard
 from optcov.cli.errors import ConfigError, config_errors
 from optcov.cli.evaluate import delete_partial_samples, draw, evaluate_run, preview, write_variance_profile
 from optcov.cli.fit import CHECKPOINTS, fit, fit_trajectory, make_callbacks, plan_fits
 from optcov.cli.machine import Machine, configure_machine
 from optcov.cli.report import show_run
 from optcov.cli.run_folder import Saved, open_run_folder, write_config
+from optcov.cli.wandb import WandbRun
 from optcov.data.prepare import prepare as prepare_data
 from optcov.files import write_atomically
 from optcov.keys import Config
 from optcov.report.export import write_npz, write_pngs
-from optcov.training.store import Checkpoint, Kind, first_process
+from optcov.training.store import Checkpoint, Kind, rank_zero
+from optcov.variance.base import Calibrated, Trained
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +44,9 @@ def train(config: Config) -> dict[str, Any]:
     _quiet()
     started = time.monotonic()
     run = _build(config)
-    make_callbacks(config, run.parts)  # refuses what cannot be tracked
+    make_callbacks(config, run.parts, {})  # refuses what cannot be tracked
     plan = plan_fits(config, run.parts)
-    done = open_run_folder(config) if first_process() else None
+    done = open_run_folder(config) if rank_zero() else None
     if done is not None:
         log.info("%s is finished already: nothing to do", run.folder)
         return done
@@ -60,13 +61,13 @@ def train(config: Config) -> dict[str, Any]:
                 fit_trajectory(run)
             if fitted[kind] is not None or kind != "classifier":
                 seconds[kind] = time.monotonic() - began
-        if first_process():
+        if rank_zero():
             for kind, checkpoint in fitted.items():
                 if checkpoint is not None:
                     checkpoint.save(run.folder / "checkpoints" / f"{kind}.safetensors")
             write_variance_profile(run)
         results = evaluate_run(run)
-        if first_process():
+        if rank_zero():
             results["wall_time_s"] |= seconds | {"total": time.monotonic() - started}
             _finish(run, results, loggers)
     except BaseException:
@@ -94,10 +95,10 @@ def sample(config: Config) -> Path:
     if config.format == "png" and len(parts.denoiser.data_shape) != 3:
         raise ConfigError("format = png writes images, but the samples are vectors: set format=npz")
     place = folder / ("samples.npz" if config.format == "npz" else "samples")
-    if first_process() and place.exists() and not (folder / ".parts").exists():
+    if rank_zero() and place.exists() and not (folder / ".parts").exists():
         raise ConfigError(f"output_dir = {folder} holds finished samples: choose another hydra.run.dir")
     drawn = draw(run)
-    if first_process():
+    if rank_zero():
         labels = parts.labels(len(drawn), config.seed)
         preview(drawn, folder / "samples.png", labels)
         if config.format == "npz":
@@ -123,7 +124,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     started = time.monotonic()
     run = _restore(config)
     results = evaluate_run(run)
-    if first_process():
+    if rank_zero():
         write_config(run.folder, run.config)
         results["wall_time_s"]["total"] = time.monotonic() - started
         _finish(run, results, [])
@@ -164,7 +165,7 @@ def _restore(config: Config) -> Run:
     mean = config.mean_ckpt or own["mean_ckpt"]
     unfitted = None
     other_variance = config.var != Saved.read(folder).values["var"]
-    if strategy.fitting != "none" and config.var_ckpt is None and other_variance:
+    if isinstance(strategy, Calibrated | Trained) and config.var_ckpt is None and other_variance:
         unfitted = "var", "fitted", "fit it"
     has_classifier = config.classifier_ckpt is not None or own["classifier_ckpt"].is_file()
     if guidance is not None and guidance.classifier is not None and not has_classifier:
@@ -186,16 +187,16 @@ def _restore(config: Config) -> Run:
 def _finish(run: Run, results: dict[str, Any], loggers: list[Logger]) -> None:
     write_atomically(run.folder / "results.json", json.dumps(results, indent=2) + "\n")
     delete_partial_samples(run.folder)
-    row = {"num_steps": results["num_steps"], "nfe": results["nfe"], **results["metrics"]}
+    row = {key: results[key] for key in ("num_steps", "nfe", "ne") if key in results} | results["metrics"]
     for logger in loggers:
         logger.log_metrics(row, run.config.trainer["max_steps"])
-        if isinstance(logger, Dashboard):
+        if isinstance(logger, WandbRun):
             logger.log_run(results, run.folder)
     show_run(results)
 
 
 def _loggers(config: Config) -> list[Logger]:
-    if not first_process():
+    if not rank_zero():
         return []
     with config_errors("logger"):
         made = [instantiate(logger) for logger in config.logger.values()]
@@ -209,7 +210,7 @@ def _loggers(config: Config) -> list[Logger]:
 def _close(loggers: list[Logger], failed: bool = False) -> None:
     for logger in loggers:
         logger.finalize("failed" if failed else "success")
-        if isinstance(logger, Dashboard):
+        if isinstance(logger, WandbRun):
             logger.close(failed)
 
 

@@ -1,16 +1,16 @@
-"""The slow part of a data set, ahead of the jobs that use it: find or download it, decode it, check the cache."""
+"""The slow part of a data set, ahead of the jobs that use it: find or download it, decode it, check it."""
 
 from __future__ import annotations
 
 import time
 
-from optcov.data.base import DataModule, Split
+from optcov.data.base import DataSource, Split
 from optcov.data.images import ImageData
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
-def prepare(source: DataModule) -> list[str]:
+def prepare(source: DataSource) -> list[str]:
     """Fill the cache for every split of the data; jobs with the same settings then open it at once.
 
     Args:
@@ -33,9 +33,7 @@ def prepare(source: DataModule) -> list[str]:
             lines.append(f"{split}: none ({error})")
             continue
         if not stored.is_intact():
-            raise ValueError(
-                f"{stored.folder} does not match the checksum of its manifest: delete it and prepare again"
-            )
+            raise ValueError(f"{stored.folder} does not match the checksum of its manifest: delete it and repeat")
         seconds = time.monotonic() - started
         lines.append(f"{split}: {stored.manifest['count']} images in {stored.folder} ({seconds:.1f} s)")
     return lines

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from optcov.files import whole
+from optcov.files import atomic_write
 from optcov.report.picture import picture
 
 
@@ -28,7 +28,7 @@ def write_npz(
     """
     shape = (*shape[1:], shape[0]) if len(shape) == 3 else shape
     with (
-        whole(path) as partial,
+        atomic_write(path) as partial,
         zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive,
     ):
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:

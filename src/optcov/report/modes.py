@@ -6,18 +6,16 @@ import json
 import logging
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from optcov.data.pixels import to_uint8
-from optcov.denoiser import Prediction
 from optcov.files import write_atomically
 from optcov.parts import Parts
 from optcov.report import tile
-from optcov.sampler import NoiseStream, StartingNoise, invert, slerp
+from optcov.sampler import NoiseStream, invert, slerp
 
 log = logging.getLogger(__name__)
 
@@ -77,20 +75,24 @@ class Interpolation(Mode):
     """Samples on the great circle between two noises; later noise, if any, is the same along a row."""
 
     def ends(self, parts: Parts, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The noises between which a row lies, each ``[rows, *event]``."""
+        """The starts of a chain between which a row lies, each ``[rows, *event]``."""
         shape, rows = parts.denoiser.data_shape, self.rows
+        std = parts.denoiser.schedule.prior_std(parts.denoiser.levels(parts.times[-1])).to(device, torch.float32)
         first, last = (NoiseStream(seed, range(i * rows, (i + 1) * rows), shape, device) for i in range(2))
-        return first.draw(), last.draw()
+        return std * first.draw(), std * last.draw()
 
     def path(self, parts: Parts, ends: tuple[Tensor, Tensor], seed: int, device: torch.device) -> Tensor:
         """The images of all rows, ``[rows, frames, *event]``."""
         drawn = []
         labels = parts.labels(self.rows, seed)
-        denoiser, strategy = parts.bound(None if labels is None else labels.to(device))
+        denoiser, condition = parts.denoiser, None if labels is None else labels.to(device)
         for frame in range(self.frames):
-            rest = NoiseStream(seed, range(2 * self.rows, 3 * self.rows), parts.denoiser.data_shape, device)
-            noise = StartingNoise(slerp(*ends, frame / (self.frames - 1)), rest)
-            drawn.append(parts.sampler.sample(denoiser, strategy, parts.times, noise))
+            noise = NoiseStream(seed, range(2 * self.rows, 3 * self.rows), denoiser.data_shape, device)
+            start = slerp(*ends, frame / (self.frames - 1))
+            x_0 = parts.sampler.sample(
+                denoiser, parts.strategy, parts.times, noise, guidance=parts.guidance, condition=condition, start=start
+            )
+            drawn.append(denoiser.data_range.to_unit(x_0))
         return torch.stack(drawn, 1)
 
     def picture(self, parts: Parts, folder: Path, seed: int, device: torch.device) -> None:
@@ -123,7 +125,7 @@ class ImageInterpolation(Interpolation):
         images = parts.data.calibration(2 * self.rows).to(device)
         if len(images) < 2 * self.rows:
             raise ValueError(f"mode.rows = {self.rows} wants twice as many images; the data have {len(images)}")
-        encoded = invert(parts.denoiser, images, parts.times, self.corrections)
+        encoded = invert(parts.denoiser, parts.denoiser.data_range.from_unit(images), parts.times, self.corrections)
         path = self.path(parts, (encoded[: self.rows], encoded[self.rows :]), seed, device)
         ends = torch.stack([images[: self.rows], images[self.rows :]], 1)
         to_picture(torch.cat([ends[:, :1], path, ends[:, 1:]], 1)).save(folder / "interpolation.png")
@@ -134,26 +136,28 @@ class ImageInterpolation(Interpolation):
 
 
 class TrajectoryPicture(Mode):
-    """x_t and the predicted x_0 at each network call of a few samples."""
+    """x_t and the predicted x_0 at each update of a few samples."""
 
     def picture(self, parts: Parts, folder: Path, seed: int, device: torch.device) -> None:
-        seen: list[Tensor] = []  # [2, rows, *event] each
-
-        def remember(module: torch.nn.Module, arguments: tuple[Any, ...], prediction: Prediction) -> None:
-            seen.append(torch.stack([arguments[0], prediction.x0]))
-
         noise = NoiseStream(seed, range(self.rows), parts.denoiser.data_shape, device)
         labels = parts.labels(self.rows, seed)
-        denoiser, strategy = parts.bound(None if labels is None else labels.to(device))
-        hook = denoiser.register_forward_hook(remember)
-        try:
-            x_0 = parts.sampler.sample(denoiser, strategy, parts.times, noise)
-        finally:
-            hook.remove()
-        calls = torch.stack([*seen, torch.stack([x_0, x_0])])  # [calls + 1, 2, rows, *event]
+        states = parts.sampler.steps(
+            parts.denoiser,
+            parts.strategy,
+            parts.times,
+            noise,
+            guidance=parts.guidance,
+            condition=None if labels is None else labels.to(device),
+        )
+        seen: list[Tensor] = []  # [2, rows, *event] each
+        for state in states:
+            if state.prediction is not None:
+                seen.append(torch.stack([state.prediction.x_t, state.prediction.x0]))
+        calls = torch.stack([*seen, torch.stack([state.x, state.x])])  # [updates + 1, 2, rows, *event]
+        calls = parts.denoiser.data_range.to_unit(calls)
         shown = torch.linspace(0, len(calls) - 1, min(self.frames, len(calls))).round().long()
         to_picture(calls[shown.to(device)].permute(2, 1, 0, 3, 4, 5).flatten(0, 1)).save(folder / "trajectory.png")
         first, *others = [to_picture(call) for call in calls]
         duration = [max(40, 3000 // len(calls))] * len(others) + [1500]  # ms; the last one stays
         first.save(folder / "trajectory.gif", save_all=True, append_images=others, duration=duration, loop=0)
-        log.info("%d network calls of %d samples: %s", len(seen), self.rows, folder / "trajectory.gif")
+        log.info("%d updates of %d samples: %s", len(seen), self.rows, folder / "trajectory.gif")
