@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from optcov.data.batches import LabelledBatch
 from optcov.data.pixels import to_uint8
 from optcov.denoiser import Cost, Denoiser
+from optcov.fitting import noised
 from optcov.guidance import Guidance
 from optcov.sampler import ImageBar, NoiseStream, Sampler
 from optcov.schedule.levels import NoiseLevels
@@ -77,14 +78,10 @@ class Stage(LightningModule):
         assert isinstance(x_0, Tensor)
         torch.manual_seed(derive_seed(self.seed, Stream.TRAINING, self.global_rank, batch_idx))
         x_0 = self.denoiser.data_range.from_unit(x_0)
-        num_steps = self.denoiser.schedule.num_steps
-        n = torch.randint(1, num_steps + 1, (len(x_0),), device=x_0.device)
-        level = self.denoiser.levels(n.double() / num_steps)
-        eps = torch.randn_like(x_0)
+        x_t, target, level = noised(self.denoiser, x_0)
         if labels is not None and self.label_dropout > 0:
             dropped = torch.rand(len(x_0), device=x_0.device) < self.label_dropout
             labels = labels.masked_fill(dropped, self.denoiser.num_classes or 0)
-        x_t, target = self.denoiser.diffuse(x_0, eps, level), self.denoiser.target(x_0, eps, level)
         loss = self.per_sample_loss(x_t, target, level, labels).mean()
         self.log(f"{self.name}/loss", loss, prog_bar=True)
         return loss
