@@ -87,7 +87,7 @@ def test_samples_are_stored_as_grey_levels_with_what_they_cost(tmp_path: Path, d
     denoiser = Denoiser(Grey(data_range), LinearSchedule(100), X0(), data_range=data_range)
     store = drawn(tmp_path, denoiser, BetaTilde(denoiser), DDIMSampler(4))
     assert torch.cat(list(store)).unique().tolist() == [51]
-    assert store.cost() == (4, 4)
+    assert store.cost() == {"nfe": 4, "ne": 4}
 
 
 def test_a_strategy_may_take_gradients_while_samples_are_drawn(tmp_path: Path):
@@ -103,5 +103,5 @@ def test_a_strategy_may_take_gradients_while_samples_are_drawn(tmp_path: Path):
     plain = drawn(tmp_path / "plain", denoiser, Beta(denoiser), DDPMSampler(4))
     curious = drawn(tmp_path / "curious", denoiser, Curious(denoiser), DDPMSampler(4))
     assert torch.equal(torch.cat(list(plain)), torch.cat(list(curious)))
-    assert plain.cost() == (4, 4)
-    assert curious.cost()[1] > 4
+    assert plain.cost() == {"nfe": 4, "ne": 4}
+    assert curious.cost()["ne"] > 4

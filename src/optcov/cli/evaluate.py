@@ -7,6 +7,7 @@ import logging
 import math
 import shutil
 from collections.abc import Iterable
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def evaluate_run(run: Run) -> dict[str, Any]:
             score_samples(run, drawn, len(drawn), results)
             seconds = drawn.seconds()
             results |= {"throughput_images_per_s": len(drawn) / seconds, "wall_time_s": {"sampling": seconds}}
-            results |= dict(zip(("nfe", "ne"), drawn.cost(), strict=True))
+            results |= drawn.cost()
             if parts.guidance is not None and parts.guidance.classifier_calls:
                 updates = parts.sampler.num_updates(len(parts.times))
                 results["classifier_calls"] = updates * parts.guidance.classifier_calls
@@ -201,7 +202,13 @@ def score_model(run: Run, results: dict[str, Any]) -> None:
                 labels = None if parts.denoiser.num_classes is None else metric.labels(parts.data)
                 denoiser, strategy = parts.denoiser.to(device).eval(), parts.strategy.to(device).eval()
                 how = (config.seed, config.sample_batch_size, labels)
+                before = replace(denoiser.cost)
                 score = metric.measure(denoiser, strategy, parts.times, images, *how)
+                after = denoiser.cost
+            if "nfe" not in results:  # where no samples were drawn
+                results["nfe"], results["ne"] = (
+                    (now - then) / len(images) for now, then in zip(astuple(after), astuple(before), strict=True)
+                )
             _add(run, results, with_count(f"{key}_{metric.split}", len(images)), score, metric.higher_is_better)
 
 

@@ -39,8 +39,8 @@ def show_run(results: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table("", results["var"], title="optcov", title_justify="left")
-    for key in ("data", "model", "schedule", "sampler", "guidance", "trajectory", "num_steps", "nfe", "seed"):
-        if key != "guidance" or results[key] != "none":
+    for key in ("data", "model", "schedule", "sampler", "guidance", "trajectory", "num_steps", "nfe", "ne", "seed"):
+        if key in results and (key != "guidance" or results[key] != "none"):
             table.add_row(key, str(results[key]))
     table.add_section()
     for name, value in results["metrics"].items():

@@ -77,7 +77,7 @@ class WandbRun(WandbLogger):
         with self._spared():
             import wandb
 
-            columns = ["var", "sampler", "trajectory", "guidance", "num_steps", "nfe"]
+            columns = ["var", "sampler", "trajectory", "guidance", "num_steps", "nfe", "ne"]
             row = {column: results[column] for column in columns} | results["metrics"]
             charts: dict[str, Any] = {}
             if (folder / "samples.png").is_file():

@@ -53,7 +53,7 @@ def page(runs: Runs, by_metric: Mapping[str, Scores], pictures: Mapping[str, Pat
                 "link": Path(os.path.relpath(run.folder, folder)).as_posix(),
                 "name": runs.name(run.folder),
                 "label": label,
-                "cells": [results.num_steps, results.nfe, results.seed, *scored.values()],
+                "cells": [results.num_steps, results.nfe, _rounded(results.ne), results.seed, *scored.values()],
                 "throughput": _rounded(results.throughput_images_per_s),
                 "seconds": _rounded(results.wall_time_s.get("total")),
             }

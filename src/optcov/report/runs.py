@@ -39,7 +39,8 @@ class Results(BaseModel):
     higher_is_better: list[str] = []
     var: str
     num_steps: int
-    nfe: int
+    nfe: int | float
+    ne: int | float | None = None
     seed: int
     overrides: dict[str, str] = {}
     data_shape: tuple[int, ...] | None = None
@@ -148,7 +149,7 @@ class Runs:
             results = run.results
             row: dict[str, Any] = {"run": self.name(run.folder), **{key: run.setting(key) for key in keys}}
             row |= {key: results.choices.get(key) for key in choices}
-            row |= {"num_steps": results.num_steps, "nfe": results.nfe, "seed": results.seed}
+            row |= {"num_steps": results.num_steps, "nfe": results.nfe, "ne": results.ne, "seed": results.seed}
             for name in metrics:
                 row[name] = results.metrics.get(name)
                 if name in with_errors:
@@ -167,7 +168,7 @@ def collect(source: Path | str | Sequence[Path | str]) -> pd.DataFrame:
         source: as for :func:`gather`.
     Returns:
         A frame with the columns ``run`` (the folder), overrides, the option chosen in each group, ``num_steps``,
-        ``nfe``, ``seed``, and the metrics; a metric with known standard errors is followed by them, in a column whose
+        ``nfe``, ``ne``, ``seed``, and the metrics; a metric with known standard errors is followed by them, in a column whose
         name ends in ``_se``. ``frame.attrs["higher_is_better"]`` lists metrics; ``frame.attrs["told_by_settings"]``
         lists groups whose option adds nothing to the columns of its settings.
     Raises:

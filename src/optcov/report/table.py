@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def metric_names(runs: pd.DataFrame) -> list[str]:
     """The columns of :func:`collect` that are metrics."""
-    following = [str(name) for name in runs.loc[:, "nfe":].columns if name not in ("nfe", "seed")]
+    following = [str(name) for name in runs.loc[:, "nfe":].columns if name not in ("nfe", "ne", "seed")]
     errors = {name + STANDARD_ERROR for name in following}
     return [name for name in following if name not in errors]
 
