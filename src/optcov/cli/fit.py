@@ -92,7 +92,7 @@ def plan_fits(config: Config, parts: Parts, own: Mapping[str, Path] | None = Non
     values, num_classes = config.model_dump(), parts.denoiser.num_classes
     network = select(values, lambda what: what & NETWORK)
     del network["conditional"]
-    network["num_classes"] = num_classes
+    network |= {"num_classes": num_classes, "data_shape": list(parts.denoiser.data_shape)}
     training = {"format": FORMAT} | select(values, lambda what: what & TRAINING)
     training["data"] |= parts.data.identity()  # what the files hold
     dropout = {} if num_classes is None else {"label_dropout": training["label_dropout"]}
