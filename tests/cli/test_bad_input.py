@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from optcov.cli import fit, run_folder, tasks
-from optcov.training import store
+from optcov import checkpoint as store
 from optcov.training.store import Checkpoint
 
 

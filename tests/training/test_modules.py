@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Trainer
-from optcov.data_range import DataRange
-from optcov.parameterization import X0
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from optcov.covariance import Covariance
+from optcov.data_range import DataRange
 from optcov.denoiser import Denoiser, Prediction
 from optcov.model import UNet
+from optcov.parameterization import X0
 from optcov.sampler import DDIMSampler, DDPMSampler, Sampler
 from optcov.schedule import LinearSchedule
 from optcov.training import MeanStage, SampleStore, SamplingStage

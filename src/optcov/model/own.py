@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,10 +56,27 @@ def _made(node: Any, kind: type[T], **arguments: Any) -> T:
     Raises:
         ValueError: if it names anything else.
     """
+    made = _class(node, kind)
+    return made(**_settings(node), **arguments)
+
+
+def _class(node: Any, kind: type[T]) -> type[T]:
     module, _, name = str(node["_target_"]).rpartition(".")
     found = getattr(import_module(module), name, None) if module.split(".")[0] == "optcov" else None
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise ValueError(
             f"source must name a {kind.__name__} of optcov (got {node['_target_']}): load others with network="
         )
-    return found(**{key: value for key, value in node.items() if not key.startswith("_")}, **arguments)
+    return found
+
+
+def _settings(node: dict[str, Any]) -> dict[str, Any]:
+    """The arguments in a node; one that is a node itself stands for a module, or for what makes it."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, dict) and "_target_" in value:
+            inner = _class(value, nn.Module)
+            value = partial(inner, **_settings(value)) if value.get("_partial_") else inner(**_settings(value))
+        if not key.startswith("_"):
+            found[key] = value
+    return found

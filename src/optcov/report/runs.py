@@ -168,9 +168,9 @@ def collect(source: Path | str | Sequence[Path | str]) -> pd.DataFrame:
         source: as for :func:`gather`.
     Returns:
         A frame with the columns ``run`` (the folder), overrides, the option chosen in each group, ``num_steps``,
-        ``nfe``, ``ne``, ``seed``, and the metrics; a metric with known standard errors is followed by them, in a column
-        whose name ends in ``_se``. ``frame.attrs["higher_is_better"]`` lists metrics; ``frame.attrs["told_by_settings"]``
-        lists groups whose option adds nothing to the columns of its settings.
+        ``nfe``, ``ne``, ``seed``, and the metrics; a metric with standard errors is followed by them, in a column
+        whose name ends in ``_se``. ``frame.attrs["higher_is_better"]`` lists metrics;
+        ``frame.attrs["told_by_settings"]`` lists groups whose option adds nothing to the columns of its settings.
     Raises:
         ValueError: as :func:`gather`.
     """
