@@ -77,13 +77,15 @@ class Config(BaseModel):
     ]
     label_dropout: Annotated[float, Field(ge=0, lt=1), Key(TRAINING)]
     warmup_steps: Annotated[NonNegativeInt, Key(TRAINING)]
+    cooldown: Annotated[float, Field(ge=0, le=1), Key(TRAINING)]
+    variance_steps: Annotated[PositiveInt | None, Key(VARIANCE)]
     optimizer: Annotated[Part, Key(TRAINING, {"fused": PLACE, "foreach": PLACE})]
     callbacks: Annotated[Parts, Key(TRAINING | UNLABELLED, {"tracking*": PLACE, "*": TRAINING})]
     trainer: Annotated[
         Part,
         Key(
             TRAINING | PLACE,
-            dict.fromkeys(("accelerator", "strategy", "deterministic", "log_every_n_steps"), PLACE)
+            dict.fromkeys(("accelerator", "strategy", "deterministic", "benchmark", "log_every_n_steps"), PLACE)
             | dict.fromkeys(("devices", "num_nodes"), TRAINING | PLACE)
             | {"precision": TRAINING | SAMPLES, "*": TRAINING},
         ),

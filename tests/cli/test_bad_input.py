@@ -18,8 +18,8 @@ from command_line import CLI, ROOT, TINY, UNET, contents, files
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from optcov.cli import fit, run_folder, tasks
 from optcov import checkpoint as store
+from optcov.cli import fit, run_folder, tasks
 from optcov.training.store import Checkpoint
 
 

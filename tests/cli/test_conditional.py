@@ -17,7 +17,7 @@ from optcov.cli.fit import plan_fits
 from optcov.data.batches import LabelledBatch
 from optcov.guidance import Guided, GuidedVariance
 from optcov.report import by_class
-from optcov.training import ClassifierStage, MeanStage, VarianceStage
+from optcov.training import ClassifierStage, MeanStage, StageSettings, VarianceStage
 from optcov.training.store import identity_key
 
 CONDITIONAL = ["conditional=true", "guidance=classifier_free"]
@@ -110,8 +110,8 @@ def test_labels_reach_the_loss_and_some_are_hidden(monkeypatch: pytest.MonkeyPat
     forward = parts.denoiser.network.forward
     monkeypatch.setattr(parts.denoiser.network, "forward", lambda x, t, y: seen.append(y) or forward(x, t, y))
     for stage in (
-        MeanStage(parts.denoiser, torch.optim.Adam, label_dropout=0.25),
-        VarianceStage(parts.denoiser, parts.strategy, torch.optim.Adam, label_dropout=0.25),
+        MeanStage(parts.denoiser, StageSettings(torch.optim.Adam, label_dropout=0.25)),
+        VarianceStage(parts.denoiser, parts.strategy, StageSettings(torch.optim.Adam, label_dropout=0.25)),
     ):
         assert stage.labelled
         stage.log = lambda *args, **kwargs: None

@@ -29,6 +29,7 @@ from optcov.training import (
     MeanStage,
     Stage,
     StageProgressBar,
+    StageSettings,
     VarianceStage,
 )
 from optcov.training.store import FORMAT, CheckpointError, Identity, Kind, identity_key, rank_zero
@@ -110,7 +111,7 @@ def plan_fits(config: Config, parts: Parts, own: Mapping[str, Path] | None = Non
         asked = {"mean": network if mean is None else identity_key(mean), "var": config.var}
         problems = {"mean": "fitted to another mean network", "var": "fitted to other settings of var"}
         load("var_ckpt", parts.strategy, asked, problems)
-        variance = asked | training | dropout
+        variance = asked | training | dropout | {"variance_steps": config.variance_steps}
     return FitPlan(mean, variance, classifier, given)
 
 
@@ -170,16 +171,18 @@ def fit(run: Run, plan: FitPlan, kind: Kind, loggers: list[Logger]) -> Checkpoin
 def _stage(run: Run, kind: Kind) -> tuple[Stage, str]:
     """The stage that trains weights of a kind, and what it is called."""
     config, parts = run.config, run.parts
-    settings = (instantiate(config.optimizer), config.warmup_steps, config.seed)
+    settings = StageSettings(
+        instantiate(config.optimizer), config.warmup_steps, config.cooldown, config.seed, config.label_dropout
+    )
     if kind == "mean":
-        return MeanStage(parts.denoiser, *settings, config.label_dropout), "1/3 mean network"
+        return MeanStage(parts.denoiser, settings), "1/3 mean network"
     if kind == "variance":
         assert isinstance(parts.strategy, Trained)
-        stage = VarianceStage(parts.denoiser, parts.strategy, *settings, config.label_dropout)
+        stage = VarianceStage(parts.denoiser, parts.strategy, settings)
         return stage, f"2/3 variance ({type(parts.strategy).__name__})"
     assert parts.guidance is not None
     assert parts.guidance.classifier is not None
-    return ClassifierStage(parts.denoiser, parts.guidance.classifier, *settings), "classifier"
+    return ClassifierStage(parts.denoiser, parts.guidance.classifier, settings), "classifier"
 
 
 def _calibrate(run: Run) -> None:
@@ -227,7 +230,9 @@ def run_stage(run: Run, stage: Stage, description: str, loggers: list[Logger], e
         entry.resume_folder, "resume", every_n_train_steps=config.checkpoint_every, enable_version_counter=False
     )
     callbacks = make_callbacks(config, parts, entry.identity)
-    trainer = run.trainer(logger=loggers, callbacks=[*callbacks, StageProgressBar(description), keep])
+    steps = config.variance_steps if stage.name == "variance" else None
+    own = {} if steps is None else {"max_steps": steps}
+    trainer = run.trainer(logger=loggers, callbacks=[*callbacks, StageProgressBar(description), keep], **own)
     try:
         trainer.fit(
             stage,
