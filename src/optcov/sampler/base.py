@@ -136,8 +136,9 @@ class Sampler(ABC):
             guidance, condition: towards labels, int64 ``[B]``; None for none.
             start: x at ``times[-1]``, ``[B, *event]``; drawn from the prior where None.
         Raises:
-            ValueError: if ``times`` is empty.
+            ValueError: if ``times`` is empty, or the sampler has no use for the strategy or the schedule.
         """
+        self.check(strategy, denoiser.schedule)
         if len(times) == 0:
             raise ValueError("times must hold at least one time (got none): give those of a trajectory")
         levels = denoiser.levels(times.cpu()).flip()
