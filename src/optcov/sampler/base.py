@@ -249,7 +249,7 @@ def sample(
     if labels is None and guidance is not None:
         raise ValueError("labels must be given with guidance (got None): give the class of each sample")
     if labels is not None and len(labels) != count:
-        raise ValueError(f"labels must be one for each of {count} samples (got {len(labels)})")
+        raise ValueError(f"labels must be one for each of {count} samples (got {len(labels)}): give as many of each")
     if labels is not None:  # the last batch may reach beyond
         labels = torch.cat([labels, labels.new_zeros(parts[-1].stop - count)]).to(device)
     guidance = (guidance or Guidance(denoiser)).to(device).eval()
