@@ -153,8 +153,8 @@ def test_ddim_at_eta_one_is_ddpm_until_x0_is_clipped(schedule: NoiseSchedule, st
     assert max(differences) > 1e-6  # against 1e-9 above; a clipped x_0 shrinks what reaches the end
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 3])
-@pytest.mark.parametrize("strategy", [BetaTilde, Beta, Exact])
+@pytest.mark.parametrize("num_steps", [1, 2])
+@pytest.mark.parametrize("strategy", [BetaTilde, Exact])
 def test_few_steps_are_finite_on_every_schedule(make_oracle, schedule: NoiseSchedule, strategy, num_steps: int):
     denoiser = make_oracle(GAUSSIAN, schedule)
     times = EvenTrajectory().times(schedule, num_steps)

@@ -26,9 +26,9 @@ def there_and_back(denoiser, x_0: torch.Tensor, num_steps: int, corrections: int
 def test_corrections_converge_to_the_exact_inverse(mixture: GaussianMixture, make_oracle, path: NoiseSchedule):
     denoiser = make_oracle(mixture, path)
     x_0 = mixture.sample(20, torch.Generator().manual_seed(0))
-    errors = [there_and_back(denoiser, x_0, 15, corrections) for corrections in (0, 1, 3, 10, 30)]
+    errors = [there_and_back(denoiser, x_0, 15, corrections) for corrections in (0, 2, 5, 20)]
     assert all(after < before for before, after in pairwise(errors))
-    assert errors[-1] < 1e-6
+    assert errors[-1] < 1e-5
 
 
 def test_encoding_is_of_first_order(mixture: GaussianMixture, make_oracle):

@@ -36,9 +36,9 @@ def config(group: str, name: str):
 
 
 SCHEDULES: dict[str, NoiseSchedule] = {
-    **{name: instantiate(config("schedule", name), num_steps=100) for name in options("schedule")},
-    "flow": FlowSchedule(100),
-    "ve": VESchedule(100),
+    **{name: instantiate(config("schedule", name), num_steps=40) for name in options("schedule")},
+    "flow": FlowSchedule(40),
+    "ve": VESchedule(40),
 }
 PARAMETERIZATIONS: dict[str, type[Parameterization]] = {
     "eps": Eps,
