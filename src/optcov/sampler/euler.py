@@ -43,10 +43,12 @@ class ChurnSampler(SingleStepSampler):
         super().__init__(num_steps)
         if churn < 0:
             raise ValueError(f"sampler.churn must not be negative (got {churn}): give 0 for none, or a positive number")
-        if churn_min < 0 or (churn_max is not None and churn_max < churn_min):
+        if churn_min < 0:
+            raise ValueError(f"sampler.churn_min must not be negative (got {churn_min}): give 0 for no lower bound")
+        if churn_max is not None and churn_max < churn_min:
             raise ValueError(
-                f"sampler.churn_max must be at least churn_min >= 0 (got churn_min = {churn_min}, churn_max = "
-                f"{churn_max}): give two noise levels in order, or churn_max=null for no bound"
+                f"sampler.churn_max must be at least sampler.churn_min = {churn_min} (got {churn_max}): give a higher "
+                "noise level, or null for no upper bound"
             )
         if churn_noise < 0:
             raise ValueError(f"sampler.churn_noise must not be negative (got {churn_noise}): give 1, or a little more")
