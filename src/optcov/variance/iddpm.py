@@ -38,7 +38,7 @@ class LearnedRange(TrainedHead, StepModel):
         denoiser: the mean network; one that answers with ``2 v - 1`` itself needs no head and no fit.
         head: as in :class:`TrainedHead`; its output is ``2 v - 1``.
     Raises:
-        ValueError: if the schedule has one step only.
+        ValueError: if the schedule has one step only, or the data have no grey levels.
     """
 
     def __init__(self, denoiser: Denoiser, head: HeadFactory) -> None:
@@ -47,6 +47,11 @@ class LearnedRange(TrainedHead, StepModel):
             raise ValueError(
                 "schedule.num_steps must be at least 2 for var=iddpm (got 1): one step leaves no range between "
                 "beta_tilde and beta"
+            )
+        if denoiser.data_range.grey_level is None:
+            raise ValueError(
+                "data_range must have grey levels for var=iddpm (got none): its last step is trained on the mass of a "
+                "pixel, so choose another var, such as npr_dpm"
             )
 
     def transition(self, kernel: ReverseKernel, denoiser: Denoiser, prediction: Prediction) -> Covariance:
@@ -72,7 +77,5 @@ class LearnedRange(TrainedHead, StepModel):
         kl = gaussian_kl(mean_q, log_beta_tilde, mean_p, log_variance)
         # only the last step is decoded; elsewhere a variance of 1 keeps the gradient finite
         decoder_log_variance = torch.where(per_sample(is_last_step, x_t).bool(), log_variance, 0.0)
-        grey_level = denoiser.data_range.grey_level
-        if grey_level is None:
-            raise ValueError("var=iddpm needs data with grey levels, whose mass its last step is trained on")
-        return torch.where(is_last_step, -pixel_log_mass(x_0, mean_p, decoder_log_variance, denoiser.data_range), kl)
+        decoder = -pixel_log_mass(x_0, mean_p, decoder_log_variance, denoiser.data_range)
+        return torch.where(is_last_step, decoder, kl)
