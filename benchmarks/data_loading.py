@@ -25,9 +25,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.timing import Row, Settings
-from optcov.data import CelebAData, CIFAR10Data, DataModule
+from optcov.data import CelebAData, CIFAR10Data, DataSource
 from optcov.data.batches import RandomBatches
 from optcov.data.celeba import published_box
+from optcov.training.data import DataModule
 
 BATCH = 128
 
@@ -90,11 +91,12 @@ def hugging_face(encoded: list[bytes], crop: Callable[[Image.Image], Image.Image
     )
 
 
-def optcov_batches(data: DataModule) -> Iterator[Tensor]:
-    """What the trainer is fed: the loader, then the hook that runs on the device."""
+def optcov_batches(data: DataSource) -> Iterator[Tensor]:
+    """The training batches: the loader, then the hook that runs on the device."""
+    module = DataModule(data)
     stream = RandomBatches(data.train, BATCH, 10**9, data.seed, random_flip=data.random_flip)
     for batch in stream:
-        yield data.on_after_batch_transfer(batch, 0)
+        yield module.on_after_batch_transfer(batch, 0)
 
 
 def decoding(dataset: Any, workers: int) -> Iterator[Any]:
@@ -119,7 +121,7 @@ def compare(
     name: str,
     encoded: list[bytes],
     crop: Callable[[Image.Image], Image.Image],
-    data: DataModule,
+    data: DataSource,
     settings: Settings,
 ) -> Iterator[Row]:
     """Loaders take turns of equal length."""

@@ -26,7 +26,7 @@ def denoiser(data: DigitsData) -> Denoiser:
     network = UNet((1, 8, 8), channels=8, attention_resolutions=(), middle_attention=False)
     denoiser = Denoiser(network, schedule)
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=4e-3)
-    images = data.prepare(data.train)
+    images = data.normalize(data.train)
     for _ in range(150):
         x_0 = images[torch.randint(len(images), (32,))]
         t = torch.randint(1, 1001, (32,)).double() / 1000

@@ -1,5 +1,6 @@
 """The code in README.md and CONTRIBUTING.md does what they say."""
 
+import json
 import re
 import sys
 import types
@@ -53,6 +54,27 @@ def test_the_strategy_of_contributing_works(monkeypatch: pytest.MonkeyPatch):
     built = module.Gaussian(denoiser, **settings)
     images = sample(denoiser, built, DDPMSampler(3), EvenTrajectory().times(schedule, 3), count=2, progress=False)
     assert images.isfinite().all()
+
+
+def test_the_workspace_of_the_page_on_wandb_shows_what_runs_log(monkeypatch: pytest.MonkeyPatch):
+    from wandb_workspaces.workspaces import Workspace
+
+    saved: list[Workspace] = []
+    monkeypatch.setattr(Workspace, "save", lambda workspace: saved.append(workspace))
+    (code,) = blocks("docs/wandb.md", "python")
+    exec(code, {})
+    (workspace,) = saved
+    spec = json.loads(workspace._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))
+    sections = {section["name"]: section["panels"] for section in spec["section"]["panelBankConfig"]["sections"]}
+    assert list(sections) == [
+        "samples", "scores against steps", "variance over t", "scores during training", "training losses",
+    ]  # fmt: skip
+    shown = json.dumps(sections)
+    for name in (
+        "track/mean/samples", "fd_pixel_2k_against_steps_table", "variance_table", "summary:num_steps",
+        "^(mean|variance|classifier)/loss$", "trainer/global_step", "wandb/lineseries/v0",
+    ):  # fmt: skip
+        assert name in shown, name
 
 
 @pytest.mark.parametrize("document", ["README.md", "conf/config.yaml", "docs/metrics.md"])

@@ -1,7 +1,8 @@
-"""A denoiser: a network, the schedule it was trained on, and what its output means.
+"""A denoiser: a network, the path it was trained on, and what its output means.
 
 Whatever the network predicts, a :class:`Denoiser` answers with both ``E[x_0|x_t]`` and ``E[eps|x_t]``, tied by
-``x_t = alpha_t x_0 + sigma_t eps``.  What a network is fed as its time is settled here and nowhere else.
+``x_t = alpha_t x_0 + sigma_t eps``.  What a network is fed as its time is settled here and nowhere else: heads and
+classifiers are fed the same.
 
 A network that knows K classes answers with ``E[x_0|x_t, y]`` for labels y in 0..K-1, and with ``E[x_0|x_t]`` for the
 null label K.
@@ -10,16 +11,15 @@ null label K.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from optcov.broadcast import per_sample
-from optcov.chain import once_per_chain
+from optcov.data_range import DataRange
+from optcov.parameterization import Eps, Parameterization
 from optcov.schedule.base import NoiseSchedule
-
-Parameterization = Literal["eps", "x0", "v"]
+from optcov.schedule.levels import NoiseLevels, per_sample
 
 
 class Network(Protocol):
@@ -36,19 +36,48 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is known of a batch at time t.
+    """The record of one network call: the question, and what is known of the batch since.
 
     Args:
+        x_t: the batch, ``[B, *event]``.
+        level: where it was asked, 0-dimensional or ``[B]``.
         x0: ``m = E[x_0|x_t]``, ``[B, *event]``.
         eps: ``e = E[eps|x_t]``, ``[B, *event]``.
+        output: ``E[f|x_t]`` for the target f of the denoiser's parameterization, ``[B, *event]``.
         features: the network's last feature map, ``[B, feature_channels, ...]``.
-        labels: those that the network was given, null labels among them, ``[B]``; None if it knows no classes.
+        condition: the labels the network was given, null labels among them, ``[B]``; None if it knows no classes.
     """
 
+    x_t: Tensor
+    level: NoiseLevels
     x0: Tensor
     eps: Tensor
+    output: Tensor
     features: Tensor
-    labels: Tensor | None = None
+    condition: Tensor | None = None
+
+
+@dataclass
+class Cost:
+    """What a denoiser was asked, in samples x evaluations, since the last :meth:`reset`.
+
+    Args:
+        nfe: network evaluations.
+        ne: network equivalents: an evaluation counts 1; a Jacobian-vector product 1 and a vector-Jacobian product 2,
+            each beside an evaluation, which a product repeats and which counts.
+    """
+
+    nfe: int = 0
+    ne: int = 0
+
+    def add(self, samples: int, nfe: int = 0, ne: int = 0) -> None:
+        """Count evaluations of as many samples."""
+        self.nfe += nfe * samples
+        self.ne += ne * samples
+
+    def reset(self) -> None:
+        """Count from 0."""
+        self.nfe = self.ne = 0
 
 
 class Denoiser(nn.Module):
@@ -57,27 +86,32 @@ class Denoiser(nn.Module):
     Args:
         network: see :class:`Network`.
         schedule: the forward process the network belongs to.
-        parameterization: what the network's output is: ``eps``, ``x0``, or ``v = alpha_t eps - sigma_t x_0``.
+        parameterization: what the network's output is.
         time_offset: the network is fed ``(n + time_offset) * 1000 / N``; 0 as in DDPM's CIFAR-10 network, -1 for
             networks that count from 0.
+        data_range: where the data live.
+    Attributes:
+        cost: network evaluations, counted at each call.
     Raises:
-        ValueError: if the parameterization is none of these.
+        ValueError: if the parameterization says nothing of x_0 somewhere on this schedule.
     """
 
     def __init__(
         self,
         network: nn.Module,
         schedule: NoiseSchedule,
-        parameterization: Parameterization = "eps",
+        parameterization: Parameterization | None = None,
         time_offset: int = 0,
+        data_range: DataRange | None = None,
     ) -> None:
         super().__init__()
-        if parameterization not in get_args(Parameterization):
-            raise ValueError(f"parameterization = {parameterization} is unknown: give eps, x0 or v")
         self.network = network
         self.schedule = schedule
-        self.parameterization = parameterization
+        self.parameterization = parameterization or Eps()
+        self.parameterization.check(schedule)
         self.time_offset = time_offset
+        self.data_range = data_range or DataRange()
+        self.cost = Cost()
 
     @property
     def data_shape(self) -> tuple[int, ...]:
@@ -94,72 +128,83 @@ class Denoiser(nn.Module):
         """K, the classes that the network knows, and its null label; None for a network without."""
         return getattr(self.network, "num_classes", None)
 
-    def given(self, labels: Tensor) -> Given:
-        """The denoiser of samples whose labels, int64 ``[B]``, are known; it takes ``(x_t, t)`` of these B samples."""
-        return Given(self, labels)
+    def levels(self, t: Tensor) -> NoiseLevels:
+        """The noise levels at times of any shape, computed once for a chain: see :class:`NoiseLevels`."""
+        return self.schedule.levels(t)
 
-    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Prediction:
-        """Predict at time ``t``.
+    def network_time(self, level: NoiseLevels) -> Tensor:
+        """What the network is fed at a level; float64, shape of the level."""
+        return (level.t * self.schedule.num_steps + self.time_offset) * 1000 / self.schedule.num_steps
+
+    def forward(self, x_t: Tensor, level: NoiseLevels, condition: Tensor | None = None) -> Prediction:
+        """Predict at a noise level.
 
         Args:
             x_t: ``[B, *event]``.
-            t: float64 in (0, 1], 0-dimensional or ``[B]``.
-            labels: int64 ``[B]`` in 0..K, of which K is the null label; None for null labels, and for a network
-                without classes.
+            level: with t in (0, 1], 0-dimensional or ``[B]``.
+            condition: labels, int64 ``[B]`` in 0..K, of which K is the null label; None for null labels, and for a
+                network without classes.
         Raises:
             ValueError: if there are labels and the network knows no classes.
         """
-        time = self.network_time(t).to(x_t.dtype).expand(len(x_t))
-        if self.num_classes is not None:
-            if labels is None:
-                labels = torch.full((len(x_t),), self.num_classes, device=x_t.device)
-            output, features = self.network(x_t, time, labels)
-        elif labels is not None:
-            raise ValueError("labels were given to a network that knows no classes: leave them out")
-        else:
-            output, features = self.network(x_t, time)
+        condition = self._condition(len(x_t), condition, x_t.device)
+        self.cost.add(len(x_t), nfe=1, ne=1)
+        output, features = self._call(x_t, level, condition)
+        return self.prediction(x_t, level, output, features, condition)
+
+    def prediction(
+        self, x_t: Tensor, level: NoiseLevels, output: Tensor, features: Tensor, condition: Tensor | None
+    ) -> Prediction:
+        """The record of an answer, which stays in the precision of ``x_t``."""
         output = output.to(x_t.dtype)  # autocast may have left it in half precision
-        alpha, sigma = per_sample(self.schedule.alpha(t), x_t), per_sample(self.schedule.sigma(t), x_t)
-        if self.parameterization == "eps":
-            return Prediction((x_t - sigma * output) / alpha, output, features, labels)
-        if self.parameterization == "x0":
-            return Prediction(output, (x_t - alpha * output) / sigma, features, labels)
-        return Prediction(alpha * x_t - sigma * output, sigma * x_t + alpha * output, features, labels)
+        x0 = self.parameterization.x0(x_t, output, level)
+        eps = self.parameterization.eps(x_t, output, level)
+        return Prediction(x_t, level, x0, eps, output, features, condition)
 
-    @once_per_chain
-    def network_time(self, t: Tensor) -> Tensor:
-        """What the network is fed at ``t``; float64, shape of ``t``."""
-        return (t * self.schedule.num_steps + self.time_offset) * 1000 / self.schedule.num_steps
+    def jvp(self, prediction: Prediction, v: Tensor) -> Tensor:
+        """``(dm/dx_t) v`` at a prediction, ``[B, *event]``, in forward mode; NFE 1, NE 2."""
+        self.cost.add(len(v), nfe=1, ne=2)
 
-    def diffuse(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        def x0_of(x_t: Tensor) -> Tensor:
+            output, _ = self._call(x_t, prediction.level, prediction.condition)
+            return self.parameterization.x0(x_t, output.to(x_t.dtype), prediction.level)
+
+        product: Tensor = torch.func.jvp(x0_of, (prediction.x_t,), (v,))[1]
+        return product
+
+    def vjp(self, prediction: Prediction, v: Tensor) -> Tensor:
+        """``(dm/dx_t)^T v`` at a prediction, ``[B, *event]``, by a backward pass; NFE 1, NE 3."""
+        self.cost.add(len(v), nfe=1, ne=3)
+        with torch.enable_grad():
+            x_t = prediction.x_t.detach().requires_grad_()
+            output, _ = self._call(x_t, prediction.level, prediction.condition)
+            x0 = self.parameterization.x0(x_t, output.to(x_t.dtype), prediction.level)
+            (product,) = torch.autograd.grad(x0, x_t, v)
+        return product
+
+    def diffuse(self, x_0: Tensor, eps: Tensor, level: NoiseLevels) -> Tensor:
         """``x_t = alpha_t x_0 + sigma_t eps`` for white noise ``eps``, each ``[B, *event]``."""
-        return per_sample(self.schedule.alpha(t), x_0) * x_0 + per_sample(self.schedule.sigma(t), x_0) * eps
+        return per_sample(level.alpha, x_0) * x_0 + per_sample(level.sigma, x_0) * eps
 
-    def loss(self, prediction: Prediction, eps: Tensor) -> Tensor:
-        """``||eps - e||^2`` of each sample, ``[B]`` (DDPM, Eq. 14)."""
-        return ((eps - prediction.eps) ** 2).flatten(1).sum(1)
+    def target(self, x_0: Tensor, eps: Tensor, level: NoiseLevels) -> Tensor:
+        """What the network's output should have been, ``[B, *event]``."""
+        return self.parameterization.target(x_0, eps, level)
 
+    def loss(self, prediction: Prediction, target: Tensor) -> Tensor:
+        """``||f - f_net||^2`` of each sample, ``[B]`` (for `Eps`: DDPM, Eq. 14)."""
+        return ((target - prediction.output) ** 2).flatten(1).sum(1)
 
-class Given(Denoiser):
-    """A denoiser of B samples whose labels are known, for all that asks with ``(x_t, t)`` alone.
+    def _condition(self, count: int, condition: Tensor | None, device: torch.device) -> Tensor | None:
+        if self.num_classes is None:
+            if condition is not None:
+                raise ValueError("labels must be left out (got some): the network knows no classes")
+            return None
+        return torch.full((count,), self.num_classes, device=device) if condition is None else condition
 
-    Args:
-        denoiser: shared, not copied.
-        labels: int64 ``[B]``, on its device.
-    """
-
-    def __init__(self, denoiser: Denoiser, labels: Tensor) -> None:
-        super().__init__(denoiser.network, denoiser.schedule, denoiser.parameterization, denoiser.time_offset)
-        self.denoiser, self.labels = denoiser, labels
-
-    def given(self, labels: Tensor) -> Given:
-        return self.denoiser.given(labels)
-
-    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Prediction:
-        return self.denoiser(x_t, t, self.labels)  # type: ignore[no-any-return]
-
-
-@once_per_chain
-def noise_variance(schedule: NoiseSchedule, t: Tensor) -> Tensor:
-    """``r = sigma_t^2 / alpha_t^2``, with which ``Cov[x_0|x_t] = r Cov[eps|x_t]``; float64, shape of ``t``."""
-    return torch.exp(-schedule.log_snr(t))
+    def _call(self, x_t: Tensor, level: NoiseLevels, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        time = self.network_time(level).to(x_t.dtype).expand(len(x_t))
+        c_in = self.parameterization.c_in(level)
+        scaled = x_t if c_in is None else per_sample(c_in, x_t) * x_t
+        if condition is None:
+            return self.network(scaled, time)  # type: ignore[no-any-return]
+        return self.network(scaled, time, condition)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear on disk complete or not at all."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Where to write a file, which is on disk as ``path`` when the block ends; if the block fails, nothing is.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path to write to, which is renamed to ``path`` when the block ends and deleted if it fails.
 
     Raises:
-        OSError: naming ``path``, if it can not be written.
+        OSError: naming ``path``, if it cannot be written.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -22,7 +22,7 @@ def whole(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        if error.filename is None:  # as of a write that failed half way
+        if error.filename is None:  # as for a write that failed half way
             error.filename = str(path)
         raise
     finally:
@@ -30,6 +30,10 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file at once or not at all."""
-    with whole(path) as partial:
+    """Write a file completely or not at all.
+
+    Raises:
+        OSError: naming ``path``, if it cannot be written.
+    """
+    with atomic_write(path) as partial:
         partial.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -1,10 +1,16 @@
-r"""The reverse kernel of one step from ``t`` to ``s``, for every covariance.
+r"""The reverse kernel of one step from ``t`` to ``s``, for every covariance and on every Gaussian path.
 
 With ``m = E[x_0|x_t]``, ``e = E[eps|x_t]`` and ``C = Cov[x_0|x_t]`` the moment-matched Gaussian is
 
-    lambda^2 = eta^2 beta_{t|s} sigma_s^2 / sigma_t^2                eta = 1: DDPM, eta = 0: DDIM
     mean     = alpha_s m + sqrt(sigma_s^2 - lambda^2) e
     Sigma    = lambda^2 I + c^2 C,   c = alpha_s - sqrt(sigma_s^2 - lambda^2) alpha_t / sigma_t
+    lambda^2 = eta^2 beta_{t|s} sigma_s^2 / sigma_t^2                eta = 1: DDPM, eta = 0: DDIM
+
+written in ``rho = (alpha_t / sigma_t) / (alpha_s / sigma_s)`` in [0, 1), the ratio of the signal-to-noise amplitudes,
+in which nothing cancels, over long strides or short ones:
+
+    beta_{t|s} = sigma_t^2 (1 - rho^2)           sqrt(sigma_s^2 - lambda^2) = sigma_s g,  g^2 = 1 - eta^2 (1 - rho^2)
+    lambda^2   = eta^2 sigma_s^2 (1 - rho^2)     c = alpha_s (1 - rho^2) (1 + eta^2 rho^2) / (1 + g rho)
 
 Sources: DDIM (arXiv:2010.02502), Eq. 7; Analytic-DPM (arXiv:2201.06503), Eq. 4 and Theorem 1.
 """
@@ -16,9 +22,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from optcov.broadcast import per_sample
 from optcov.covariance import Covariance
-from optcov.schedule.base import NoiseSchedule
+from optcov.schedule.levels import NoiseLevels, per_sample
 
 
 @dataclass(frozen=True)
@@ -34,13 +39,13 @@ class ReverseKernel:
     c: Tensor
 
     @classmethod
-    def between(cls, schedule: NoiseSchedule, s: Tensor, t: Tensor, eta: float = 1.0) -> ReverseKernel:
-        """The kernel from ``t`` to ``s`` (float64, ``0 <= s < t <= 1``); the same for steps of a chain at once."""
-        alpha_t, sigma_t, alpha_s, sigma_s = schedule.alpha(t), schedule.sigma(t), schedule.alpha(s), schedule.sigma(s)
-        beta = schedule.variance_between(s, t)
-        lambda_sq = eta**2 * beta * sigma_s**2 / sigma_t**2
-        eps_scale = (sigma_s**2 - lambda_sq).clamp(min=0).sqrt()
-        return cls(alpha_t, sigma_t, alpha_s, beta, lambda_sq, eps_scale, alpha_s - eps_scale * alpha_t / sigma_t)
+    def from_levels(cls, s: NoiseLevels, t: NoiseLevels, eta: float = 1.0) -> ReverseKernel:
+        """The kernel from level ``t`` to level ``s``, ``0 <= s < t <= 1``; of one step, or of all steps of a chain."""
+        log_rho_sq = t.log_snr - s.log_snr
+        rho_sq, rest = torch.exp(log_rho_sq), -torch.expm1(log_rho_sq)  # rho^2 and 1 - rho^2
+        g = (1 - eta**2 + eta**2 * rho_sq).sqrt()
+        c = s.alpha * rest * (1 + eta**2 * rho_sq) / (1 + g * rho_sq.sqrt())
+        return cls(t.alpha, t.sigma, s.alpha, t.sigma**2 * rest, eta**2 * s.sigma**2 * rest, s.sigma * g, c)
 
     def mean(self, x0: Tensor, eps: Tensor) -> Tensor:
         """``E[x_s | x_t]`` from ``m`` and ``e``, each ``[B, *event]``."""
@@ -54,4 +59,5 @@ class ReverseKernel:
         return ReverseKernel(*(getattr(self, field.name)[step] for field in fields(self)))
 
     def to(self, device: torch.device) -> ReverseKernel:
+        """The same coefficients on a device."""
         return ReverseKernel(*(getattr(self, field.name).to(device) for field in fields(self)))

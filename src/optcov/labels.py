@@ -1,4 +1,4 @@
-"""Which class each sample is of: wanted ones, or as often as in the data."""
+"""The class of each sample: requested ones, or with the frequencies of the data."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from optcov.seeds import Stream, derive_seed
 
 
 def draw_labels(frequencies: Tensor, count: int, seed: int = 0) -> Tensor:
-    """Classes of samples 0..count-1; that of sample i depends on (seed, i) alone.
+    """Classes of samples 0..count-1, drawn by frequency; that of sample i depends on (seed, i) alone.
 
     Args:
-        frequencies: of each class, not negative, ``[K]``, of any sum.
+        frequencies: of each class, non-negative ``[K]``; any sum.
         count: how many samples.
         seed: of the set of samples.
     Returns:
         int64 ``[count]``.
     """
     edges = frequencies.double().cumsum(0).numpy()
-    stream = np.random.default_rng(derive_seed(seed, Stream.LABELS)).random(count)  # one number after the other
+    stream = np.random.default_rng(derive_seed(seed, Stream.LABELS)).random(count)  # one number per sample, in order
     return torch.from_numpy(np.searchsorted(edges, stream * edges[-1], side="right"))
 
 
 def cycle_labels(classes: int | Sequence[int], num_classes: int, count: int) -> Tensor:
-    """Wanted classes in turn: sample i is of ``classes[i % len(classes)]``.
+    """Requested classes in turn: sample i has class ``classes[i % len(classes)]``.
 
     Args:
         classes: one, or several.
@@ -36,12 +36,14 @@ def cycle_labels(classes: int | Sequence[int], num_classes: int, count: int) -> 
     Returns:
         int64 ``[count]``.
     Raises:
-        ValueError: if there are none, or one is not in 0..K-1.
+        ValueError: if ``classes`` is empty, or one is not in 0..K-1.
     """
     wanted = [classes] if isinstance(classes, int) else list(classes)
     if not wanted:
-        raise ValueError("labels = [] wants no class: give one, a list of some, or null")
+        raise ValueError("labels must name at least one class (got []): give one, a list of some, or null")
     for label in wanted:
         if not 0 <= label < num_classes:
-            raise ValueError(f"labels = {label} is no class of {num_classes}: give 0 to {num_classes - 1}")
+            raise ValueError(
+                f"labels must lie between 0 and {num_classes - 1} (got {label}): the data have {num_classes} classes"
+            )
     return torch.tensor(wanted).repeat(count // len(wanted) + 1)[:count]

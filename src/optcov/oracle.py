@@ -18,7 +18,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from optcov.parameterization import Eps, Parameterization
 from optcov.schedule.base import NoiseSchedule
+from optcov.schedule.levels import per_sample
 
 
 class GaussianMixture:
@@ -139,7 +141,7 @@ class GaussianMixture:
 
 
 class OracleNetwork(nn.Module):
-    """The exact noise predictor ``E[eps|x_t]`` of a mixture; nothing to train.
+    """The exact conditional mean ``E[f|x_t]`` of a mixture, of the noise or another target; nothing to train.
 
     Its features, for heads, are fixed random Fourier features of x_t and the log signal-to-noise ratio (Rahimi and
     Recht 2007).
@@ -150,6 +152,7 @@ class OracleNetwork(nn.Module):
         schedule: the schedule of the denoiser it is put into.
         time_offset: as in the denoiser.
         num_classes: the number of components, to answer for each as for a class; None to know no classes.
+        parameterization: that of the denoiser.
     Raises:
         ValueError: if the data are not vectors of the mixture's dimension, or the classes not its components.
     """
@@ -161,12 +164,17 @@ class OracleNetwork(nn.Module):
         schedule: NoiseSchedule,
         time_offset: int = 0,
         num_classes: int | None = None,
+        parameterization: Parameterization | None = None,
     ) -> None:
         super().__init__()
         if tuple(data_shape) != (mixture.dim,):
-            raise ValueError(f"the oracle knows data of shape ({mixture.dim},), not {tuple(data_shape)}")
+            raise ValueError(
+                f"data must have shape ({mixture.dim},) for model=oracle (got {tuple(data_shape)}): set model=mlp"
+            )
         if num_classes not in (None, len(mixture.weights)):
-            raise ValueError(f"the oracle knows {len(mixture.weights)} components as classes, not {num_classes}")
+            raise ValueError(
+                f"classes must be the {len(mixture.weights)} components for model=oracle (got {num_classes})"
+            )
         self.data_shape, self.num_classes = (mixture.dim,), num_classes
         self.feature_channels = 256
         generator = torch.Generator().manual_seed(0)
@@ -178,12 +186,15 @@ class OracleNetwork(nn.Module):
         phases = 2 * math.pi * torch.rand(self.feature_channels, generator=generator)
         self.register_buffer("phases", phases, persistent=False)
         self.mixture, self.schedule, self.time_offset = mixture, schedule, time_offset
+        self.parameterization = parameterization or Eps()
 
     def forward(self, x_t: Tensor, time: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        t = time.double() / 1000 - self.time_offset / self.schedule.num_steps
-        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        mean, _ = self.mixture.posterior(x_t, alpha, sigma, labels)
-        eps = (x_t.double() - alpha[:, None] * mean) / sigma[:, None]
-        inputs = torch.cat([x_t, self.schedule.log_snr(t).to(x_t.dtype)[:, None]], 1)
-        features = torch.cos(inputs @ self.frequencies.to(x_t.dtype) + self.phases.to(x_t.dtype))
-        return eps.to(x_t.dtype), features
+        dtype = x_t.dtype
+        level = self.schedule.levels(time.double() / 1000 - self.time_offset / self.schedule.num_steps)
+        c_in = self.parameterization.c_in(level)
+        x_t = x_t.double() if c_in is None else x_t.double() / per_sample(c_in, x_t.double())
+        mean, _ = self.mixture.posterior(x_t, level.alpha, level.sigma, labels)
+        eps = (x_t - level.alpha[:, None] * mean) / level.sigma[:, None]
+        inputs = torch.cat([x_t.to(dtype), level.log_snr.clamp(min=-40).to(dtype)[:, None]], 1)
+        features = torch.cos(inputs @ self.frequencies.to(dtype) + self.phases.to(dtype))
+        return self.parameterization.target(mean, eps, level).to(dtype), features

@@ -107,7 +107,7 @@ def test_labels_reach_the_loss_and_some_are_hidden(monkeypatch: pytest.MonkeyPat
     check(cfg)
     parts = build(cfg)
     labels = parts.data.labels("train")[:400]
-    batch = LabelledBatch(parts.data.prepare(parts.data.train[:400]), labels)
+    batch = LabelledBatch(parts.data.normalize(parts.data.train[:400]), labels)
     seen: list[Tensor] = []
     forward = parts.denoiser.network.forward
     monkeypatch.setattr(parts.denoiser.network, "forward", lambda x, t, y: seen.append(y) or forward(x, t, y))
@@ -141,9 +141,9 @@ def test_an_unconditional_network_is_identified_as_before():
         (["guidance=classifier_free"], ["guidance = classifier_free", "conditional=true"]),
         ([*CONDITIONAL, "label_dropout=0"], ["label_dropout = 0", "0.1"]),
         (["conditional=true", "label_dropout=1"], ["label_dropout", "1"]),
-        (["conditional=true", "labels=10"], ["labels = 10", "0 to 9"]),
-        (["conditional=true", "labels=[3,12]"], ["labels = 12", "0 to 9"]),
-        (["conditional=true", "labels=[]"], ["labels = []"]),
+        (["conditional=true", "labels=10"], ["labels must", "0 to 9 (got 10)"]),
+        (["conditional=true", "labels=[3,12]"], ["labels must", "0 to 9 (got 12)"]),
+        (["conditional=true", "labels=[]"], ["labels must", "(got [])"]),
         (["conditional=true", "labels=-1"], ["labels", "-1"]),
         (["conditional=true", "labels=three"], ["labels", "three"]),
         (["labels=3"], ["labels = 3", "conditional=true"]),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from optcov.cli.build import Parts
 from optcov.cli.modes import ImageInterpolation, Interpolation, Mode, TrajectoryPicture, to_picture
-from optcov.data.base import DataModule, Split
+from optcov.data.base import DataSource, Split
 from optcov.data.pixels import from_uint8, to_uint8
 from optcov.denoiser import Denoiser
 from optcov.sampler import DDPMSampler, EulerSampler, HeunSampler, NoiseStream, Sampler
@@ -33,7 +33,7 @@ class Smooth(nn.Module):
         return 0.6 * x_t.tanh(), x_t
 
 
-class Pictures(DataModule):
+class Pictures(DataSource):
     def load(self, split: Split) -> Tensor:
         generator = torch.Generator().manual_seed(5)
         return torch.randint(0, 256, (20, 1, 8, 8), generator=generator, dtype=torch.uint8)

@@ -54,7 +54,7 @@ def test_both_kinds_of_bin_masses_have_scores_of_their_own(monkeypatch: pytest.M
 
 
 def test_more_images_than_there_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    with pytest.raises(SystemExit, match=r"error: metric\.nll_tanh: num_images = 21 is more than the 20 images"):
+    with pytest.raises(SystemExit, match=r"error: metric\.nll_tanh: num_images .*20.*\(got 21\)"):
         mixture(monkeypatch, tmp_path, "metric=nll_tanh", "metric.nll_tanh.num_images=21")
     assert not (tmp_path / ".hydra").exists()  # refused before the folder was taken
 
@@ -163,16 +163,19 @@ def test_missing_weights_are_refused_before_training(run: CLI, metric: str, monk
     ("arguments", "words"),
     [
         (["metric=fd_cifar", "data=gaussian_mixture", "model=mlp"], ["fd_cifar", "data of shape (2,)", "fd_pixel"]),
-        (["metric=fd_cifar", "metric.fd_cifar.reference=absent.npz"], ["metric.fd_cifar", "absent.npz is no file"]),
-        (["metric=fd_cifar", "metric.fd_cifar.features.batch_size=0"], ["metric.fd_cifar: features.batch_size = 0"]),
-        (["metric=kid"], ["metric.kid.subset_size = 1000 is more than the 8 samples: give fewer"]),
+        (["metric=fd_cifar", "metric.fd_cifar.reference=absent.npz"], ["metric.fd_cifar", "absent.npz is not a file"]),
+        (
+            ["metric=fd_cifar", "metric.fd_cifar.features.batch_size=0"],
+            ["metric.fd_cifar: features.batch_size", "(got 0)"],
+        ),
+        (["metric=kid"], ["metric.kid.subset_size", "samples, 8 (got 1000)"]),
         (
             ["metric=kid", "num_samples=1000", "callbacks=tracking", "callbacks.tracking.num_samples=500"],
-            ["callbacks.tracking.num_samples = 500: metric.kid.subset_size = 1000 is more than the 500 samples"],
+            ["callbacks.tracking.num_samples = 500: metric.kid.subset_size", "samples, 500 (got 1000)"],
         ),
-        (["metric=kid", "metric.kid.subsets=1"], ["metric.kid.subsets = 1", "at least 2"]),
-        (["metric=inception_score"], ["metric.inception_score.splits = 10 is more than num_samples = 8"]),
-        (["metric=precision_recall", "num_samples=3"], ["metric.precision_recall.k = 3 leaves 3 samples no neighbour"]),
+        (["metric=kid", "metric.kid.subsets=1"], ["metric.kid.subsets", "at least 2 (got 1)"]),
+        (["metric=inception_score"], ["metric.inception_score.splits", "num_samples = 8 (got 10)"]),
+        (["metric=precision_recall", "num_samples=3"], ["metric.precision_recall.k", "samples, 3 (got 3)"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("metric=") else "",
 )

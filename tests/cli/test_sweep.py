@@ -124,7 +124,7 @@ def test_evaluate_writes_the_report_again_and_over_runs_of_any_folders(sweep: tu
     assert names(other) == REPORT
     assert cells(other).keys() == {("beta", 2), ("beta", 3)}
     assert "both given" in run.refused(f"runs={folder}", f"run={folder}/0", task="evaluate", tiny=False)
-    assert "no folder" in run.refused("runs=nowhere", task="evaluate", tiny=False)
+    assert "runs = nowhere" in run.refused("runs=nowhere", task="evaluate", tiny=False)
 
 
 def test_a_sweep_run_again_does_only_what_is_missing(run: CLI, count_calls):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from optcov.cli import fit
 from optcov.cli.build import build
-from optcov.cli.tracking import Tracking
+from optcov.cli.tracking import Tracker, Tracking
 from optcov.metric import FrechetPixelDistance, Reference, Score
 from optcov.sampler import DDIMSampler, sample
 from optcov.seeds import Stream, derive_seed
@@ -141,14 +141,13 @@ def test_an_interrupted_run_tracks_on(run: CLI, whole: Path, monkeypatch: pytest
 def test_a_best_of_another_score_is_forgotten():
     """As where the job of a sweep goes on with what one of other steps has left; the weights have nothing of them."""
 
-    def tracking(*arguments: str) -> Tracking:
+    def tracking(*arguments: str) -> Tracker:
         cfg = composed(*TRACKED, *arguments)
-        callback: Tracking = instantiate(cfg.callbacks.tracking)
-        callback.attach(cfg, build(cfg), {})
-        return callback
+        settings: Tracking = instantiate(cfg.callbacks.tracking)
+        return settings.tracker(cfg, build(cfg), {})
 
     callback = tracking()
-    state = {"score": 1.0, "step": 2, "weights": {}, "scored": callback._scored}
+    state = {"score": 1.0, "step": 2, "weights": {}, "scored": callback.run.scored}
     callback.load_state_dict(state)
     assert callback.state_dict() == state
     for setting in (
@@ -229,10 +228,10 @@ def test_a_tracked_run_can_be_evaluated_without_samples(run: CLI, whole: Path):
 
 @pytest.mark.parametrize(
     ("setting", "sentence"),
-    [(["callbacks.tracking.every_n_steps=0"], "callbacks.tracking.every_n_steps = 0"),
-     (["callbacks.tracking.num_samples=1"], "callbacks.tracking.num_samples = 1"),
-     (["callbacks.tracking.mean_steps=0"], "callbacks.tracking.mean_steps = 0"),
-     (["callbacks.tracking.mean_steps=51"], "callbacks.tracking.mean_steps = 51"),
+    [(["callbacks.tracking.every_n_steps=0"], "callbacks.tracking.every_n_steps must be at least 1 (got 0)"),
+     (["callbacks.tracking.num_samples=1"], "callbacks.tracking.num_samples must be at least 2 (got 1)"),
+     (["callbacks.tracking.mean_steps=0"], "callbacks.tracking.mean_steps must be at least 1 (got 0)"),
+     (["callbacks.tracking.mean_steps=51"], "(got 51)"),
      (["metric=nll"], "metric=fd_pixel"),
      (["trajectory=optimal"], "OptimalTrajectory")],
 )  # fmt: skip

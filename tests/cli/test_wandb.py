@@ -2,10 +2,8 @@
 
 import builtins
 import csv
-import http.server
 import json
 import os
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +17,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
 
-from optcov.cli import dashboard, tasks
+from optcov.cli import tasks
+from optcov.cli import wandb as module
 
 
 @dataclass
@@ -179,7 +178,7 @@ def test_an_offline_run_holds_config_scores_pictures_and_charts(run: CLI, curves
     assert found.summary["fd_pixel_8"] == score
     for stage in ("mean", "variance", "classifier"):
         assert len(logged(found.history, f"{stage}/loss")) == 2
-        assert found.axes[f"{stage}/*"] == dashboard.STEP
+        assert found.axes[f"{stage}/*"] == module.STEP
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
     for stage in ("mean", "variance"):
         name = f"track/{stage}/fd_pixel_5"
@@ -250,57 +249,45 @@ def started(**settings: Any) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wandb, "init", init)
         with pytest.raises(Refuse):
-            dashboard.wandb_logger(project="optcov", save_dir="run", **settings).experiment  # noqa: B018
+            module.wandb_logger(project="optcov", save_dir="run", **settings).experiment  # noqa: B018
     return calls[0]
 
 
-@pytest.fixture
-def server() -> Iterator[str]:
-    """The address of a server that answers every question with 404, as an API does that is asked for its root."""
-
-    class Answer(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_error(404)
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    listening = http.server.HTTPServer(("127.0.0.1", 0), Answer)
-    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{listening.server_port}"
-    listening.shutdown()
-    thread.join()
-    listening.server_close()
-
-
-def log_in(monkeypatch: pytest.MonkeyPatch, how: str, server: str) -> None:
+def log_in(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     if how == "key":
         monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     else:
         netrc = Path(os.environ["HOME"]) / "netrc"
-        host = server.removeprefix("http://").partition(":")[0]
-        netrc.write_text(f"machine {host}\n  login user\n  password {'k' * 40}\n")
+        netrc.write_text(f"machine 127.0.0.1\n  login user\n  password {'k' * 40}\n")
         netrc.chmod(0o600)
         monkeypatch.setenv("NETRC", str(netrc))
 
 
 @pytest.mark.parametrize("how", ["key", "netrc"])
-def test_online_where_logged_in_and_answered(monkeypatch: pytest.MonkeyPatch, server: str, how: str):
-    monkeypatch.setenv("WANDB_BASE_URL", server)
-    assert started()["settings"].finish_timeout == dashboard.UPLOAD_LIMIT
-    assert started()["mode"] == "offline"  # the server is there, the user is a stranger
-    log_in(monkeypatch, how, server)
-    assert started()["mode"] == "online"
-
-
-@pytest.mark.parametrize("how", ["key", "netrc"])
-def test_offline_where_logged_in_and_not_answered(
-    monkeypatch: pytest.MonkeyPatch, how: str, caplog: pytest.LogCaptureFixture
-):
-    log_in(monkeypatch, how, os.environ["WANDB_BASE_URL"])
+def test_online_where_logged_in(monkeypatch: pytest.MonkeyPatch, how: str):
     assert started()["mode"] == "offline"
+    log_in(monkeypatch, how)
+    found = started()
+    assert found["mode"] == "online"
+    assert (found["settings"].init_timeout, found["settings"].finish_timeout) == (
+        module.START_LIMIT,
+        module.UPLOAD_LIMIT,
+    )
+
+
+def test_offline_where_logged_in_and_not_answered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    log_in(monkeypatch, "key")
+    monkeypatch.setattr(module, "START_LIMIT", 0.5)
+    run = module.wandb_logger(project="optcov", save_dir=str(tmp_path))
+    assert run.experiment.offline
     assert "wandb sync" in caplog.text
+    run.close()
+    monkeypatch.setattr(module, "START_LIMIT", 0.5)
+    with pytest.raises(ValueError, match=r"logger\.wandb\.mode = online") as error:
+        module.wandb_logger(project="optcov", save_dir=str(tmp_path), mode="online")
+    assert "\n" not in str(error.value)
 
 
 def test_a_damaged_netrc_is_no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -348,22 +335,3 @@ def test_no_failure_of_wandb_costs_a_run_anything(run: CLI, monkeypatch: pytest.
     assert "WANDB_DATA_DIR" not in os.environ
     after = run("var=beta", "logger=wandb", "hydra.run.dir=after")
     assert logged(read(after).history, "fd_pixel_8") == [results(after)["metrics"]["fd_pixel_8"]]
-
-
-def test_a_server_that_answers_and_starts_no_run_is_done_without(monkeypatch: pytest.MonkeyPatch, server: str):
-    monkeypatch.setenv("WANDB_BASE_URL", server)
-    log_in(monkeypatch, "key", server)
-    modes = []
-
-    def init(mode: str, **arguments: Any) -> Any:
-        modes.append(mode)
-        if mode == "online":
-            raise wandb.errors.CommError("no such API")
-        raise InterruptedError
-
-    monkeypatch.setattr(wandb, "init", init)
-    with pytest.raises(InterruptedError):
-        dashboard.wandb_logger(project="optcov", save_dir="run")
-    assert modes == ["online", "offline"]
-    with pytest.raises(ValueError, match=r"logger\.wandb\.mode = online"):
-        dashboard.wandb_logger(project="optcov", save_dir="run", mode="online")

@@ -7,13 +7,14 @@ import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
-from optcov.data.base import DataModule, Split
+from optcov.data.base import DataSource, Split
 from optcov.data.batches import FlippedBatch, RandomBatches
+from optcov.training.data import DataModule
 
 IMAGES = torch.randint(0, 256, (23, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-class Noise(DataModule):
+class Noise(DataSource):
     def load(self, split: Split) -> Tensor:
         return IMAGES
 
@@ -56,7 +57,7 @@ def test_the_flips_of_a_step_depend_on_seed_rank_and_step_alone() -> None:
 
 
 def test_a_batch_becomes_floats_on_the_device() -> None:
-    data = Noise(random_flip=True)
+    data = DataModule(Noise(random_flip=True))
     flip = torch.tensor([True, False])
     batch = data.on_after_batch_transfer(FlippedBatch(IMAGES[:2], flip), 0)
     expected = torch.stack([IMAGES[0].flip(-1), IMAGES[1]]).float() / 127.5 - 1
@@ -89,7 +90,7 @@ def test_a_resumed_run_sees_the_batches_of_one_that_was_never_stopped(tmp_path: 
             accelerator="cpu", max_steps=steps, max_epochs=-1, logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
         )  # fmt: skip
-        data = Noise(batch_size=5, seed=3, random_flip=True)
+        data = DataModule(Noise(batch_size=5, seed=3, random_flip=True))
         trainer.fit(recorder, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         return recorder, trainer
 
@@ -105,7 +106,7 @@ def test_a_resumed_run_sees_the_batches_of_one_that_was_never_stopped(tmp_path: 
         accelerator="cpu", max_steps=9, max_epochs=-1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
     )  # fmt: skip
-    trainer.fit(stopping, datamodule=Noise(batch_size=5, seed=3, random_flip=True))
+    trainer.fit(stopping, datamodule=DataModule(Noise(batch_size=5, seed=3, random_flip=True)))
     resumed, _ = fit(9, tmp_path / "middle.ckpt")
     assert len(resumed.seen) == 5
     assert torch.stack(resumed.seen).equal(torch.stack(whole.seen[4:]))

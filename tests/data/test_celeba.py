@@ -114,21 +114,21 @@ def test_a_partition_file_decides_wherever_it_is(where: str, tmp_path: Path) -> 
 
 
 def test_a_partition_of_something_else_is_refused_by_line() -> None:
-    with pytest.raises(ValueError, match=r"line 2 of p.txt is '000002.jpg 7'"):
+    with pytest.raises(ValueError, match=r"line 2 of p.txt .*'000002.jpg 7'"):
         read_partition(b"000001.jpg 0\n000002.jpg 7\n", "p.txt")
 
 
 def test_what_is_no_celeba_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no CelebA \(looked in .*img_align_celeba\*.zip.*get img_align_celeba"):
+    with pytest.raises(ValueError, match=r"data.root = .*\(looked in .*img_align_celeba\*.zip.*get img_align_celeba"):
         celeba(tmp_path / "nowhere", tmp_path).load("train")
     write_zip(tmp_path / "img_align_celeba.zip")
     write_zip(tmp_path / "img_align_celeba_again.zip")
-    with pytest.raises(ValueError, match=r"holds img_align_celeba.zip and img_align_celeba_again.zip: name one"):
+    with pytest.raises(ValueError, match=r"data.root = .*img_align_celeba.zip and img_align_celeba_again.zip"):
         celeba(tmp_path, tmp_path).load("train")
     write_folder(tmp_path / "named" / "img_align_celeba", names=["a.jpg", "b.jpg"])
-    with pytest.raises(ValueError, match=r"holds 2 images, none of them of the train split"):
+    with pytest.raises(ValueError, match=r"data.root = .*2 images, none from the train split"):
         celeba(tmp_path / "named", tmp_path).load("train")
     square = RNG.integers(0, 256, (1, 178, 178, 3), np.uint8)
     write_folder(tmp_path / "square" / "img_align_celeba", square)
-    with pytest.raises(ValueError, match=r"000001.jpg .* has 178 x 178 pixels, not the shape of an aligned image"):
+    with pytest.raises(ValueError, match=r"000001.jpg .*178 x 178.*data=image_folder"):
         celeba(tmp_path / "square", tmp_path).load("train")

@@ -122,7 +122,7 @@ def cifar10(root: Path, tmp_path: Path, **settings: Any) -> CIFAR10Data:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_gives_the_same_pixels_and_labels(form: str, tmp_path: Path) -> None:
+def test_every_layout_gives_the_same_pixels_and_labels(form: str, tmp_path: Path) -> None:
     data = cifar10(FORMS[form](tmp_path), tmp_path)
     assert data.data_shape == (3, 32, 32)
     for split in ("train", "test"):
@@ -155,7 +155,7 @@ def test_a_batch_that_runs_code_is_refused_and_does_not_run(
     content = pickle.dumps({b"data": Attack(function, arguments[function]), b"labels": []}, protocol=2)
     folder = write_python(tmp_path)
     (folder / "data_batch_3").write_bytes(content)
-    with pytest.raises(ValueError, match=r"data_batch_3 is no CIFAR-10 batch \(it asks for .*, which no CIFAR batch"):
+    with pytest.raises(ValueError, match=r"data_batch_3 is not a CIFAR-10 batch \(it asks for .*"):
         cifar10(tmp_path, tmp_path).load("train")
     assert not (tmp_path / "pwned").exists()
     pickle.loads(content)  # the attack works on a reader that looks up everything
@@ -180,7 +180,7 @@ def test_damaged_pickles_are_value_errors(content: bytes) -> None:
 )
 def test_a_pickle_of_something_else_is_refused_by_name(batch: Any, tmp_path: Path) -> None:
     (write_python(tmp_path) / "test_batch").write_bytes(pickle.dumps(batch))
-    with pytest.raises(ValueError, match=r"test_batch (is no CIFAR-10 batch|holds labels that are not 0 to 9).*anew"):
+    with pytest.raises(ValueError, match=r"test_batch (is not a CIFAR-10 batch|has labels other than)"):
         cifar10(tmp_path, tmp_path).load("test")
 
 
@@ -199,17 +199,17 @@ def test_members_that_point_outside_are_never_unpacked(tmp_path: Path) -> None:
 def test_an_archive_with_another_checksum_is_refused(tmp_path: Path) -> None:
     root = python_archive(tmp_path)
     checksums = {"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"}
-    with pytest.raises(ValueError, match=r"cifar-10-python.tar.gz \(.* bytes\) has MD5 .*, not c58f.*download=true"):
+    with pytest.raises(ValueError, match=r"cifar-10-python.tar.gz \(.* bytes\) .*MD5 is .*, not c58f.*download=true"):
         cifar10(root, tmp_path, checksums=checksums).load("train")
 
 
 def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
     path = python_archive(tmp_path) / "cifar-10-python.tar.gz"
     path.write_bytes(path.read_bytes()[:20_000])
-    with pytest.raises(ValueError, match=r"cifar-10-python.tar.gz is truncated or no tar archive"):
+    with pytest.raises(ValueError, match=r"cifar-10-python.tar.gz is truncated or not a tar archive"):
         cifar10(path, tmp_path).load("train")
     path.write_bytes(b"<html>not found</html>")
-    with pytest.raises(ValueError, match=r"cifar-10-python.tar.gz is truncated or no tar archive"):
+    with pytest.raises(ValueError, match=r"cifar-10-python.tar.gz is truncated or not a tar archive"):
         cifar10(path, tmp_path).load("train")
 
 
@@ -219,33 +219,33 @@ def test_missing_and_truncated_files_are_named(tmp_path: Path) -> None:
         cifar10(tmp_path / "a", tmp_path).load("train")
     path = write_binary(tmp_path / "b") / "data_batch_2.bin"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"data_batch_2.bin has 15364 bytes, no multiple of 3073: it is truncated"):
+    with pytest.raises(ValueError, match=r"data_batch_2.bin is truncated \(15364 bytes"):
         cifar10(tmp_path / "b", tmp_path).load("train")
     (write_parquet(tmp_path / "c") / "train-00001-of-00002.parquet").unlink()
-    with pytest.raises(ValueError, match=r"holds 1 of 2 train shards"):
+    with pytest.raises(ValueError, match=r"has 1 of 2 train shards"):
         cifar10(tmp_path / "c", tmp_path).load("train")
     path = write_parquet(tmp_path / "d") / "test-00000-of-00001.parquet"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"test-00000-of-00001.parquet is truncated or no parquet file"):
+    with pytest.raises(ValueError, match=r"test-00000-of-00001.parquet is truncated or not parquet"):
         cifar10(tmp_path / "d", tmp_path).load("test")
     write_parquet(tmp_path / "e", column="picture")
-    with pytest.raises(ValueError, match=r"has columns picture, label, not img and label"):
+    with pytest.raises(ValueError, match=r"columns img and label \(got picture, label\)"):
         cifar10(tmp_path / "e", tmp_path).load("test")
 
 
 def test_a_corrupt_or_odd_image_in_a_table_is_named(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a", lambda image: png(image)[:900])
-    with pytest.raises(ValueError, match=r"row 0 of .*train-00000-of-00002.parquet can not be decoded"):
+    with pytest.raises(ValueError, match=r"row 0 of .*train-00000-of-00002.parquet cannot be decoded"):
         cifar10(tmp_path / "a", tmp_path).load("train")
     write_parquet(tmp_path / "b", lambda image: png(image[:, :16]))
-    with pytest.raises(ValueError, match=r"row 0 of .* has 32 x 16 pixels, not 32 x 32"):
+    with pytest.raises(ValueError, match=r"row 0 of .*32 x 16"):
         cifar10(tmp_path / "b", tmp_path).load("test")
 
 
 def test_a_missing_folder_says_where_it_looked_and_how_to_get_it(tmp_path: Path) -> None:
     for root in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(
-            ValueError, match=r"holds no CIFAR-10 .*cifar-10-batches-py.*OPTCOV_DATA.*download=true"
+            ValueError, match=r"does not contain CIFAR-10 .*cifar-10-batches-py.*OPTCOV_DATA.*download=true"
         ) as e:
             cifar10(root, tmp_path).load("train")
         assert str(root) in str(e.value)
@@ -259,10 +259,10 @@ def test_validation_is_the_end_of_the_training_files(tmp_path: Path) -> None:
     assert np.array_equal(data.labels("val"), LABELS["train"][21:])
     assert np.array_equal(data.load("test"), IMAGES["test"])
     assert torch.equal(data.reference(), data.train)
-    for size, split, problem in ((25, "train", "leaves nothing of 25"), (0, "val", "val_size = 0 leaves")):
+    for size, split, problem in ((25, "train", r"val_size .*\(got 25\)"), (0, "val", r"val_size .*\(got 0\)")):
         with pytest.raises(ValueError, match=problem):
             cifar10(tmp_path / "root", tmp_path, val_size=size).load(split)
-    with pytest.raises(ValueError, match=r"data.val_size = -1"):
+    with pytest.raises(ValueError, match=r"data.val_size .*-1"):
         cifar10(tmp_path / "root", tmp_path, val_size=-1)
 
 
@@ -273,7 +273,7 @@ def test_limit_takes_evenly_spaced_images_of_each_split(tmp_path: Path) -> None:
     assert np.array_equal(data.train, IMAGES["train"][::5])
     assert np.array_equal(data.labels("train"), LABELS["train"][::5])
     assert len(data.load("test")) == 4
-    with pytest.raises(ValueError, match=r"data.limit = 0 leaves no images"):
+    with pytest.raises(ValueError, match=r"data.limit .*\(got 0\)"):
         cifar10(tmp_path / "root", tmp_path, limit=0)
 
 

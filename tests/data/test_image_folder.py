@@ -79,10 +79,10 @@ def test_the_crop_is_central_and_as_large_as_asked(tmp_path: Path) -> None:
     box = folder_data(tmp_path / "root", tmp_path, image_size=6, resample="box").train
     means = image[0, :, 4:16].reshape(6, 2, 6, 2, 3).mean((1, 3)).transpose(2, 0, 1)
     assert abs(box[0].numpy() - means).max() < 1.01  # rounded on each axis
-    with pytest.raises(ValueError, match=r"1.png in .* has 20 x 12 pixels, less than data.crop = 13"):
+    with pytest.raises(ValueError, match=r"1.png in .* 20 x 12 pixels, .*data.crop = 13"):
         folder_data(tmp_path / "root", tmp_path, crop=13).load("train")
     for key in ("crop", "image_size"):
-        with pytest.raises(ValueError, match=rf"data.{key} = 0"):
+        with pytest.raises(ValueError, match=rf"data.{key} .*\(got 0\)"):
             folder_data(tmp_path / "root", tmp_path, **{key: 0})
 
 
@@ -96,12 +96,12 @@ def test_a_corrupt_image_among_many_is_named_and_skipped_only_if_asked(
     path = root / "2.png"
     path.write_bytes(path.read_bytes()[:100])
     (root / "4.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"2.png in .*root can not be decoded .*data.skip_corrupt=true") as error:
+    with pytest.raises(ValueError, match=r"2.png in .*root cannot be decoded .*data.skip_corrupt=true") as error:
         folder_data(root, tmp_path).load("train")
     assert "\n" not in str(error.value)
     data = folder_data(root, tmp_path, skip_corrupt=True)
     assert np.array_equal(data.train, first(images[[0, 1, 3]]))
-    assert "left out: 2.png" in caplog.text
+    assert "skipped: 2.png" in caplog.text
     assert len(data.stored("train").manifest["skipped"]) == 2
     with pytest.raises(ValueError, match=r"2.png"):  # what was made with some left out does not answer
         folder_data(root, tmp_path).load("train")
@@ -110,14 +110,14 @@ def test_a_corrupt_image_among_many_is_named_and_skipped_only_if_asked(
 def test_only_corrupt_images_are_no_data(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "1.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"holds no image that can be decoded: 1.png"):
+    with pytest.raises(ValueError, match=r"has no image that can be decoded: 1.png"):
         folder_data(tmp_path / "root", tmp_path, skip_corrupt=True).load("train")
 
 
 def test_an_image_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "root" / "1.png", colours(1)[0])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 16)
-    with pytest.raises(ValueError, match=r"1.png in .* can not be decoded \(Image size \(64 pixels\) exceeds limit"):
+    with pytest.raises(ValueError, match=r"1.png in .* cannot be decoded \(Image size \(64 pixels\) exceeds limit"):
         folder_data(tmp_path / "root", tmp_path).load("train")
 
 
@@ -129,11 +129,11 @@ def test_damaged_zips_are_refused_and_their_damaged_members_named(tmp_path: Path
         file.writestr("1.png", encoded.getvalue())
     whole = path.read_bytes()
     path.write_bytes(whole[:150])
-    with pytest.raises(ValueError, match=r"images.zip is truncated or no zip archive"):
+    with pytest.raises(ValueError, match=r"images.zip is truncated or not a zip archive"):
         folder_data(path, tmp_path).load("train")
     place = whole.index(b"IDAT") + 10
     path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
-    with pytest.raises(ValueError, match=r"1.png in .*images.zip can not be read \(Bad CRC-32"):
+    with pytest.raises(ValueError, match=r"1.png in .*images.zip cannot be read \(Bad CRC-32"):
         folder_data(path, tmp_path).load("train")
 
 
@@ -153,7 +153,7 @@ def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data.root = .*nowhere does not exist \(looked for .*nowhere\)"):
         folder_data(tmp_path / "nowhere", tmp_path).load("train")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty holds no images"):
+    with pytest.raises(ValueError, match=r"empty has no images"):
         folder_data(tmp_path / "empty", tmp_path).load("train")
 
 
@@ -165,9 +165,9 @@ def test_what_is_held_out_is_fixed_disjoint_and_the_rest_is_for_training(tmp_pat
     assert [len(part) for part in seen] == [13, 3, 4]
     assert sorted(i for part in seen for i in part) == list(range(20))
     assert seen[1] != [17, 18, 19]
-    with pytest.raises(ValueError, match=r"data.val_size = 16 and data.test_size = 4 leave nothing of 20 images"):
+    with pytest.raises(ValueError, match=r"data.val_size \+ data.test_size .*20 images.*\(got 16 \+ 4\)"):
         folder_data(tmp_path / "root", tmp_path, val_size=16, test_size=4).load("train")
-    with pytest.raises(ValueError, match=r"holds no images for image_folder-val"):
+    with pytest.raises(ValueError, match=r"has no images for image_folder-val"):
         folder_data(tmp_path / "root", tmp_path).load("val")
 
 

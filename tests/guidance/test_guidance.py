@@ -429,7 +429,7 @@ def test_wanted_labels_come_in_turn():
     assert cycle_labels([3, 5, 3], 6, 7).tolist() == [3, 5, 3, 3, 5, 3, 3]
     assert cycle_labels(0, 1, 2).tolist() == [0, 0]
     for bad in (6, [1, 6], []):
-        with pytest.raises(ValueError, match="labels = "):
+        with pytest.raises(ValueError, match="labels must"):
             cycle_labels(bad, 6, 4)
 
 

@@ -23,6 +23,7 @@ from optcov.metric import (
     KernelDistance,
     PrecisionRecall,
     Reference,
+    Score,
     update_all,
 )
 from optcov.metric.precision_recall import precision_recall
@@ -156,7 +157,7 @@ def test_samples_far_from_the_reference_are_neither_precise_nor_cover_it():
 def test_a_reset_forgets_the_samples_and_keeps_the_reference(metric: FeatureMetric):
     first = scores(metric)
     metric.reset()
-    with pytest.raises(ValueError, match=r"give (at least|fewer)"):
+    with pytest.raises(ValueError, match=r"must be"):
         metric.compute()
     network = metric.features
     seen = getattr(network, "seen", 0)
@@ -167,14 +168,39 @@ def test_a_reset_forgets_the_samples_and_keeps_the_reference(metric: FeatureMetr
     assert {name: score.value for name, score in metric.compute().items()} == pytest.approx(first, rel=1e-9)
     if isinstance(network, Projection):
         assert network.seen == seen + 60 + len(FAKE)  # the reference was not looked at again
-    with pytest.raises(ValueError, match=r"3 of 5 samples hold NaN"):
+    with pytest.raises(ValueError, match=r"3 of 5 .*NaN"):
         metric.update(torch.full((5, 3, 4, 4), 0.5).index_fill_(0, torch.tensor([0, 2, 3]), torch.nan))
-    with pytest.raises(ValueError, match=r"int64: give uint8"):
+    with pytest.raises(ValueError, match=r"int64"):
         metric.update(FAKE.long())
-    with pytest.raises(ValueError, match=r"shape \(3, 4, 3\) do not compare with a reference of shape \(3, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"shape \(3, 4, 4\) of the reference \(got \(3, 4, 3\)\)"):
         metric.update(FAKE[..., :3])
     assert not isinstance(metric, nn.Module)
     assert not isinstance(network, nn.Module)
+
+
+def test_a_subclass_may_set_its_fields_after_those_of_its_base():
+    """Its state, which needs them, is not made before."""
+
+    class Windowed(FeatureMetric[Tensor]):
+        name = "windowed"
+
+        def __init__(self, size: int) -> None:
+            super().__init__(Projection())
+            self.size = size
+
+        def new_state(self) -> Tensor:
+            return torch.zeros(self.size)
+
+        def update_features(self, features: Tensor) -> None:
+            self.state[: len(features)] += features[: self.size, 0].float()
+
+        def compute(self) -> dict[str, Score]:
+            return {self.name: Score(float(self.state.sum()))}
+
+    metric = Windowed(7)
+    assert scores(metric, fake=FAKE[:5])["windowed"] != 0
+    metric.reset()
+    assert metric.compute()["windowed"].value == 0
 
 
 def test_metrics_of_the_same_features_share_a_pass(tmp_path: Path):
@@ -239,5 +265,5 @@ def test_cifar_features_of_every_size_and_of_grey_images():
     grey = colour[:, :1]
     torch.testing.assert_close(network(grey), network(grey.repeat(1, 3, 1, 1)), rtol=0, atol=0)
     assert network(grey[..., :8, :8]).isfinite().all()
-    with pytest.raises(ValueError, match=r"1 or 3 channels, not of data of shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"1 or 3 channels .*\(2,\)"):
         FrechetDistance(network).check(Reference(torch.zeros(3, 2, dtype=torch.uint8)), 5)

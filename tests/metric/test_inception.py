@@ -27,7 +27,7 @@ def test_resizing_reads_position_i_in_over_out():
 
 def test_missing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(ValueError, match="is no file: put https") as refused:
+    with pytest.raises(ValueError, match="is not a file: put https") as refused:
         InceptionFeatures()
     for part in (URL, str(tmp_path / "hub" / "checkpoints" / FILE), "features.download=true", "OPTCOV_INCEPTION"):
         assert part in str(refused.value)

@@ -71,11 +71,11 @@ def test_a_run_that_did_not_end_is_told_with_its_last_words(tmp_path: Path):
 @pytest.mark.parametrize(
     ("spoil", "parts"),
     [
-        (lambda path: path.write_text(path.read_text()[:40]), ["damaged", "no JSON object"]),
+        (lambda path: path.write_text(path.read_text()[:40]), ["damaged", "not a JSON object"]),
         (lambda path: path.write_bytes(b"\xff\xfe\x00"), ["damaged"]),
         (lambda path: path.write_text("[1, 2]"), ["damaged"]),
         (lambda path: path.write_text('{"format": 1, "var": "beta"}'), ["damaged", "metrics"]),
-        (lambda path: path.write_text('{"format": 7, "metrics": {}}'), ["format = 7", "reads 1"]),
+        (lambda path: path.write_text('{"format": 7, "metrics": {}}'), ["format", "must be 1 (got 7)"]),
     ],
 )
 def test_results_that_can_not_be_read_are_named(tmp_path: Path, spoil: Any, parts: list[str]):
@@ -89,18 +89,18 @@ def test_results_that_can_not_be_read_are_named(tmp_path: Path, spoil: Any, part
 
 def test_folders_without_a_run_and_runs_without_a_common_metric(tmp_path: Path):
     (tmp_path / "empty").mkdir()
-    for source, words in (("empty", "holds no run"), ("nowhere", "no folder"), ("x*", "matches no folder")):
+    for source, words in (("empty", "contains no run"), ("nowhere", "not a folder"), ("x*", "matches no run")):
         with pytest.raises(ValueError, match=f"runs = .*{re.escape(source)}.*{words}"):
             gather(tmp_path / source)
-    with pytest.raises(ValueError, match="names no folder"):
+    with pytest.raises(ValueError, match=r"runs must .*\[\]"):
         gather([])
     make(tmp_path / "sweep" / "a", {"fd_200": 1.0})
     make(tmp_path / "sweep" / "b", {"fd_2k": 1.0})
-    with pytest.raises(ValueError, match=r"no metric in common: .*a has fd_200, .*b has fd_2k"):
+    with pytest.raises(ValueError, match=r"metric in common \(.*a has fd_200, .*b has fd_2k"):
         check_comparable(gather(tmp_path / "sweep"))
     check_comparable(gather(tmp_path / "sweep" / "a"))
     (tmp_path / "killed" / ".hydra").mkdir(parents=True)
-    with pytest.raises(ValueError, match="killed has not ended"):
+    with pytest.raises(ValueError, match="killed is not finished"):
         check_comparable(gather(tmp_path / "killed"))
 
 

@@ -101,7 +101,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_sentence(tmp_path: Path, how: s
 def test_a_checkpoint_of_the_other_kind_is_refused(tmp_path: Path):
     path = tmp_path / "mean.safetensors"
     checkpoint().save(path)
-    with pytest.raises(CheckpointError, match=r"var_ckpt = .* holds the mean .*variance\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"var_ckpt = .*got its mean.*variance\.safetensors"):
         Checkpoint.load(path, "variance", "var_ckpt")
 
 

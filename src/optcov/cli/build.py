@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 
 from optcov.cli.errors import ConfigError, refusals
-from optcov.data import DataModule
+from optcov.data import DataSource
 from optcov.denoiser import Denoiser
 from optcov.guidance import Guidance
 from optcov.labels import cycle_labels, draw_labels
@@ -28,7 +28,7 @@ from optcov.variance.base import VarianceStrategy
 class Parts:
     """What a run is made of."""
 
-    data: DataModule
+    data: DataSource
     denoiser: Denoiser
     strategy: VarianceStrategy
     sampler: Sampler
@@ -72,7 +72,7 @@ class Parts:
             return self.trajectory.times(self.denoiser.schedule, self.sampler.num_steps)
 
 
-def reference_of(cfg: DictConfig, data: DataModule) -> Reference:
+def reference_of(cfg: DictConfig, data: DataSource) -> Reference:
     """The training images, with what metrics keep of them in the cache of the config."""
     return Reference(data.reference(), Path(cfg.cache_dir) / "reference")
 

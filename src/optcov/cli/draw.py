@@ -20,10 +20,10 @@ from optcov.cli.errors import ConfigError, refusals
 from optcov.cli.identity import NOT_IDENTITY, difference
 from optcov.cli.run_folder import UNTIL_THE_END, sweep_folder
 from optcov.cli.trainer import root_device, sampling_trainer
-from optcov.files import whole, write_atomically
+from optcov.files import atomic_write, write_atomically
 from optcov.report import picture
-from optcov.training import DrawnSamples, SamplingProgressBar, SamplingStage
-from optcov.training.store import digest_of, first_process
+from optcov.training import SampleStore, SamplingStage
+from optcov.training.store import digest_of, rank_zero
 
 FORMAT = 1  # raise it when a change of code gives another meaning to the sample i of a config
 # keys that say where, how many and what for: sample i is the same whatever they are
@@ -33,7 +33,7 @@ NOT_OF_SAMPLES = (
 )  # fmt: skip
 
 
-def draw(cfg: DictConfig, parts: Parts, folder: Path) -> DrawnSamples:
+def draw(cfg: DictConfig, parts: Parts, folder: Path) -> SampleStore:
     """Draw what is missing of ``num_samples`` samples, on all devices.
 
     Args:
@@ -45,15 +45,23 @@ def draw(cfg: DictConfig, parts: Parts, folder: Path) -> DrawnSamples:
     Raises:
         ConfigError: if the folder holds samples of another config, or the network answers NaN.
     """
-    if first_process():
+    if rank_zero():
         _claim(folder / ".parts", identity(cfg, parts))
-    drawn = DrawnSamples(folder / ".parts", parts.denoiser.data_shape, cfg.num_samples, cfg.sample_batch_size)
+    drawn = SampleStore(folder / ".parts", parts.denoiser.data_shape, cfg.num_samples, cfg.sample_batch_size)
     labels = parts.labels(drawn.batches[-1].stop, cfg.seed)
     stage = SamplingStage(
-        parts.denoiser, parts.strategy, parts.sampler, parts.times, cfg.seed, drawn, parts.guidance, labels
+        parts.denoiser,
+        parts.strategy,
+        parts.sampler,
+        parts.times,
+        cfg.seed,
+        drawn,
+        parts.guidance,
+        labels,
+        "3/3 sampling",
     )
     if stage.missing:
-        trainer = sampling_trainer(cfg, callbacks=[SamplingProgressBar("3/3 sampling")])
+        trainer = sampling_trainer(cfg)
         try:
             with refusals("samples"):
                 trainer.predict(stage, return_predictions=False)
@@ -109,7 +117,7 @@ def _claim(folder: Path, ours: dict[str, Any]) -> None:
     write_atomically(record, json.dumps(ours))
 
 
-def preview(drawn: DrawnSamples, path: Path, labels: Tensor | None = None) -> None:
+def preview(drawn: SampleStore, path: Path, labels: Tensor | None = None) -> None:
     """The first samples as one picture: 64 images, with labels those of a class in a row, or 10,000 points."""
     count = 10_000 if len(drawn.shape) != 3 else 64 if labels is None else 256  # of which the rows are filled
     picture(drawn.first(count), path, labels=None if labels is None else labels[:count])
@@ -129,7 +137,7 @@ def write_npz(
     """
     shape = (*shape[1:], shape[0]) if len(shape) == 3 else shape
     with (
-        whole(path) as partial,
+        atomic_write(path) as partial,
         zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive,
     ):
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:

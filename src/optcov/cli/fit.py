@@ -18,11 +18,19 @@ from torch import nn
 from optcov.cli.build import Parts
 from optcov.cli.errors import refusals
 from optcov.cli.identity import Plan, load_into
-from optcov.cli.tracking import Tracking
 from optcov.cli.trainer import computing, make_callbacks, make_trainer
 from optcov.seeds import Stream, derive_seed
-from optcov.training import Checkpoint, ClassifierStage, Entry, MeanStage, Stage, StageProgressBar, VarianceStage
-from optcov.training.store import Identity, Kind, first_process
+from optcov.training import (
+    Checkpoint,
+    ClassifierStage,
+    DataModule,
+    Entry,
+    MeanStage,
+    Stage,
+    StageProgressBar,
+    VarianceStage,
+)
+from optcov.training.store import Identity, Kind, rank_zero
 from optcov.variance.base import VarianceStrategy
 
 log = logging.getLogger(__name__)
@@ -114,7 +122,7 @@ def _find_or_fit(
             log.info("%s: fitting (will be kept as %s)", kind, entry.path)
             fit(entry)
             checkpoint = Checkpoint(kind, identity, module.state_dict())
-            if first_process():
+            if rank_zero():
                 checkpoint.save(entry.path)
                 shutil.rmtree(entry.resume_folder, ignore_errors=True)
             return checkpoint
@@ -132,14 +140,15 @@ def run_stage(
     keep = ModelCheckpoint(
         entry.resume_folder, "resume", every_n_train_steps=cfg.checkpoint_every, enable_version_counter=False
     )
-    parts.data.labelled = stage.labelled
-    callbacks = make_callbacks(cfg, parts)
-    for callback in callbacks:
-        if isinstance(callback, Tracking):
-            callback.attach(cfg, parts, entry.identity)
+    callbacks = make_callbacks(cfg, parts, entry.identity)
     trainer = make_trainer(cfg, logger=loggers, callbacks=[*callbacks, StageProgressBar(description), keep])
     try:
-        trainer.fit(stage, datamodule=parts.data, ckpt_path=_resumable(entry.resume_folder), weights_only=True)
+        trainer.fit(
+            stage,
+            datamodule=DataModule(parts.data, stage.labelled),
+            ckpt_path=_resumable(entry.resume_folder),
+            weights_only=True,
+        )
     except SystemExit:  # how Lightning ends on Ctrl+C
         raise KeyboardInterrupt(f"{description}; the same command continues from the last checkpoint") from None
 

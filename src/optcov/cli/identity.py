@@ -14,7 +14,7 @@ from optcov.cli.build import Parts
 from optcov.training import Checkpoint, CheckpointError
 from optcov.training.store import FORMAT, Identity, Kind, identity_key
 
-# keys of data that say where and how, not what; what root holds is in DataModule.identity
+# keys of data that say where and how, not what; what root holds is in DataSource.identity
 NOT_IDENTITY = ("root", "num_workers", "cache_dir", "download", "mirrors", "checksums", "skip_corrupt")
 OPTIMIZER_NOT_IDENTITY = ("fused", "foreach")  # the same steps, sooner
 TRAINER_IDENTITY = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "devices", "num_nodes")

@@ -63,6 +63,6 @@ class SweepReport(Callback):
         write_report(runs, folder)
         settings = config.get("logger", {}).get("wandb")
         if settings is not None:
-            from optcov.cli.dashboard import log_sweep  # and with it Lightning
+            from optcov.cli.wandb import log_sweep  # and with it Lightning
 
             log_sweep(folder, settings)

@@ -19,7 +19,6 @@ from omegaconf.errors import OmegaConfBaseException
 from optcov.added import with_added
 from optcov.cli.build import Parts, build
 from optcov.cli.curve import write_variance_curve
-from optcov.cli.dashboard import Dashboard
 from optcov.cli.draw import draw, forget, preview, write_npz, write_pngs
 from optcov.cli.errors import ConfigError, refusals
 from optcov.cli.fit import fit_classifier, fit_mean, fit_trajectory, fit_variance
@@ -30,11 +29,12 @@ from optcov.cli.report import show_run
 from optcov.cli.run_folder import choices, claim, overrides, provenance
 from optcov.cli.score import Scores, score_model, score_samples, wants_samples
 from optcov.cli.trainer import computing, make_callbacks, make_trainer, root_device, sampling_trainer
+from optcov.cli.wandb import WandbRun
 from optcov.files import write_atomically
 from optcov.guidance import Guidance
 from optcov.report import check_comparable, gather, write_report
 from optcov.report.runs import FORMAT
-from optcov.training.store import first_process
+from optcov.training.store import rank_zero
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +60,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     parts = build(cfg)
     trainer = make_trainer(cfg)  # refuses what this machine can not do
     settle(cfg, parts.denoiser, trainer.strategy.root_device, trainer.num_devices)
-    make_callbacks(cfg, parts)
+    make_callbacks(cfg, parts, {})
     fits = plan(cfg, config, parts)
     folder = Path(cfg.output_dir)
-    done = claim(folder, config) if first_process() else None
+    done = claim(folder, config) if rank_zero() else None
     if done is not None:
         log.info("%s is finished already: nothing to do", folder)
         return done
@@ -76,12 +76,12 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         variance_fitted = time.monotonic()
         classifier = fit_classifier(cfg, parts, fits, loggers)
         classifier_fitted = time.monotonic()
-        if first_process():
+        if rank_zero():
             for checkpoint in filter(None, (mean, variance, classifier)):
                 checkpoint.save(folder / "checkpoints" / f"{checkpoint.kind}.safetensors")
             write_variance_curve(cfg, parts, folder)
         results = _evaluate(cfg, parts, folder)
-        if first_process():
+        if rank_zero():
             results["wall_time_s"] |= {
                 "mean": mean_fitted - started,
                 "variance": variance_fitted - mean_fitted,
@@ -115,10 +115,10 @@ def sample(cfg: DictConfig) -> Path:
     if cfg.format == "png" and len(parts.denoiser.data_shape) != 3:
         raise ConfigError("format = png writes images, but the samples are vectors: set format=npz")
     place = folder / ("samples.npz" if cfg.format == "npz" else "samples")
-    if first_process() and place.exists() and not (folder / ".parts").exists():
+    if rank_zero() and place.exists() and not (folder / ".parts").exists():
         raise ConfigError(f"output_dir = {folder} holds finished samples: choose another hydra.run.dir")
     drawn = draw(cfg, parts, folder)
-    if first_process():
+    if rank_zero():
         labels = parts.labels(len(drawn), cfg.seed)
         preview(drawn, folder / "samples.png", labels)
         if cfg.format == "npz":
@@ -144,7 +144,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     started = time.monotonic()
     parts, folder, config = _restore(cfg)
     results = _evaluate(cfg, parts, folder)
-    if first_process():
+    if rank_zero():
         (folder / ".hydra").mkdir(exist_ok=True)
         write_atomically(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         results["wall_time_s"]["total"] = time.monotonic() - started
@@ -175,7 +175,7 @@ def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
     if wants_samples(parts):
         log.info("sampling: %d samples, %d steps", cfg.num_samples, len(parts.times))
         drawn = draw(cfg, parts, folder)
-        if first_process():
+        if rank_zero():
             labels = parts.labels(len(drawn), cfg.seed)
             preview(drawn, folder / "samples.png", labels)
             score_samples(cfg, parts, drawn, len(drawn), folder, scores)
@@ -187,7 +187,7 @@ def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
                 "throughput_images_per_s": len(drawn) / seconds,
                 "wall_time_s": {"sampling": seconds},
             }
-    if not first_process():
+    if not rank_zero():
         return {}
     score_model(cfg, parts, folder, scores)
     calls = parts.sampler.network_calls(parts.times)
@@ -305,13 +305,13 @@ def _finish(results: dict[str, Any], folder: Path, loggers: list[Logger], step: 
     row = {"num_steps": results["num_steps"], "nfe": results["nfe"], **results["metrics"]}
     for logger in loggers:
         logger.log_metrics(row, step)
-        if isinstance(logger, Dashboard):
+        if isinstance(logger, WandbRun):
             logger.log_run(results, folder)
     show_run(results)
 
 
 def _loggers(cfg: DictConfig, config: dict[str, Any]) -> list[Logger]:
-    if not first_process():
+    if not rank_zero():
         return []
     with refusals("logger"):
         loggers = [instantiate(logger) for logger in cfg.logger.values()]
@@ -324,7 +324,7 @@ def _loggers(cfg: DictConfig, config: dict[str, Any]) -> list[Logger]:
 def _close(loggers: list[Logger], failed: bool = False) -> None:
     for logger in loggers:
         logger.finalize("failed" if failed else "success")
-        if isinstance(logger, Dashboard):
+        if isinstance(logger, WandbRun):
             logger.close(failed)
 
 

@@ -17,6 +17,7 @@ from optcov.cli.build import Parts
 from optcov.cli.errors import ConfigError, refusals
 from optcov.cli.run_folder import sweep_folder
 from optcov.cli.tracking import Tracking
+from optcov.training.store import Identity
 
 
 def make_trainer(cfg: DictConfig, **arguments: Any) -> Trainer:
@@ -73,15 +74,19 @@ def computing(trainer: Trainer) -> Iterator[torch.device]:
         yield trainer.strategy.root_device
 
 
-def make_callbacks(cfg: DictConfig, parts: Parts) -> list[Callback]:
+def make_callbacks(cfg: DictConfig, parts: Parts, identity: Identity) -> list[Callback]:
     """Lightning callbacks of the config, for one stage.
 
+    Args:
+        cfg: of the run.
+        parts: of the run.
+        identity: what determines the weights of the stage.
     Raises:
-        ConfigError: if a run of these parts can not be tracked.
+        ConfigError: if a run of these parts cannot be tracked.
     """
     with refusals("callbacks"):
-        callbacks: list[Callback] = [instantiate(callback) for callback in cfg.callbacks.values()]
+        callbacks: list[Callback | Tracking] = [instantiate(callback) for callback in cfg.callbacks.values()]
         for callback in callbacks:
             if isinstance(callback, Tracking):
                 callback.check(parts)
-    return callbacks
+    return [each.tracker(cfg, parts, identity) if isinstance(each, Tracking) else each for each in callbacks]

@@ -1,48 +1,48 @@
-"""The seam between data and everything else: tensors in memory, of one shape, on [-1, 1] once on the device."""
+"""The seam between data and everything else: a split is one tensor in memory, mapped to [-1, 1] where it is used."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
 
-from optcov.data.batches import FlippedBatch, LabelledBatch, RandomBatches
 from optcov.data.pixels import from_uint8, to_uint8
 
 Split = Literal["train", "val", "test"]
 
 
-class DataModule(LightningDataModule, ABC):
+@dataclass(eq=False, kw_only=True)
+class DataSource(ABC):
     """A data set that fits in memory.
 
-    A subclass answers :meth:`load`; images are uint8 ``[n, C, H, W]``, vectors float ``[n, D]`` on [-1, 1].
+    A subclass implements :meth:`load`. Images are uint8 ``[n, C, H, W]``; vectors are float ``[n, D]`` on [-1, 1].
 
     Args:
-        batch_size: images per process and training step.
-        seed: of the order of training, and of its flips.
-        random_flip: mirror half of the training images, drawn anew in each step.
-    Attributes:
-        labelled: whether training batches come with their labels.
+        batch_size: samples per process and training step.
+        seed: of the order of the training samples, of their flips, and of :meth:`calibration`.
+        random_flip: mirror half of the training images, chosen anew in each step.
+    Raises:
+        ValueError: if ``batch_size`` is below 1.
     """
 
-    labelled: bool = False
+    batch_size: int = 64
+    seed: int = 0
+    random_flip: bool = False
 
-    def __init__(self, batch_size: int = 64, seed: int = 0, random_flip: bool = False) -> None:
-        super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"data.batch_size = {batch_size} trains on nothing: give at least 1")
-        self.batch_size, self.seed, self.random_flip = batch_size, seed, random_flip
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"data.batch_size must be at least 1 (got {self.batch_size})")
 
     @abstractmethod
     def load(self, split: Split) -> Tensor:
         """The whole split, uint8 ``[n, C, H, W]`` or float ``[n, D]``.
 
         Raises:
-            ValueError: if the data have no such split, or it can not be read.
+            ValueError: if the data have no such split, or it cannot be read.
         """
 
     def labels(self, split: Split) -> Tensor:
@@ -51,7 +51,7 @@ class DataModule(LightningDataModule, ABC):
         Raises:
             ValueError: if the data have no classes.
         """
-        raise ValueError(f"{type(self).__name__} has no classes: choose data that have, such as data=cifar10")
+        raise ValueError(f"{type(self).__name__} has no classes: choose data with classes, such as data=cifar10")
 
     @property
     def num_classes(self) -> int:
@@ -63,7 +63,7 @@ class DataModule(LightningDataModule, ABC):
         return int(self.labels("train").max()) + 1
 
     def identity(self) -> dict[str, Any]:
-        """What determines the training data and stands in no config, as JSON: nothing, unless they come from files."""
+        """What determines the training data beyond the config, as JSON: empty unless they come from files."""
         return {}
 
     @cached_property
@@ -77,16 +77,16 @@ class DataModule(LightningDataModule, ABC):
         return tuple(self.train.shape[1:])
 
     def reference(self) -> Tensor:
-        """The training split as grey levels: what samples are compared with; uint8 ``[n, *data_shape]``."""
+        """The training split as grey levels, with which samples are compared; uint8 ``[n, *data_shape]``."""
         return self.train if self.train.dtype == torch.uint8 else to_uint8(self.train)
 
-    def prepare(self, batch: Tensor) -> Tensor:
-        """A raw batch, on its device, to float32 on [-1, 1]."""
+    def normalize(self, batch: Tensor) -> Tensor:
+        """A batch of :meth:`load`, on any device, as float32 on [-1, 1]."""
         return from_uint8(batch) if batch.dtype == torch.uint8 else batch.to(torch.float32)
 
     def calibration(self, count: int) -> Tensor:
-        """``count`` training samples drawn with the seed, ready for a network; all of them if there are fewer."""
-        return self.prepare(self.train[self._calibration_order(count)])
+        """``count`` training samples drawn with the seed, float32 on [-1, 1]; all of them if there are fewer."""
+        return self.normalize(self.train[self._calibration_order(count)])
 
     def calibration_labels(self, count: int) -> Tensor:
         """The labels of :meth:`calibration`."""
@@ -94,23 +94,3 @@ class DataModule(LightningDataModule, ABC):
 
     def _calibration_order(self, count: int) -> Tensor:
         return torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.seed))[:count]
-
-    def train_dataloader(self) -> RandomBatches:
-        assert self.trainer is not None
-        trainer = self.trainer
-        num_batches = trainer.max_steps * trainer.accumulate_grad_batches
-        return RandomBatches(
-            self.train,
-            self.batch_size,
-            num_batches,
-            self.seed,
-            trainer.global_rank,
-            trainer.world_size,
-            self.random_flip,
-            self.labels("train") if self.labelled else None,
-        )
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        if isinstance(batch, LabelledBatch):
-            return LabelledBatch(self.on_after_batch_transfer(batch.samples, dataloader_idx), batch.labels)
-        return self.prepare(batch.flipped() if isinstance(batch, FlippedBatch) else batch)

@@ -1,4 +1,4 @@
-"""Shuffled batches of a tensor in memory: no worker processes, and a position that a checkpoint can hold."""
+"""Shuffled batches of a tensor in memory, without worker processes and with a position that can be checkpointed."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from optcov.seeds import Stream, derive_seed
 
 
 class FlippedBatch(NamedTuple):
-    """Images and which of them to mirror, so that the mirroring is done where they are used.
+    """Images and a mask of those to mirror, so that the device that uses them does the mirroring.
 
     Attributes:
         images: ``[B, C, H, W]``.
-        flips: bool ``[B]``.
+        flips: bool ``[B]``, True for those to mirror.
     """
 
     images: Tensor
     flips: Tensor
 
     def flipped(self) -> Tensor:
-        """The images, mirrored left to right where ``flips`` says so."""
+        """The images, mirrored left to right where ``flips`` is True."""
         both = torch.cat([self.images, self.images.flip(-1)])  # six times as fast as torch.where on a CPU
         return both.index_select(0, torch.arange(len(self.flips), device=both.device) + len(self.flips) * self.flips)
 
@@ -32,7 +32,7 @@ class LabelledBatch(NamedTuple):
     """Samples and their classes.
 
     Attributes:
-        samples: ``[B, ...]``, or images to be mirrored.
+        samples: ``[B, ...]``, or images still to be mirrored.
         labels: int64 ``[B]``.
     """
 
@@ -41,18 +41,18 @@ class LabelledBatch(NamedTuple):
 
 
 class RandomBatches:
-    """A stream of shuffled batches, epoch after epoch without a seam; what it yields depends on its position alone.
+    """A stream of shuffled batches in which a batch may span two epochs; its content depends only on its position.
 
     Args:
         data: ``[n, ...]``.
-        batch_size: of this process.
+        batch_size: samples per batch of this process.
         num_batches: length of the stream.
         seed: of the order.
-        rank, world_size: this process and how many share the data; each gets its own part of every epoch's order.
-        random_flip: yield :class:`FlippedBatch`, half of each to be mirrored; depends on (seed, rank, position) alone.
-        labels: of the data, ``[n]``; where they are given, yield :class:`LabelledBatch`.
+        rank, world_size: this process, and how many share the data; each takes its own part of every epoch.
+        random_flip: yield :class:`FlippedBatch` with half of the images marked, by (seed, rank, position) alone.
+        labels: of the data, int64 ``[n]``; if given, yield :class:`LabelledBatch`.
     Raises:
-        ValueError: if there are no data.
+        ValueError: if ``data`` is empty.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class RandomBatches:
         labels: Tensor | None = None,
     ) -> None:
         if len(data) == 0:
-            raise ValueError("the data set is empty: there is nothing to train on")
+            raise ValueError("the training data are empty: give data with at least one sample")
         self.data, self.batch_size, self.num_batches = data, batch_size, num_batches
         self.seed, self.rank, self.world_size, self.random_flip = seed, rank, world_size, random_flip
         self.labels = labels
         self.position = 0
-        self._orders: dict[int, Tensor] = {}  # of the last epochs
+        self._orders: dict[int, Tensor] = {}  # of the last two epochs
 
     def __len__(self) -> int:
         return self.num_batches
@@ -91,7 +91,7 @@ class RandomBatches:
         return torch.rand(self.batch_size, generator=stream) < 0.5
 
     def _indices(self, start: int, stop: int) -> Tensor:
-        """Of the samples from ``start`` to ``stop`` in the stream of all epochs."""
+        """Indices of the samples ``start`` to ``stop`` in the concatenation of all epochs."""
         n = len(self.data)
         epochs = range(start // n, (stop - 1) // n + 1)
         return torch.cat([self._order(epoch)[max(start - epoch * n, 0) : stop - epoch * n] for epoch in epochs])

@@ -1,8 +1,8 @@
-"""Decoded images on disk: one memory-mapped uint8 array, with a manifest that says what it was made from.
+"""Decoded images on disk: one memory-mapped uint8 array, with a manifest of its origin.
 
 An entry is a folder ``NAME-KEY`` that holds ``images.npy`` (uint8 ``[n, C, H, W]``), ``labels.npy`` (int64 ``[n]``, for
-data with classes) and ``manifest.json``.  It is written beside its place and renamed into it when complete, under a
-lock, so that what carries the name of an entry is whole, and was decoded once however many processes wanted it.
+data with classes) and ``manifest.json``.  It is written under a temporary name and renamed when complete, under a lock:
+an entry is always complete, and is decoded once however many processes ask for it.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ CHUNK = 256  # images decoded between two writes
 
 @dataclass(frozen=True)
 class StoredImages:
-    """An entry that was opened.
+    """An opened entry.
 
     Attributes:
-        images: uint8 ``[n, C, H, W]``, mapped from the file; writing to it changes this process's copy alone.
-        labels: int64 ``[n]`` or None.
-        manifest: origin, identity, count, labels or none, shape, sha256 of the pixels, names of skipped images.
-        folder: the entry.
+        images: uint8 ``[n, C, H, W]``, mapped from the file; writing to it changes this process's copy only.
+        labels: int64 ``[n]``, or None.
+        manifest: origin, identity, count, whether there are labels, shape, SHA-256 of the pixels, skipped images.
+        folder: of the entry.
     """
 
     images: Tensor
@@ -49,7 +49,7 @@ class StoredImages:
     folder: Path
 
     def is_intact(self) -> bool:
-        """Whether the pixels on disk still have the checksum of the manifest; reads the whole file."""
+        """Whether the pixels on disk match the checksum in the manifest; reads the whole file."""
         digest = hashlib.sha256()
         for chunk in torch.split(self.images, 4096):
             digest.update(chunk.numpy().tobytes())
@@ -60,14 +60,14 @@ class PixelCache:
     """A folder of decoded image sets.
 
     Args:
-        folder: made when the first entry is.
+        folder: created with the first entry.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def entry(self, name: str, identity: dict[str, Any]) -> Path:
-        """Where the images with this identity are, or will be."""
+        """The folder of the images with this identity, whether it exists or not."""
         text = json.dumps({"format": FORMAT, **identity}, sort_keys=True)
         return self.folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
@@ -80,18 +80,18 @@ class PixelCache:
         shape: tuple[int, int, int],
         skip_corrupt: bool = False,
     ) -> StoredImages:
-        """Open an entry; decode it first where it is missing or damaged.
+        """Open an entry; decode it first if it is missing or damaged.
 
         Args:
-            name: for people.
+            name: a readable prefix of the entry's folder.
             identity: everything that determines the pixels, as JSON.
             origin: where the images come from, for the manifest.
             records: opens the images; called only to fill the entry.
             shape: ``(C, H, W)`` of each image.
-            skip_corrupt: leave out images that can not be decoded, with a warning that names them.
+            skip_corrupt: leave out images that cannot be decoded, with a warning that names them.
         Raises:
-            CorruptImageError: for the first image that can not be decoded, unless they are skipped.
-            ValueError: if there are no images, or the entry can not be written.
+            CorruptImageError: for the first image that cannot be decoded, unless they are skipped.
+            ValueError: if there are no images, or the entry cannot be written.
         """
         entry = self.entry(name, identity)
         stored = _open(entry)
@@ -107,11 +107,11 @@ class PixelCache:
             if stored is not None:
                 return stored
             partial = self.folder / f".{entry.name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
             try:
                 self._fill(partial, name, identity, origin, records(), shape, skip_corrupt)
                 with self._writing():
-                    shutil.rmtree(entry, ignore_errors=True)  # damaged, or _open had returned it
+                    shutil.rmtree(entry, ignore_errors=True)  # damaged: _open would have returned it otherwise
                     partial.rename(entry)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -119,7 +119,7 @@ class PixelCache:
             lock.release()
         stored = _open(entry)
         if stored is None:
-            raise ValueError(f"data.cache_dir = {self.folder} lost {entry.name} right after it was written: run again")
+            raise ValueError(f"data.cache_dir = {self.folder} lost {entry.name} just after it was written: run again")
         return stored
 
     def _fill(
@@ -133,9 +133,9 @@ class PixelCache:
         skip_corrupt: bool,
     ) -> None:
         if len(records) == 0:
-            raise ValueError(f"data.root = {origin} holds no images for {name}: give another folder or split")
+            raise ValueError(f"data.root = {origin} has no images for {name}: give another folder or split")
         self._refuse_without_space(len(records) * int(np.prod(shape)))
-        log.info("%s: decoding %d images of %s, once, into %s", name, len(records), origin, self.folder)
+        log.info("%s: decoding %d images of %s into %s (once)", name, len(records), origin, self.folder)
         digest, kept, skipped = hashlib.sha256(), [], []
         with self._writing():
             partial.mkdir()
@@ -151,9 +151,9 @@ class PixelCache:
                     except CorruptImageError as error:
                         if not skip_corrupt:
                             raise CorruptImageError(
-                                f"data.root: {error}: mend or delete it, or set data.skip_corrupt=true to leave it out"
+                                f"data.root: {error}: repair or delete it, or set data.skip_corrupt=true to skip it"
                             ) from error
-                        log.warning("left out: %s", error)
+                        log.warning("skipped: %s", error)
                         skipped.append(str(error))
                     else:
                         kept.append(index)
@@ -163,7 +163,7 @@ class PixelCache:
                     file.write(pixels)
                 bar.update(len(chunk))
             if not kept:
-                raise ValueError(f"data.root = {origin} holds no image that can be decoded: {skipped[0]}")
+                raise ValueError(f"data.root = {origin} has no image that can be decoded: {skipped[0]}")
             with self._writing():
                 file.seek(0)
                 _write_header(file, (len(kept), *shape))
@@ -184,7 +184,7 @@ class PixelCache:
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[BinaryIO]:
-        """A new file, on disk when the block ends."""
+        """A new file, synced to disk when the block ends."""
         with self._writing():
             file = path.open("wb")
         try:
@@ -198,36 +198,36 @@ class PixelCache:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turns what the disk refuses into a sentence."""
+        """Turn an error of the disk into one sentence."""
         try:
             yield
         except OSError as error:
             raise ValueError(
-                f"data.cache_dir = {self.folder} can not be written ({error.strerror or error}): "
-                "free space there or set data.cache_dir to another disk; nothing half-written is kept"
+                f"data.cache_dir = {self.folder} cannot be written ({error.strerror or error}): "
+                "free space there, or set data.cache_dir to another disk"
             ) from error
 
     def _refuse_without_space(self, needed: int) -> None:
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise ValueError(
-                f"data.cache_dir = {self.folder} has {free / 1e9:.2f} GB free, but the decoded images take "
-                f"{needed / 1e9:.2f} GB: free space there or set data.cache_dir to another disk"
+                f"data.cache_dir must have {needed / 1e9:.2f} GB free for the decoded images "
+                f"(got {free / 1e9:.2f} GB in {self.folder}): free space there, or set data.cache_dir to another disk"
             )
 
 
 def _open(entry: Path) -> StoredImages | None:
-    """The entry, in milliseconds; None where it is missing or not whole."""
+    """The entry, opened in milliseconds; None if it is missing or incomplete."""
     if not entry.is_dir():
         return None
     try:
         manifest = json.loads((entry / "manifest.json").read_text())
         images = np.load(entry / "images.npy", mmap_mode="c")
         labels = np.load(entry / "labels.npy") if manifest["labels"] else None
-        whole = images.dtype == np.uint8 and list(images.shape) == [manifest["count"], *manifest["shape"]]
+        complete = images.dtype == np.uint8 and list(images.shape) == [manifest["count"], *manifest["shape"]]
     except (OSError, EOFError, ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
+        complete = False
+    if not complete:
         log.warning("%s is damaged: decoding its images again", entry)
         return None
     return StoredImages(torch.from_numpy(images), None if labels is None else torch.from_numpy(labels), manifest, entry)

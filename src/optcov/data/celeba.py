@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,36 +31,40 @@ HOW = (
 )
 
 
+@dataclass(eq=False)
 class CelebAData(ImageData):
     """Faces ``(3, image_size, image_size)``.
 
-    The partition file decides the split of each image; without one, the official numbers in the names do.
+    The partition file decides the split of each image; without one, the official numbers in the file names do.
 
     Args:
         root: ``img_align_celeba.zip``, the folder of its images, or a folder that holds either.
-        image_size: side of the result in pixels, published with 64.
-        cache_dir, limit, random_flip, skip_corrupt, batch_size, seed: as in :class:`ImageData`.
+        image_size: side of the result in pixels, 64 as published.
+        cache_dir, limit, skip_corrupt, batch_size, seed, random_flip: as in :class:`ImageData`.
+    Raises:
+        ValueError: if ``image_size`` or ``limit`` is below 1.
     """
 
-    def __init__(
-        self,
-        root: str,
-        cache_dir: str,
-        image_size: int = 64,
-        limit: int | None = None,
-        random_flip: bool = True,
-        skip_corrupt: bool = False,
-        batch_size: int = 128,
-        seed: int = 0,
-    ) -> None:
-        super().__init__("celeba", root, cache_dir, limit, random_flip, skip_corrupt, batch_size, seed)
-        check_size("image_size", image_size)
-        self.image_size, self.shape = image_size, (3, image_size, image_size)
-        self._origin: Path | None = None
+    name = "celeba"
+
+    _: KW_ONLY
+    image_size: int = 64
+    batch_size: int = 128
+    random_flip: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_size("image_size", self.image_size)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (3, self.image_size, self.image_size)
+
+    @cached_property
+    def _origin(self) -> Path:
+        return _find(self.path)
 
     def origin(self) -> Path:
-        if self._origin is None:
-            self._origin = _find(self.root)
         return self._origin
 
     def fingerprint(self, split: Split) -> dict[str, Any]:
@@ -88,7 +94,7 @@ class CelebAData(ImageData):
         chosen = [name for name in names if partition.get(PurePosixPath(name).name) == split]
         if not chosen:
             raise ValueError(
-                f"data.root = {self.root} holds {len(names)} images, none of them of the {split} split of CelebA: {HOW}"
+                f"data.root = {self.path} has {len(names)} images, none from the {split} split of CelebA: {HOW}"
             )
         return AlignedFaces(files, chosen, self.image_size)
 
@@ -100,12 +106,12 @@ class CelebAData(ImageData):
 
 
 class AlignedFaces(Records):
-    """Aligned images, the published square of each.
+    """The published square of each aligned image.
 
     Args:
-        files: where they are.
-        names: which ones.
-        image_size: side of the result.
+        files: the folder or archive.
+        names: the images to use.
+        image_size: side of the result in pixels.
     """
 
     def __init__(self, files: Files, names: Sequence[str], image_size: int) -> None:
@@ -121,18 +127,18 @@ class AlignedFaces(Records):
 
 
 def published_box(width: int, height: int, name: str = "the image") -> Box:
-    """The published square, (25, 57, 153, 185) of 178 x 218 pixels; scaled to other sizes, to whole pixels.
+    """The published square, (25, 57, 153, 185) of 178 x 218 pixels; scaled to other sizes and rounded to whole pixels.
 
     Args:
         width, height: of an aligned image, in pixels.
         name: of the image, for messages.
     Raises:
-        CorruptImageError: if the image has another shape than the aligned ones.
+        CorruptImageError: if the aspect ratio is not that of the aligned images.
     """
     scale = width / WIDTH
     if abs(height - scale * HEIGHT) > 2:
         raise CorruptImageError(
-            f"{name} has {width} x {height} pixels, not the shape of an aligned image ({WIDTH} x {HEIGHT}): "
+            f"{name} must have the aspect ratio of an aligned image, {WIDTH} x {HEIGHT} (got {width} x {height}): "
             "use data=image_folder for other faces"
         )
     side = max(1, round(SIDE * scale))
@@ -149,12 +155,12 @@ def official_split(name: str) -> Split | None:
 
 
 def read_partition(content: bytes, name: str) -> dict[str, Split]:
-    """A partition file, official (``000001.jpg 0``) or as CSV with a header.
+    """A partition file, official (``000001.jpg 0``) or CSV with a header.
 
     Returns:
         The split of each image, by file name.
     Raises:
-        ValueError: naming the line that says neither.
+        ValueError: naming the first line that cannot be parsed.
     """
     partition: dict[str, Split] = {}
     for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
@@ -162,24 +168,25 @@ def read_partition(content: bytes, name: str) -> dict[str, Split]:
         if len(fields) == 2 and fields[1] in ("0", "1", "2"):
             partition[fields[0]] = SPLITS[int(fields[1])]
         elif fields and number > 1:
-            raise ValueError(f"data.root: line {number} of {name} is {line!r}, not an image and 0, 1 or 2: {HOW}")
+            raise ValueError(f"data.root: line {number} of {name} must be an image and 0, 1 or 2 (got {line!r}): {HOW}")
     return partition
 
 
 def _find(root: Path) -> Path:
-    """The archive or the folder of the images."""
+    """The archive or folder that holds the images."""
     if root.is_file():
         return root
     archives = sorted(root.glob("img_align_celeba*.zip"))
     if len(archives) > 1:
-        raise ValueError(f"data.root = {root} holds {' and '.join(a.name for a in archives)}: name one of them")
+        names = " and ".join(archive.name for archive in archives)
+        raise ValueError(f"data.root = {root} must hold one archive (it has {names}): give one of them")
     folders = [root / "img_align_celeba", root / "celeba" / "img_align_celeba"]
     found = [*archives, *(folder for folder in folders if folder.is_dir())]
     if not found and root.is_dir() and any(is_image(path.name) for path in root.iterdir()):
         found = [root]
     if not found:
         raise ValueError(
-            f"data.root = {root} holds no CelebA (looked in {root.absolute()} for img_align_celeba*.zip, "
+            f"data.root = {root} does not contain CelebA (looked in {root.absolute()} for img_align_celeba*.zip, "
             f"img_align_celeba/, celeba/img_align_celeba/ and *.jpg): {HOW}"
         )
     return found[0]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,57 +20,52 @@ log = logging.getLogger(__name__)
 COUNTS = {"train": 50_000, "test": 10_000}
 
 
+@dataclass(eq=False)
 class CIFAR10Data(ImageData):
     """Colour images ``(3, 32, 32)`` with labels.
 
     Args:
-        root: folder or archive, in any of the forms of :mod:`optcov.data.cifar10_layouts`.
-        download: get the official archive into ``root`` where no form is found.
+        root: folder or archive, in any layout of :mod:`optcov.data.cifar10_layouts`.
+        download: get the official archive into ``root`` if no layout is found there.
         mirrors: addresses of the official archive, tried in turn.
-        checksums: MD5 of the official archives by name; an archive that is not named is not checked.
+        checksums: MD5 of the official archives by name; an archive that is not listed is not checked.
         val_size: images held out for validation, the last of the training files (which are in random order).
-        cache_dir, limit, random_flip, skip_corrupt, batch_size, seed: as in :class:`ImageData`.
+        cache_dir, limit, skip_corrupt, batch_size, seed, random_flip: as in :class:`ImageData`.
+    Raises:
+        ValueError: if ``val_size`` is negative, or ``limit`` below 1.
     """
 
+    name = "cifar10"
     shape = SHAPE
 
-    def __init__(
-        self,
-        root: str,
-        cache_dir: str,
-        download: bool = False,
-        mirrors: Sequence[str] = (),
-        checksums: Mapping[str, str] | None = None,
-        val_size: int = 0,
-        limit: int | None = None,
-        random_flip: bool = True,
-        skip_corrupt: bool = False,
-        batch_size: int = 128,
-        seed: int = 0,
-    ) -> None:
-        super().__init__("cifar10", root, cache_dir, limit, random_flip, skip_corrupt, batch_size, seed)
-        if val_size < 0:
-            raise ValueError(f"data.val_size = {val_size} is negative: give 0 for no validation split")
-        self.download, self.mirrors, self.checksums = download, mirrors, dict(checksums or {})
-        self.val_size = val_size
-        self._layout: Layout | None = None
+    _: KW_ONLY
+    download: bool = False
+    mirrors: Sequence[str] = ()
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    val_size: int = 0
+    batch_size: int = 128
+    random_flip: bool = True
 
-    @property
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.val_size < 0:
+            raise ValueError(f"data.val_size must not be negative (got {self.val_size})")
+
+    @cached_property
     def layout(self) -> Layout:
-        """The form that was found, after a download where one is asked for."""
-        if self._layout is None:
-            self._layout = find_layout(self.root)
-        if self._layout is None and self.download:
-            archive = self.root / PythonLayout.archive
+        """The layout that was found, after a download where one is asked for."""
+        layout = find_layout(self.path)
+        if layout is None and self.download:
+            archive = self.path / PythonLayout.archive
             download(self.mirrors, archive, self.checksums.get(archive.name))
-            self._layout = find_layout(self.root)
-        if self._layout is None:
-            forms = ", ".join(layout.looked_for for layout in LAYOUTS)
+            layout = find_layout(self.path)
+        if layout is None:
+            layouts = ", ".join(layout.looked_for for layout in LAYOUTS)
             raise ValueError(
-                f"data.root = {self.root} holds no CIFAR-10 (looked in {self.root.absolute()} for {forms}): "
+                f"data.root = {self.path} does not contain CIFAR-10 (looked in {self.path.absolute()} for {layouts}): "
                 "set data.root or OPTCOV_DATA to where it is, or data.download=true to get it (170 MB)"
             )
-        return self._layout
+        return layout
 
     @property
     def num_classes(self) -> int:
@@ -88,14 +85,12 @@ class CIFAR10Data(ImageData):
         source: Split = "test" if split == "test" else "train"
         records = self.layout.records(source, self.checksums)
         if len(records) != COUNTS[source]:
-            log.warning("%s holds %d %s images, CIFAR-10 has %d", self.origin(), len(records), source, COUNTS[source])
+            log.warning("%s has %d %s images, but CIFAR-10 has %d", self.origin(), len(records), source, COUNTS[source])
         if split == "test":
             return records
         first_val = len(records) - self.val_size
         if first_val < 1:
-            raise ValueError(f"data.val_size = {self.val_size} leaves nothing of {len(records)} images to train on")
+            raise ValueError(f"data.val_size must be less than the {len(records)} images (got {self.val_size})")
         if split == "val" and self.val_size == 0:
-            raise ValueError(
-                "data.val_size = 0 leaves CIFAR-10 without a validation split: give a number, such as 5000"
-            )
+            raise ValueError("data.val_size must be at least 1 for a validation split of CIFAR-10 (got 0): give 5000")
         return Selection(records, range(first_val) if split == "train" else range(first_val, len(records)))

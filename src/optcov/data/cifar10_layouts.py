@@ -1,4 +1,4 @@
-"""The forms in which the world has CIFAR-10 (Krizhevsky 2009): Python pickles, binary records, parquet tables."""
+"""The layouts in which CIFAR-10 (Krizhevsky 2009) is distributed: Python pickles, binary records, parquet tables."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ log = logging.getLogger(__name__)
 
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32
-AGAIN = "delete it and get it anew, for example with data.download=true"
+AGAIN = "delete it and get it again, for example with data.download=true"
 
 
 class Layout(ABC):
-    """CIFAR-10 in one form, found somewhere.
+    """CIFAR-10 in one layout, found on disk.
 
     Attributes:
-        looked_for: what :meth:`find` wants to see, for messages.
+        looked_for: the file names that :meth:`find` looks for, for messages.
+        place: the folder or archive that was found.
     """
 
     looked_for: ClassVar[str]
@@ -41,7 +42,7 @@ class Layout(ABC):
     @classmethod
     @abstractmethod
     def find(cls, root: Path) -> Self | None:
-        """The data in this form in ``root``, if they are there."""
+        """The data in this layout in ``root``, or None if there are none."""
 
     @abstractmethod
     def paths(self, split: Split) -> list[Path]:
@@ -52,10 +53,10 @@ class Layout(ABC):
         """The images of a split (train or test) in the order of the files, with labels.
 
         Args:
-            split: which.
-            checksums: MD5 by name of an official archive.
+            split: train or test.
+            checksums: MD5 of the official archives, by name.
         Raises:
-            ValueError: naming the file that is missing, damaged, or not what it should be.
+            ValueError: naming the file that is missing, damaged, or of the wrong kind.
         """
 
     def fingerprint(self, split: Split) -> list[str]:
@@ -64,7 +65,7 @@ class Layout(ABC):
 
 
 class BatchLayout(Layout):
-    """Batches of 10,000 images in files of their own, in a folder or in the official archive."""
+    """A file for every 10,000 images, in a folder or in the official archive."""
 
     folder: ClassVar[str]
     archive: ClassVar[str]
@@ -84,7 +85,7 @@ class BatchLayout(Layout):
 
     @classmethod
     def names_archive(cls, name: str) -> bool:
-        """Whether a file, given by itself, is to be taken for the archive of this form."""
+        """Whether a file that is given as ``data.root`` is the archive of this layout, by its name."""
         return name == cls.archive
 
     def paths(self, split: Split) -> list[Path]:
@@ -93,7 +94,7 @@ class BatchLayout(Layout):
         paths = [self.place / name for name in self.batches[split]]
         for path in paths:
             if not path.is_file():
-                raise ValueError(f"data.root: {path} is missing beside the other batches: get CIFAR-10 anew")
+                raise ValueError(f"data.root: {path} is missing beside the other batches: get CIFAR-10 again")
         return paths
 
     def records(self, split: Split, checksums: Mapping[str, str]) -> Records:
@@ -108,7 +109,7 @@ class BatchLayout(Layout):
 
     @abstractmethod
     def parse(self, content: bytes, name: str) -> tuple[Pixels, NDArray[np.int64]]:
-        """The images, uint8 ``[n, 3072]`` channel by channel, and their labels, of a file."""
+        """The images of a file, uint8 ``[n, 3072]`` channel by channel, and their labels."""
 
 
 class PythonLayout(BatchLayout):
@@ -128,10 +129,10 @@ class PythonLayout(BatchLayout):
             batch = load_arrays(content)
             images, labels = batch[b"data"], np.asarray(batch[b"labels"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"data.root: {name} is no CIFAR-10 batch ({error}): {AGAIN}") from error
+            raise ValueError(f"data.root: {name} is not a CIFAR-10 batch ({error}): {AGAIN}") from error
         is_array = isinstance(images, np.ndarray) and images.dtype == np.uint8
         if not is_array or images.shape != (len(images), PIXELS) or labels.shape != (len(images),):
-            raise ValueError(f"data.root: {name} is no CIFAR-10 batch (its arrays have other shapes): {AGAIN}")
+            raise ValueError(f"data.root: {name} is not a CIFAR-10 batch (its arrays have other shapes): {AGAIN}")
         return images, _labels(labels, name)
 
 
@@ -147,7 +148,7 @@ class BinaryLayout(BatchLayout):
         count, rest = divmod(len(content), 1 + PIXELS)
         if rest or not count:
             raise ValueError(
-                f"data.root: {name} has {len(content)} bytes, no multiple of {1 + PIXELS}: it is truncated; {AGAIN}"
+                f"data.root: {name} is truncated ({len(content)} bytes, not a multiple of {1 + PIXELS}): {AGAIN}"
             )
         table = np.frombuffer(content, np.uint8).reshape(count, 1 + PIXELS)
         return table[:, 1:], _labels(table[:, 0], name)
@@ -169,11 +170,11 @@ class ParquetLayout(Layout):
     def paths(self, split: Split) -> list[Path]:
         shards = sorted(self.place.glob(f"{split}-*.parquet"))
         if not shards:
-            raise ValueError(f"data.root: {self.place} holds no {split}-*.parquet: get the shards of that split, too")
+            raise ValueError(f"data.root: {self.place} has no {split}-*.parquet: get the shards of that split, too")
         counted = re.search(r"-of-(\d+)\.parquet$", shards[0].name)
         if counted and len(shards) != int(counted[1]):
             raise ValueError(
-                f"data.root: {self.place} holds {len(shards)} of {int(counted[1])} {split} shards: get the others, too"
+                f"data.root: {self.place} has {len(shards)} of {int(counted[1])} {split} shards: get the others, too"
             )
         return shards
 
@@ -187,12 +188,12 @@ class ParquetLayout(Layout):
                 table = pq.read_table(path)
             except (pa.ArrowException, OSError) as error:
                 problem = str(error).splitlines()[0]
-                raise ValueError(f"data.root: {path} is truncated or no parquet file ({problem}): {AGAIN}") from error
+                raise ValueError(f"data.root: {path} is truncated or not parquet ({problem}): {AGAIN}") from error
             column = next((name for name in ("img", "image") if name in table.column_names), None)
             if column is None or "label" not in table.column_names:
                 raise ValueError(
-                    f"data.root: {path} has columns {', '.join(table.column_names)}, not img and label: "
-                    "get the layout of uoft-cs/cifar10"
+                    f"data.root: {path} must have the columns img and label (got {', '.join(table.column_names)}): "
+                    "get the files of uoft-cs/cifar10"
                 )
             tables.append((path, table[column], table["label"].to_numpy()))
         return ParquetRecords(tables)
@@ -202,7 +203,7 @@ class ParquetRecords(Records):
     """Rows of parquet tables.
 
     Args:
-        tables: of each file its path, its column of encoded images and its labels.
+        tables: the path, the column of encoded images and the labels of each file.
     """
 
     def __init__(self, tables: Sequence[tuple[Path, Any, NDArray[Any]]]) -> None:
@@ -217,7 +218,7 @@ class ParquetRecords(Records):
         name = f"row {row} of {path}"
         image = decode(column[row]["bytes"].as_py() or b"", name)
         if image.size != (32, 32):
-            raise CorruptImageError(f"{name} has {image.width} x {image.height} pixels, not 32 x 32")
+            raise CorruptImageError(f"{name} must be 32 x 32 pixels (got {image.width} x {image.height})")
         return channels_first(np.asarray(image))
 
 
@@ -225,13 +226,13 @@ LAYOUTS: tuple[type[Layout], ...] = (PythonLayout, BinaryLayout, ParquetLayout)
 
 
 def find_layout(root: Path) -> Layout | None:
-    """CIFAR-10 in the first form that is found in ``root``: a folder, the folder that holds it, or an archive."""
+    """CIFAR-10 in the first layout that is found in ``root``: a folder, the folder that holds it, or an archive."""
     return next((found for layout in LAYOUTS if (found := layout.find(root)) is not None), None)
 
 
 def _labels(values: NDArray[Any], name: str) -> NDArray[np.int64]:
     if not np.issubdtype(values.dtype, np.integer) or values.min(initial=0) < 0 or values.max(initial=0) > 9:
-        raise ValueError(f"data.root: {name} holds labels that are not 0 to 9: {AGAIN}")
+        raise ValueError(f"data.root: {name} has labels other than 0 to 9: {AGAIN}")
     return values.astype(np.int64)
 
 
@@ -242,13 +243,13 @@ def _check_md5(archive: Path, expected: str | None) -> None:
         found = hashlib.file_digest(file, "md5").hexdigest()
     if found != expected:
         raise ValueError(
-            f"data.root: {archive} ({archive.stat().st_size:,} bytes) has MD5 {found}, not {expected}: "
-            f"it is truncated or not the official archive; {AGAIN}"
+            f"data.root: {archive} ({archive.stat().st_size:,} bytes) is truncated or not the official archive "
+            f"(its MD5 is {found}, not {expected}): {AGAIN}"
         )
 
 
 def _read_members(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
-    """Files of a tar archive by their last name, read in memory: nothing is unpacked, wherever a member points."""
+    """Files of a tar archive by base name, read in memory: nothing is unpacked, so that no member can escape."""
     contents: dict[str, bytes] = {}
     try:
         with tarfile.open(archive) as tar:
@@ -261,8 +262,8 @@ def _read_members(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
                     if len(contents) == len(names):
                         break
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise ValueError(f"data.root: {archive} is truncated or no tar archive ({error}): {AGAIN}") from error
+        raise ValueError(f"data.root: {archive} is truncated or not a tar archive ({error}): {AGAIN}") from error
     missing = [name for name in names if name not in contents]
     if missing:
-        raise ValueError(f"data.root: {archive} holds no {missing[0]}: {AGAIN}")
+        raise ValueError(f"data.root: {archive} has no {missing[0]}: {AGAIN}")
     return contents

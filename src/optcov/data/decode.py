@@ -1,4 +1,4 @@
-"""Image files to arrays: any mode that Pillow reads, to grey or RGB; cropped, then resized with antialiasing."""
+"""Image files to arrays: any mode that Pillow reads becomes grey or RGB, is cropped, then resized with antialiasing."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from optcov.data.records import CorruptImageError, Pixels
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 Resample = Literal["box", "bilinear", "bicubic", "lanczos"]
 
-# what Pillow raises for bytes that are no image, are cut short, or unpack to more than it is willing to
+# what Pillow raises for bytes that are not an image, are cut short, or unpack to more than its limit
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 def decode(encoded: bytes, name: str, channels: Literal[1, 3] = 3) -> Image.Image:
-    """A whole image, upright, in grey or RGB.
+    """An image, upright, in grey or RGB.
 
-    Grey and palette images become what is asked for, transparency is dropped, 16-bit levels lose their lower byte.
+    Grey and palette images are converted, transparency is dropped, 16-bit levels lose their lower byte.
 
     Args:
-        encoded: the bytes of a file.
+        encoded: the content of an image file.
         name: of the image, for messages.
         channels: 1 for grey, 3 for RGB.
     Raises:
-        CorruptImageError: naming the image.
+        CorruptImageError: naming the image, if it cannot be decoded.
     """
     try:
         opened = Image.open(io.BytesIO(encoded))
         opened.load()
         image: Image.Image = ImageOps.exif_transpose(opened)
     except _DAMAGE as error:
-        raise CorruptImageError(f"{name} can not be decoded ({str(error).splitlines()[0]})") from error
+        raise CorruptImageError(f"{name} cannot be decoded ({str(error).splitlines()[0]})") from error
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("L" if channels == 1 else "RGB")
 
 
 def crop_and_resize(image: Image.Image, box: Box, size: int, resample: Resample) -> Pixels:
-    """Cut a box, then shrink or enlarge it to a square.
+    """Cut out a box and resize it to a square.
 
     Args:
         image: grey or RGB.
-        box: in pixels, within the image.
-        size: side of the result.
-        resample: the filter, which Pillow widens when it shrinks (antialiasing).
+        box: left, top, right, bottom in pixels, within the image.
+        size: side of the result in pixels.
+        resample: the filter, which Pillow widens when shrinking (antialiasing).
     Returns:
         uint8 ``[C, size, size]``.
     """

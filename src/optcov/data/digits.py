@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from optcov.data.base import DataModule, Split
+from optcov.data.base import DataSource, Split
 
 
-class DigitsData(DataModule):
+class DigitsData(DataSource):
     """Grey images ``(1, 8, 8)``, the 17 levels spread over 0..255; 1500 for training, 297 for testing.
 
     Args:
-        batch_size, seed: as in :class:`DataModule`.
+        batch_size, seed, random_flip: as in :class:`DataSource`.
     """
 
     def load(self, split: Split) -> Tensor:

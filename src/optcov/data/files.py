@@ -1,4 +1,4 @@
-"""Image files in a folder or in a zip archive, read where they lie: nothing is ever unpacked to disk."""
+"""Image files in a folder or a zip archive, read in place: nothing is ever unpacked to disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TAIL = 64 * 2**20  # bytes of a large file that identify it
 
 
 class Files(ABC):
-    """Files with names.
+    """Named files.
 
     Args:
         place: the folder or archive.
@@ -27,30 +27,30 @@ class Files(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash that changes with the files, wherever they lie; takes well under a second for 200,000 images."""
+        """A hash of the files, independent of their location; takes well under a second for 200,000 images."""
 
     @abstractmethod
     def names(self) -> list[str]:
-        """All files, sorted, with ``/`` between folders."""
+        """The relative paths of all files, sorted, with ``/`` as separator."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
         """The content of a file.
 
         Raises:
-            CorruptImageError: if it can not be read.
+            CorruptImageError: if it cannot be read.
         """
 
     def images(self) -> list[str]:
-        """The names that end like an image and are not hidden."""
+        """The names with an image suffix that are not hidden."""
         return [name for name in self.names() if is_image(name)]
 
 
 class FolderFiles(Files):
-    """A folder and all below it."""
+    """A folder and all its subfolders."""
 
     def fingerprint(self) -> str:
-        """Of names, sizes and times of change: sizes alone do not tell one folder of bitmaps from another."""
+        """Hashes names, sizes and modification times: sizes alone do not distinguish two folders of bitmaps."""
         return hashlib.sha256(repr(sorted(_walk(self.place))).encode()).hexdigest()
 
     def names(self) -> list[str]:
@@ -60,32 +60,32 @@ class FolderFiles(Files):
         try:
             return (self.place / name).read_bytes()
         except OSError as error:
-            raise CorruptImageError(f"{self.place / name} can not be read ({error.strerror})") from error
+            raise CorruptImageError(f"{self.place / name} cannot be read ({error.strerror})") from error
 
 
 class ZipFiles(Files):
     """A zip archive.
 
     Raises:
-        ValueError: if it is truncated or no zip archive.
+        ValueError: if it is truncated or not a zip archive.
     """
 
     _archive: zipfile.ZipFile | None = None
 
     @property
     def archive(self) -> zipfile.ZipFile:
-        """Opened when first needed: reading the table of 200,000 files takes seconds."""
+        """The archive, opened on first use: reading a directory of 200,000 files takes seconds."""
         if self._archive is None:
             try:
                 self._archive = zipfile.ZipFile(self.place)
             except (zipfile.BadZipFile, OSError) as error:
                 raise ValueError(
-                    f"data.root: {self.place} is truncated or no zip archive ({error}): copy or download it again"
+                    f"data.root: {self.place} is truncated or not a zip archive ({error}): copy or download it again"
                 ) from error
         return self._archive
 
     def fingerprint(self) -> str:
-        """Of the size and the end, where a zip archive keeps names, sizes and checksums of all its files."""
+        """Hashes the size and the end, where a zip archive keeps names, sizes and checksums of all its files."""
         return file_fingerprint(self.place)
 
     def names(self) -> list[str]:
@@ -95,22 +95,22 @@ class ZipFiles(Files):
         try:
             return self.archive.read(name)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-            raise CorruptImageError(f"{name} in {self.place} can not be read ({error})") from error
+            raise CorruptImageError(f"{name} in {self.place} cannot be read ({error})") from error
 
 
 def files_in(place: Path) -> Files:
-    """The files of a folder or of a zip archive."""
+    """The files of a folder or a zip archive."""
     return FolderFiles(place) if place.is_dir() else ZipFiles(place)
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name is that of an image, not hidden and not of macOS's shadow folder."""
+    """Whether a name has an image suffix, and is neither hidden nor in macOS's ``__MACOSX`` folder."""
     path = PurePosixPath(name)
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and "__MACOSX" not in path.parts
 
 
 def file_fingerprint(path: Path) -> str:
-    """A hash of a file's size and of its last 64 MiB."""
+    """A hash of a file's size and its last 64 MiB."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - TAIL))
@@ -118,7 +118,7 @@ def file_fingerprint(path: Path) -> str:
 
 
 def _walk(root: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of change (ns) of each file below a folder; links are followed, no folder is seen twice."""
+    """Name, size and modification time (ns) of every file below a folder; follows links, visits no folder twice."""
     found, seen = [], set()
     folders = [(str(root), "")]
     while folders:

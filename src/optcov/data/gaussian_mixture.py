@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
+
 import torch
 from torch import Tensor
 
-from optcov.data.base import DataModule, Split
+from optcov.data.base import DataSource, Split
 from optcov.oracle import GaussianMixture
 
 
-class GaussianMixtureData(DataModule):
+@dataclass(eq=False)
+class GaussianMixtureData(DataSource):
     """Float vectors ``(d,)``.
 
     Args:
         mixture: their distribution; keep it within [-1, 1].
-        num_train, num_test: how many are drawn.
-        batch_size, seed: as in :class:`DataModule`; the draw itself does not depend on the seed.
+        num_train, num_test: vectors in each split; which ones does not depend on the seed.
+        batch_size, seed: as in :class:`DataSource`.
+    Raises:
+        ValueError: if ``random_flip`` is set: the mirror image of a vector is not one of the mixture's.
     """
 
-    def __init__(
-        self,
-        mixture: GaussianMixture,
-        num_train: int = 20_000,
-        num_test: int = 5_000,
-        batch_size: int = 512,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(batch_size, seed)
-        self.mixture, self.count = mixture, {"train": num_train, "test": num_test}
+    mixture: GaussianMixture
+    _: KW_ONLY
+    num_train: int = 20_000
+    num_test: int = 5_000
+    batch_size: int = 512
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.random_flip:
+            raise ValueError("data.random_flip must be false for data=gaussian_mixture (got True)")
 
     def load(self, split: Split) -> Tensor:
         return self.mixture.sample(*self._draw(split)).float()
@@ -37,6 +42,7 @@ class GaussianMixtureData(DataModule):
         return self.mixture.draw_components(*self._draw(split))
 
     def _draw(self, split: Split) -> tuple[int, torch.Generator]:
-        if split not in self.count:
-            raise ValueError(f"data=gaussian_mixture has no {split} split: it has train and test")
-        return self.count[split], torch.Generator().manual_seed({"train": 1, "test": 2}[split])
+        if split == "val":
+            raise ValueError("data=gaussian_mixture has no val split: it has train and test")
+        count, seed = (self.num_train, 1) if split == "train" else (self.num_test, 2)
+        return count, torch.Generator().manual_seed(seed)

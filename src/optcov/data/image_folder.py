@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,50 +14,49 @@ from optcov.data.images import ImageData, held_out
 from optcov.data.records import CorruptImageError, Pixels, Records, Selection
 
 
+@dataclass(eq=False)
 class ImageFolderData(ImageData):
-    """A central square of each image, resized; subfolders are searched, their names mean nothing.
+    """The central square of each image, resized; subfolders are searched, but their names are not used as classes.
 
     Args:
-        root: the folder or zip archive.
+        root: folder or zip archive.
         image_size: side of the result in pixels.
         crop: side of the central square in pixels of the source; None for the largest.
         resample: the filter of the resize.
         channels: 1 for grey, 3 for RGB.
         val_size, test_size: images held out for validation and testing, a fixed random choice.
-        cache_dir, limit, random_flip, skip_corrupt, batch_size, seed: as in :class:`ImageData`.
+        cache_dir, limit, skip_corrupt, batch_size, seed, random_flip: as in :class:`ImageData`.
+    Raises:
+        ValueError: if ``image_size``, ``crop`` or ``limit`` is below 1.
     """
 
-    def __init__(
-        self,
-        root: str,
-        cache_dir: str,
-        image_size: int = 64,
-        crop: int | None = None,
-        resample: Resample = "bicubic",
-        channels: Literal[1, 3] = 3,
-        val_size: int = 0,
-        test_size: int = 0,
-        limit: int | None = None,
-        random_flip: bool = False,
-        skip_corrupt: bool = False,
-        batch_size: int = 64,
-        seed: int = 0,
-    ) -> None:
-        super().__init__("image_folder", root, cache_dir, limit, random_flip, skip_corrupt, batch_size, seed)
-        check_size("image_size", image_size)
-        if crop is not None:
-            check_size("crop", crop)
-        self.image_size, self.crop, self.resample, self.channels = image_size, crop, resample, channels
-        self.val_size, self.test_size = val_size, test_size
-        self.shape = (channels, image_size, image_size)
+    name = "image_folder"
+
+    _: KW_ONLY
+    image_size: int = 64
+    crop: int | None = None
+    resample: Resample = "bicubic"
+    channels: Literal[1, 3] = 3
+    val_size: int = 0
+    test_size: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_size("image_size", self.image_size)
+        if self.crop is not None:
+            check_size("crop", self.crop)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.channels, self.image_size, self.image_size)
 
     def origin(self) -> Path:
-        if not self.root.exists():
+        if not self.path.exists():
             raise ValueError(
-                f"data.root = {self.root} does not exist (looked for {self.root.absolute()}): "
+                f"data.root = {self.path} does not exist (looked for {self.path.absolute()}): "
                 "give a folder or a zip archive of images"
             )
-        return self.root
+        return self.path
 
     def fingerprint(self, split: Split) -> dict[str, Any]:
         held = {"val_size": self.val_size, "test_size": self.test_size}
@@ -70,13 +70,13 @@ class ImageFolderData(ImageData):
         files = files_in(self.origin())
         names = files.images()
         if not names:
-            raise ValueError(f"data.root = {self.root} holds no images: give a folder or a zip archive of images")
+            raise ValueError(f"data.root = {self.path} has no images: give a folder or a zip archive of images")
         every = CroppedFiles(files, names, self.preprocessing())
         return Selection(every, held_out(len(every), self.val_size, self.test_size, split))
 
 
 class CroppedFiles(Records):
-    """Image files, the central square of each."""
+    """The central square of each image file."""
 
     def __init__(self, files: Files, names: Sequence[str], preprocessing: dict[str, Any]) -> None:
         self.files, self.names, self.preprocessing = files, names, preprocessing
@@ -90,7 +90,7 @@ class CroppedFiles(Records):
         side = settings["crop"] or min(image.size)
         if side > min(image.size):
             raise CorruptImageError(
-                f"{name} in {self.files.place} has {image.width} x {image.height} pixels, less than data.crop = {side}"
+                f"{name} in {self.files.place} has {image.width} x {image.height} pixels, but data.crop = {side}"
             )
         left, top = (image.width - side) // 2, (image.height - side) // 2
         box = (left, top, left + side, top + side)
@@ -98,6 +98,6 @@ class CroppedFiles(Records):
 
 
 def check_size(key: str, pixels: int) -> None:
-    """Refuse a side that is no number of pixels."""
+    """Raise ValueError for a side below one pixel."""
     if pixels < 1:
-        raise ValueError(f"data.{key} = {pixels} is no number of pixels: give at least 1")
+        raise ValueError(f"data.{key} must be at least 1 pixel (got {pixels})")

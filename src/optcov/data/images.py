@@ -1,66 +1,71 @@
-"""Image sets that are decoded once: a split is found, decoded into the cache, and mapped from there."""
+"""Images from files: a split is found, decoded into the cache once, and mapped into memory from there."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from optcov.data.base import DataModule, Split
+from optcov.data.base import DataSource, Split
 from optcov.data.cache import PixelCache, StoredImages
 from optcov.data.records import Records, Selection, evenly_spaced
 
 
-class ImageData(DataModule):
+@dataclass(eq=False)
+class ImageData(DataSource):
     """Images of one shape from files.
 
     A subclass says where its images are (:meth:`origin`), what identifies them without decoding any
     (:meth:`fingerprint`), how they are made (:meth:`preprocessing`), and opens them (:meth:`records`).
 
     Args:
-        name: of the data set.
         root: folder or archive.
         cache_dir: where decoded images are kept.
-        limit: at most this many images of each split, evenly spaced over it.
-        random_flip: mirror half of the training images, drawn anew in each step.
-        skip_corrupt: leave out images that can not be decoded.
-        batch_size, seed: as in :class:`DataModule`.
+        limit: at most this many images of each split, evenly spaced over it; None for all.
+        skip_corrupt: leave out images that cannot be decoded.
+        batch_size, seed, random_flip: as in :class:`DataSource`.
+    Attributes:
+        name: of the data set, in the names of its cache entries.
+        path: ``root`` with the home directory filled in.
+    Raises:
+        ValueError: if ``limit`` is below 1.
     """
 
-    shape: tuple[int, int, int]
+    name: ClassVar[str]
 
-    def __init__(
-        self,
-        name: str,
-        root: str,
-        cache_dir: str,
-        limit: int | None = None,
-        random_flip: bool = False,
-        skip_corrupt: bool = False,
-        batch_size: int = 64,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(batch_size, seed, random_flip)
-        if limit is not None and limit < 1:
-            raise ValueError(f"data.limit = {limit} leaves no images: give at least 1, or null for all")
-        self.name, self.root, self.cache = name, Path(root).expanduser(), PixelCache(Path(cache_dir).expanduser())
-        self.limit, self.skip_corrupt = limit, skip_corrupt
+    root: str
+    cache_dir: str
+    _: KW_ONLY
+    limit: int | None = None
+    skip_corrupt: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"data.limit must be at least 1 (got {self.limit}): give null for all images")
         self._stored: dict[Split, StoredImages] = {}
+        self.path, self.cache = Path(self.root).expanduser(), PixelCache(Path(self.cache_dir).expanduser())
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of each image."""
 
     @abstractmethod
     def origin(self) -> Path:
         """The folder or archive in which the images were found.
 
         Raises:
-            ValueError: saying where they were looked for and how to get them.
+            ValueError: naming the places searched and how to get the images.
         """
 
     @abstractmethod
     def fingerprint(self, split: Split) -> dict[str, Any]:
-        """What determines the images of a split as they lie there, as JSON; quick."""
+        """What determines the stored images of a split, as JSON; must take well under a second."""
 
     @abstractmethod
     def preprocessing(self) -> dict[str, Any]:
@@ -71,17 +76,17 @@ class ImageData(DataModule):
         """The images of a split, ready to be decoded."""
 
     def stored(self, split: Split) -> StoredImages:
-        """A split in the cache; the first process that asks decodes it.
+        """A split in the cache; the first process to ask decodes it.
 
         Raises:
-            ValueError: if it can not be found, read, decoded or kept.
+            ValueError: if it cannot be found, read, decoded or kept.
         """
         if split not in self._stored:
             origin = self.origin()
             try:
                 fingerprint = self.fingerprint(split)
             except OSError as error:
-                raise ValueError(f"data.root = {self.root} can not be read: {error}") from error
+                raise ValueError(f"data.root = {self.path} cannot be read: {error}") from error
             identity = {
                 "split": split,
                 "source": fingerprint,
@@ -99,7 +104,7 @@ class ImageData(DataModule):
         try:
             records = self.records(split)
         except OSError as error:
-            raise ValueError(f"data.root = {self.root} can not be read: {error}") from error
+            raise ValueError(f"data.root = {self.path} cannot be read: {error}") from error
         return Selection(records, evenly_spaced(len(records), self.limit))
 
     def load(self, split: Split) -> Tensor:
@@ -110,26 +115,26 @@ class ImageData(DataModule):
         return super().labels(split) if labels is None else labels
 
     def identity(self) -> dict[str, Any]:
-        """The checksum of the training images: what ``root`` holds, wherever it is."""
+        """The checksum of the training images, which does not depend on where they are stored."""
         return {"train_sha256": self.stored("train").manifest["sha256"]}
 
 
 def held_out(count: int, val_size: int, test_size: int, split: Split) -> list[int]:
-    """Indices of a split of data that come without any: a fixed random part for validation and one for testing.
+    """Indices of one split of data that come without splits: a fixed random choice is held out.
 
     Args:
-        count: of all images.
-        val_size, test_size: images held out.
-        split: which one is wanted.
+        count: images in total.
+        val_size, test_size: images held out for validation and for testing.
+        split: the split to return.
     Returns:
         Sorted indices.
     Raises:
-        ValueError: if nothing is left for training.
+        ValueError: if a size is negative, or nothing is left for training.
     """
     if val_size < 0 or test_size < 0 or val_size + test_size >= count:
         raise ValueError(
-            f"data.val_size = {val_size} and data.test_size = {test_size} leave nothing of {count} images to train on: "
-            "give non-negative numbers that sum to less"
+            f"data.val_size + data.test_size must be less than the {count} images, and neither may be negative "
+            f"(got {val_size} + {test_size})"
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     parts = {

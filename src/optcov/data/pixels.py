@@ -1,4 +1,4 @@
-"""8-bit images and the [-1, 1] they are modelled on."""
+"""Conversion between 8-bit images and the range [-1, 1] on which they are modelled."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def to_uint8(x: Tensor) -> Tensor:
     Args:
         x: ``[n, ...]``.
     Raises:
-        ValueError: if one of the n holds NaN or infinity.
+        ValueError: if any of the n contains NaN or infinity.
     """
     if not x.isfinite().all():
         broken = int((~x.isfinite()).reshape(len(x), -1).any(1).sum())
         raise ValueError(
-            f"{broken} of {len(x)} samples hold NaN or infinity: train the mean network longer, or in "
-            "trainer.precision=32-true"
+            f"samples must be finite ({broken} of {len(x)} contain NaN or infinity): train the mean network longer, or "
+            "with trainer.precision=32-true"
         )
     return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

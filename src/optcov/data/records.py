@@ -1,4 +1,4 @@
-"""Images that are decoded one at a time: what a :class:`PixelCache` is filled from."""
+"""Images that are decoded one at a time, from which a :class:`PixelCache` is filled."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Pixels = NDArray[np.uint8]
 
 
 class CorruptImageError(ValueError):
-    """One image of many can not be decoded; the message names it."""
+    """One image of many cannot be decoded; the message names it."""
 
 
 class Records(ABC):
-    """The images of a split in their order, opened but not yet decoded.
+    """The images of a split in order, opened but not yet decoded.
 
     Attributes:
         labels: int64 ``[n]``, or None for data without classes.
@@ -32,12 +32,12 @@ class Records(ABC):
         """One image, uint8 ``[C, H, W]``.
 
         Raises:
-            CorruptImageError: if it can not be decoded.
+            CorruptImageError: if it cannot be decoded.
         """
 
 
 class ArrayRecords(Records):
-    """Images that are decoded already.
+    """Images that are already decoded.
 
     Args:
         images: uint8 ``[n, C, H, W]``.
@@ -56,7 +56,12 @@ class ArrayRecords(Records):
 
 
 class Selection(Records):
-    """Some images of others, by index."""
+    """A subset of other records.
+
+    Args:
+        records: all images.
+        indices: those to keep, in order.
+    """
 
     def __init__(self, records: Records, indices: Sequence[int]) -> None:
         self.records, self.indices = records, indices
@@ -70,7 +75,7 @@ class Selection(Records):
 
 
 def evenly_spaced(count: int, limit: int | None) -> range | list[int]:
-    """At most ``limit`` of ``count`` indices, spread over all, so that data sorted by class keep each."""
+    """At most ``limit`` of ``count`` indices, evenly spaced, so that data sorted by class keep every class."""
     if limit is None or limit >= count:
         return range(count)
     return [i * count // limit for i in range(limit)]

@@ -1,7 +1,7 @@
-"""Reads the pickles of CIFAR-10 without running what they may ask for.
+"""Reads the pickles of CIFAR-10 without executing anything they ask for.
 
-A pickle can call any function that its reader is willing to look up.  A CIFAR batch needs three: those that rebuild a
-numpy array.  This reader knows them and nothing else.
+A pickle can call any function that its reader looks up.  A CIFAR batch needs only those that rebuild a numpy array;
+this reader refuses all others.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class _ArrayUnpickler(pickle.Unpickler):
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR batch needs") from None
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR-10 batch needs") from None
 
 
 def load_arrays(content: bytes) -> Any:
-    """What a pickle of plain values and numpy arrays holds; Python 2 strings become bytes.
+    """The content of a pickle of plain values and numpy arrays; Python 2 strings become bytes.
 
     Raises:
-        ValueError: saying why it is damaged, or what it tried to look up.
+        ValueError: if it is damaged, or asks for anything else.
     """
     try:
         return _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()

@@ -1,7 +1,7 @@
-"""What is made of a denoiser's answers for a wanted class, in mean and in covariance."""
+"""Guidance: what is made of a denoiser's answers for a wanted class, in mean and in covariance."""
 
-from optcov.guidance.base import Guidance, Guided, GuidedVariance
+from optcov.guidance.base import Guidance, GuidedPrediction
 from optcov.guidance.classifier import ClassifierGuidance
 from optcov.guidance.classifier_free import ClassifierFreeGuidance
 
-__all__ = ["ClassifierFreeGuidance", "ClassifierGuidance", "Guidance", "Guided", "GuidedVariance"]
+__all__ = ["ClassifierFreeGuidance", "ClassifierGuidance", "Guidance", "GuidedPrediction"]

@@ -14,12 +14,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from optcov.broadcast import per_sample
 from optcov.denoiser import Denoiser, Prediction
 from optcov.guidance.base import Guidance, GuidedPrediction, finite
+from optcov.schedule.levels import NoiseLevels, per_sample
+from optcov.variance.base import VarianceStrategy
 
 ClassifierFactory = Callable[[tuple[int, ...], int], nn.Module]
-"""``(data_shape, num_classes) -> classifier``, a module ``(x_t, t) -> [B, num_classes]`` of logits."""
+"""``(data_shape, num_classes) -> classifier``, a module ``(x_t, network_time) -> [B, num_classes]`` of logits."""
 
 
 class ClassifierGuidance(Guidance):
@@ -41,24 +42,34 @@ class ClassifierGuidance(Guidance):
     ) -> None:
         super().__init__(denoiser, num_classes)
         if num_classes is None:
-            raise ValueError("guidance = classifier wants data with classes: choose some, such as data=digits")
+            raise ValueError(
+                "guidance=classifier must have data with classes (got none): set data=digits, or guidance=none"
+            )
         self.weight = finite(weight)
         self.steers = self.weight != 0
         self.classifier_calls = int(self.steers)
         self.classifier = classifier(denoiser.data_shape, num_classes)
 
-    def predict(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, labels: Tensor) -> Prediction:
-        own: Prediction = denoiser(x_t, t, None if denoiser.num_classes is None else labels)
-        if not self.steers:
+    def predict(
+        self,
+        denoiser: Denoiser,
+        strategy: VarianceStrategy,
+        x_t: Tensor,
+        level: NoiseLevels,
+        condition: Tensor | None,
+    ) -> Prediction:
+        own: Prediction = denoiser(x_t, level, None if denoiser.num_classes is None else condition)
+        if not self.steers or condition is None:
             return own
-        alpha, sigma = per_sample(denoiser.schedule.alpha(t), x_t), per_sample(denoiser.schedule.sigma(t), x_t)
-        shift = self.weight * sigma * self.gradient(x_t, t, labels)
-        return GuidedPrediction(own.x0 + sigma / alpha * shift, own.eps - shift, own.features, own.labels, start=own)
+        alpha, sigma = per_sample(level.alpha, x_t), per_sample(level.sigma, x_t)
+        shift = self.weight * sigma * self.gradient(x_t, denoiser.network_time(level), condition)
+        x0, eps = own.x0 + sigma / alpha * shift, own.eps - shift
+        return GuidedPrediction(x_t, level, x0, eps, own.output, own.features, own.condition, start=own)
 
-    def gradient(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """``grad log p(y|x_t)``, shape of ``x_t``, whatever mode of gradients the caller is in."""
-        with torch.inference_mode(False), torch.enable_grad():
-            at, t, labels = x_t.detach().clone().requires_grad_(), t.clone(), labels.clone()
-            log_p = self.classifier(at, t).log_softmax(1).gather(1, labels[:, None])
+    def gradient(self, x_t: Tensor, network_time: Tensor, labels: Tensor) -> Tensor:
+        """``grad log p(y|x_t)``, shape of ``x_t``, also where gradients are off."""
+        with torch.enable_grad():
+            at = x_t.detach().requires_grad_()
+            log_p = self.classifier(at, network_time).log_softmax(1).gather(1, labels[:, None])
             (gradient,) = torch.autograd.grad(log_p.sum(), at)
         return gradient

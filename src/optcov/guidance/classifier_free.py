@@ -1,7 +1,7 @@
 r"""Classifier-free guidance (arXiv:2207.12598), in mean and covariance, from one network that knows the null label.
 
     e_w = e_u + w (e_c - e_u)         w = 0: unconditional, w = 1: conditional; the paper's weight (Eq. 6) is w - 1
-    C_w = C_u + w (C_c - C_u)         each of the three clamped to [0, 1]
+    C_w = C_u + w (C_c - C_u)         each of the three bounded as data of this range allow
 
 with ``_c`` for the wanted class and ``_u`` for the null label.
 """
@@ -11,8 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from optcov.covariance import Covariance
 from optcov.denoiser import Denoiser, Prediction
-from optcov.guidance.base import Guidance, GuidedPrediction, finite
+from optcov.guidance.base import Guidance, GuidedPrediction, finite, x0_covariance
+from optcov.kernel import ReverseKernel
+from optcov.schedule.levels import NoiseLevels
+from optcov.variance.base import VarianceStrategy
 
 
 class ClassifierFreeGuidance(Guidance):
@@ -32,27 +36,50 @@ class ClassifierFreeGuidance(Guidance):
         super().__init__(denoiser, num_classes)
         if denoiser.num_classes is None:
             raise ValueError(
-                "guidance = classifier_free wants a mean network that knows classes: set conditional=true, "
-                "or guidance=classifier for one that does not"
+                "guidance=classifier_free must have a mean network that knows classes (got one that does not): set "
+                "conditional=true, or guidance=classifier"
             )
         self.weight = finite(weight)
         self.uses_null_label = self.steers = self.weight != 1
-        self.network_calls = 1 if self.weight in (0, 1) else 2
 
-    def predict(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, labels: Tensor) -> Prediction:
-        null = torch.full_like(labels, denoiser.num_classes or 0)
-        if self.network_calls == 1:
-            return denoiser(x_t, t, labels if self.weight == 1 else null)  # type: ignore[no-any-return]
-        both = denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]) if t.ndim else t, torch.cat([null, labels]))
-        (x0_u, x0_c), (e_u, e_c), (features_u, features_c) = (
-            tensor.chunk(2) for tensor in (both.x0, both.eps, both.features)
+    def predict(
+        self,
+        denoiser: Denoiser,
+        strategy: VarianceStrategy,
+        x_t: Tensor,
+        level: NoiseLevels,
+        condition: Tensor | None,
+    ) -> Prediction:
+        if condition is None or self.weight == 1:
+            return denoiser(x_t, level, condition)  # type: ignore[no-any-return]
+        null = torch.full_like(condition, denoiser.num_classes or 0)
+        if self.weight == 0:
+            return denoiser(x_t, level, null)  # type: ignore[no-any-return]
+        twice = NoiseLevels.cat([level, level]) if level.t.ndim else level
+        both: Prediction = denoiser(torch.cat([x_t, x_t]), twice, torch.cat([null, condition]))
+        outputs, features = both.output.chunk(2), both.features.chunk(2)
+        start, end = (
+            denoiser.prediction(x_t, level, outputs[i], features[i], labels)
+            for i, labels in enumerate((null, condition))
+        )
+        x0, eps, output = (
+            torch.lerp(getattr(start, of), getattr(end, of), self.weight) for of in ("x0", "eps", "output")
         )
         return GuidedPrediction(
-            torch.lerp(x0_u, x0_c, self.weight),
-            torch.lerp(e_u, e_c, self.weight),
-            features_c,
-            labels,
-            start=Prediction(x0_u, e_u, features_u, null),
-            end=Prediction(x0_c, e_c, features_c, labels),
-            weight=self.weight,
+            x_t, level, x0, eps, output, end.features, condition, start=start, end=end, weight=self.weight
         )
+
+    def transition(
+        self, kernel: ReverseKernel, strategy: VarianceStrategy, denoiser: Denoiser, prediction: Prediction
+    ) -> Covariance:
+        if not isinstance(prediction, GuidedPrediction):
+            return super().transition(kernel, strategy, denoiser, prediction)
+        return kernel.covariance(self.covariance(kernel, strategy, denoiser, prediction))
+
+    def covariance(
+        self, kernel: ReverseKernel, strategy: VarianceStrategy, denoiser: Denoiser, prediction: Prediction
+    ) -> Covariance:
+        if not isinstance(prediction, GuidedPrediction) or prediction.end is None:
+            return super().covariance(kernel, strategy, denoiser, prediction)
+        start, end = (x0_covariance(kernel, strategy, denoiser, own) for own in (prediction.start, prediction.end))
+        return start.lerp(end, self.weight).bounded(denoiser.data_range.variance_bound)

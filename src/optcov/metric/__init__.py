@@ -1,18 +1,26 @@
-"""Metrics: of samples, and of a model on data."""
+"""Metrics of samples, and of a model on data."""
 
 from optcov.metric.base import Metric, ModelMetric, Score, grey_levels, with_count
 from optcov.metric.cifar_features import CIFARFeatures
-from optcov.metric.features import FeatureMetric, FeatureNetwork, PixelFeatures, TrainedFeatures, update_all
+from optcov.metric.features import (
+    FeatureMetric,
+    FeatureNetwork,
+    PixelFeatures,
+    TrainedFeatures,
+    TwoSampleMetric,
+    update_all,
+)
 from optcov.metric.frechet import FrechetDistance, FrechetPixelDistance, frechet_distance
 from optcov.metric.inception import InceptionFeatures
 from optcov.metric.inception_score import InceptionScore
 from optcov.metric.kid import KernelDistance
-from optcov.metric.nll import VariationalNLL
+from optcov.metric.nll import BitsPerDim, VariationalNLL
 from optcov.metric.nll_ode import FlowNLL
 from optcov.metric.precision_recall import PrecisionRecall
 from optcov.metric.reference import Reference, Statistics
 
 __all__ = [
+    "BitsPerDim",
     "CIFARFeatures",
     "FeatureMetric",
     "FeatureNetwork",
@@ -30,6 +38,7 @@ __all__ = [
     "Score",
     "Statistics",
     "TrainedFeatures",
+    "TwoSampleMetric",
     "VariationalNLL",
     "frechet_distance",
     "grey_levels",

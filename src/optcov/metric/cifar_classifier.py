@@ -1,7 +1,7 @@
-"""A small classifier of CIFAR-10 that ships with the package: its penultimate features are those of ``fd_cifar``.
+"""A small classifier of CIFAR-10 that ships with the package; ``fd_cifar`` uses its penultimate features.
 
-A residual network of nine layers after D. Page's for DAWNBench, narrow enough for a file below 2 MB.
-``python -m optcov.metric.train_cifar_classifier`` trained it; the file's metadata say how, and its test accuracy.
+A residual network of nine layers after D. Page's for DAWNBench, narrow enough for a file below 2 MB.  It was trained by
+``python -m optcov.metric.train_cifar_classifier``; the metadata of the file have the settings and the test accuracy.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class CIFARClassifier(nn.Module):
     """Ten classes of images ``[B, 3, 32, 32]``.
 
     Args:
-        widths: channels of its four resolutions, 32, 16, 8 and 4; the last is the number of features.
+        widths: channels at its four resolutions, 32, 16, 8 and 4 pixels; the last is the number of features.
     """
 
     mean: Tensor
@@ -61,7 +61,7 @@ class CIFARClassifier(nn.Module):
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
     def features(self, images: Tensor) -> Tensor:
-        """Mean activations of the last layer.
+        """Mean activations of the last hidden layer.
 
         Args:
             images: ``[B, 3, 32, 32]`` in [0, 1].
@@ -76,7 +76,7 @@ class CIFARClassifier(nn.Module):
 
 
 def load_cifar_classifier() -> CIFARClassifier:
-    """The trained classifier, in eval mode; kept in half precision, computes in float32."""
+    """The trained classifier, in eval mode; stored in half precision, computes in float32."""
     classifier = CIFARClassifier()
     classifier.load_state_dict(load(WEIGHTS.read_bytes()))
     return classifier.eval().requires_grad_(False)

@@ -14,7 +14,7 @@ SIZE = 32  # pixels
 
 
 class CIFARFeatures(TrainedFeatures[CIFARClassifier]):
-    """192 features that need no download: for comparisons among samples, not with published FIDs.
+    """192 features that need no download, for comparisons among samples but not with published FIDs.
 
     Images of another size are resized to 32 x 32 (bilinear, antialiased); a grey channel is shown three times.
 

@@ -1,4 +1,4 @@
-"""Features of images, and metrics of the features of samples."""
+"""Features of images, and metrics that depend on samples through features."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from optcov.data.pixels import from_uint8
-from optcov.metric.base import Metric, grey_levels
+from optcov.metric.base import Metric, Score, grey_levels
 from optcov.metric.reference import Reference
 
 Network = TypeVar("Network", bound=nn.Module)
+State = TypeVar("State")
 
 
 class FeatureNetwork(ABC):
@@ -23,29 +24,31 @@ class FeatureNetwork(ABC):
     Args:
         batch_size: images at once.
     Attributes:
-        device: where; the CPU until :meth:`to` is called.
+        device: that computes; the CPU until :meth:`to` is called.
+    Raises:
+        ValueError: if ``batch_size`` is below 1.
     """
 
     name: ClassVar[str]
 
     def __init__(self, batch_size: int = 64) -> None:
         if batch_size < 1:
-            raise ValueError(f"features.batch_size = {batch_size} computes nothing: give at least 1")
+            raise ValueError(f"features.batch_size must be at least 1 (got {batch_size})")
         self.batch_size, self.device = batch_size, torch.device("cpu")
 
     @property
     def suffix(self) -> str:
-        """What is added to the name of a metric on these features; nothing for those of the published metrics."""
+        """A suffix for the names of metrics on these features; empty for those of the published metrics."""
         return f"_{self.name}"
 
     @property
     def key(self) -> str:
-        """Name and weights: what determines the features of an image; fit for the name of a file."""
+        """Name and weights, which determine the features of an image; usable in a file name."""
         return self.name
 
     @abstractmethod
     def num_features(self, data_shape: tuple[int, ...]) -> int:
-        """How many features an image has.
+        """The number of features of an image.
 
         Raises:
             ValueError: if images of this shape have none.
@@ -56,20 +59,20 @@ class FeatureNetwork(ABC):
         """Features ``[B, d]`` of a batch of uint8 ``[B, *data_shape]`` on :attr:`device`."""
 
     def to(self, device: torch.device | str) -> Self:
-        """Compute there."""
+        """Compute on this device from now on."""
         self.device = torch.device(device)
         return self
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Features ``[n, d]``, on :attr:`device`, of uint8 ``[n, *data_shape]`` on any."""
+        """Features ``[n, d]`` on :attr:`device`, of uint8 ``[n, *data_shape]`` on any device."""
         with torch.autocast(self.device.type, enabled=False):
             batches = torch.split(images, self.batch_size)
             return torch.cat([self.extract(batch.to(self.device)) for batch in batches])
 
 
 class PixelFeatures(FeatureNetwork):
-    """The pixels themselves, on [-1, 1]: no network."""
+    """The pixels themselves, on [-1, 1], without a network."""
 
     name = "pixel"
 
@@ -98,7 +101,7 @@ class TrainedFeatures(FeatureNetwork, Generic[Network]):
 
     @cached_property
     def network(self) -> Network:
-        """The network on :attr:`device`, loaded when it is first used."""
+        """The network on :attr:`device`, loaded on first use."""
         return self.load().to(self.device).eval().requires_grad_(False)
 
     def to(self, device: torch.device | str) -> Self:
@@ -110,28 +113,42 @@ class TrainedFeatures(FeatureNetwork, Generic[Network]):
     def num_features(self, data_shape: tuple[int, ...]) -> int:
         if len(data_shape) != 3 or data_shape[0] not in (1, 3):
             raise ValueError(
-                f"{self.name} features are those of images with 1 or 3 channels, not of data of shape {data_shape}: "
+                f"{self.name} features need images with 1 or 3 channels (got data of shape {data_shape}): "
                 "choose metric=fd_pixel"
             )
         return self.dim
 
     @staticmethod
     def colour(images: Tensor) -> Tensor:
-        """float32 ``[B, 3, H, W]``, in 0..255, of uint8 ``[B, 1 or 3, H, W]``."""
+        """uint8 ``[B, 1 or 3, H, W]`` as float32 ``[B, 3, H, W]``, in 0..255."""
         return images.float().expand(-1, 3, -1, -1)
 
 
-class FeatureMetric(Metric):
-    """A metric that looks at features of samples alone.
+class FeatureMetric(Metric, Generic[State]):
+    """A metric that depends on samples only through their features.
+
+    What it accumulates is one object, which :meth:`new_state` makes when the first samples arrive after construction or
+    a reset: a subclass never sees a state from before its own ``__init__`` has ended.
 
     Args:
-        features: what computes them.
+        features: computes them.
     """
 
     def __init__(self, features: FeatureNetwork) -> None:
         self.features = features
         self.data_shape: tuple[int, ...] | None = None
-        self.reset()
+
+    @abstractmethod
+    def new_state(self) -> State:
+        """The state of a metric without samples."""
+
+    @cached_property
+    def state(self) -> State:
+        """What has been accumulated since the last reset."""
+        return self.new_state()
+
+    def reset(self) -> None:
+        self.__dict__.pop("state", None)
 
     def check(self, reference: Reference, num_samples: int) -> None:
         self.features.num_features(reference.data_shape)
@@ -149,11 +166,56 @@ class FeatureMetric(Metric):
 
     @abstractmethod
     def update_features(self, features: Tensor) -> None:
-        """Add the features ``[B, d]`` of samples."""
+        """Add the features ``[B, d]`` of samples to :attr:`state`."""
+
+
+class TwoSampleMetric(FeatureMetric[list[Tensor]]):
+    """A metric that compares all features of the samples with all features of the reference, and keeps both."""
+
+    def __init__(self, features: FeatureNetwork) -> None:
+        super().__init__(features)
+        self._real: Tensor | None = None
+
+    @abstractmethod
+    def check_count(self, count: int, what: str) -> None:
+        """Refuse too few of ``what``, samples or images of the reference.
+
+        Raises:
+            ValueError: naming the setting that needs more.
+        """
+
+    @abstractmethod
+    def compare(self, real: Tensor, fake: Tensor) -> dict[str, Score]:
+        """The scores of features ``[n, d]`` of samples beside ``[m, d]`` of the reference, both on the CPU."""
+
+    def check(self, reference: Reference, num_samples: int) -> None:
+        super().check(reference, num_samples)
+        self._check_counts(num_samples, len(reference.images))
+
+    def refer_to(self, reference: Reference) -> None:
+        super().refer_to(reference)
+        self._real = reference.features(self.features)
+
+    def new_state(self) -> list[Tensor]:
+        return []
+
+    def update_features(self, features: Tensor) -> None:
+        self.state.append(features.float().cpu())
+
+    def compute(self) -> dict[str, Score]:
+        if self._real is None:
+            raise ValueError(f"{self.name} has nothing to compare samples with: call refer_to first")
+        fake = torch.cat([self._real[:0], *self.state])
+        self._check_counts(len(fake), len(self._real))
+        return self.compare(self._real, fake)
+
+    def _check_counts(self, num_samples: int, num_reference: int) -> None:
+        self.check_count(num_samples, "samples")
+        self.check_count(num_reference, "images of the reference")
 
 
 def update_all(metrics: Iterable[Metric], images: Tensor) -> None:
-    """Add samples to several metrics; features that several want are computed once.
+    """Add samples to several metrics; features that several of them use are computed once.
 
     Args:
         metrics: on one device.
@@ -169,7 +231,7 @@ def update_all(metrics: Iterable[Metric], images: Tensor) -> None:
             continue
         shape = tuple(images.shape[1:])
         if metric.data_shape is not None and shape != metric.data_shape:
-            raise ValueError(f"samples of shape {shape} do not compare with a reference of shape {metric.data_shape}")
+            raise ValueError(f"samples must have the shape {metric.data_shape} of the reference (got {shape})")
         key = metric.features.key
         if key not in computed:
             metric.features.num_features(shape)

@@ -29,7 +29,7 @@ def frechet_distance(mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, covar
 
     Args:
         mean_1, mean_2: ``[d]``.
-        covariance_1, covariance_2: symmetric positive semi-definite ``[d, d]``; singular ones are welcome.
+        covariance_1, covariance_2: symmetric positive semi-definite ``[d, d]``; may be singular.
     Returns:
         float64, 0-dimensional, not negative up to rounding.
     """
@@ -37,7 +37,7 @@ def frechet_distance(mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, covar
 
 
 def frechet_distance_by_root(mean_1: Tensor, root_1: Tensor, mean_2: Tensor, covariance_2: Tensor) -> Tensor:
-    """The same with ``S_1 = root_1^T root_1``: cheap and exact where the rank of S_1 is small.
+    """The same with ``S_1 = root_1^T root_1``; cheap and exact where the rank of S_1 is small.
 
     Args:
         mean_1, mean_2: ``[d]``.
@@ -54,10 +54,10 @@ def frechet_distance_by_root(mean_1: Tensor, root_1: Tensor, mean_2: Tensor, cov
 
 
 def frechet_distance_of_few(few: Tensor, many: Sequence[Tensor]) -> Tensor:
-    """The same distance between two sets of images, for fewer of one set than dimensions.
+    """The same distance between two sets of images, where one has fewer images than dimensions.
 
-    With centred features A of one set and B of the other, each over the root of its count less one,
-    ``tr (S_1 S_2)^{1/2}`` is the sum of the singular values of ``A B^T``: nothing of size ``[d, d]`` is formed.
+    With centred features A and B of the two sets, each divided by ``sqrt(count - 1)``, ``tr (S_1 S_2)^{1/2}`` is the
+    sum of the singular values of ``A B^T``: nothing of size ``[d, d]`` is formed.
 
     Args:
         few: features ``[n, d]``, on [-1, 1], n at least 2.
@@ -85,15 +85,15 @@ def frechet_distance_of_few(few: Tensor, many: Sequence[Tensor]) -> Tensor:
     return distance
 
 
-class FrechetDistance(FeatureMetric):
-    """Frechet distance on the features of a network; constant memory, however many samples.
+class FrechetDistance(FeatureMetric[Moments]):
+    """Frechet distance on the features of a network; memory does not grow with the number of samples.
 
     Its name is ``fid`` on Inception features and ``fd_`` with the network's name on others.
 
     Args:
-        features: what computes them.
-        reference: a ``.npz`` file with ``mu`` and ``sigma`` to compare with, instead of the images that
-            :meth:`refer_to` is given.
+        features: computes them.
+        reference: a ``.npz`` file with ``mu`` and ``sigma`` to compare with, instead of the images given to
+            :meth:`refer_to`.
     """
 
     def __init__(self, features: FeatureNetwork, reference: str | None = None) -> None:
@@ -107,20 +107,20 @@ class FrechetDistance(FeatureMetric):
     def check(self, reference: Reference, num_samples: int) -> None:
         super().check(reference, num_samples)
         if num_samples < 2:
-            raise ValueError(f"num_samples = {num_samples} has no covariance: give at least 2")
+            raise ValueError(f"num_samples must be at least 2 (got {num_samples}): a covariance needs two images")
         if self._given is None:
             return
         dim, shape = self.features.num_features(reference.data_shape), reference.data_shape
         what = f"metric.{self.name}.reference = {self.path}"
         if len(self._given.mean) != dim or self._given.network not in (None, self.features.key):
             raise ValueError(
-                f"{what} has {len(self._given.mean)} features of {self._given.network or 'another network'}, but "
-                f"{self.features.key} has {dim}: give statistics of the same network, or null for the training images"
+                f"{what} must have the {dim} features of {self.features.key} (got {len(self._given.mean)} of "
+                f"{self._given.network or 'another network'}): give null for the training images"
             )
         if self._given.data_shape not in (None, shape):
             raise ValueError(
-                f"{what} is of images of shape {self._given.data_shape}, but the samples are {shape}: "
-                "give statistics of the same resolution, or null for the training images"
+                f"{what} must be of images of shape {shape}, as the samples (got {self._given.data_shape}): "
+                "give null for the training images"
             )
 
     def compared_with(self, training: str) -> str:
@@ -133,7 +133,7 @@ class FrechetDistance(FeatureMetric):
         self.prepare()
 
     def prepare(self) -> Statistics:
-        """The statistics to compare with, computed now unless they were."""
+        """The statistics to compare with, computed unless they are known."""
         if self._statistics is None:
             if self._reference is None:
                 raise ValueError(f"{self.name} has nothing to compare samples with: call refer_to first")
@@ -144,18 +144,21 @@ class FrechetDistance(FeatureMetric):
     def _given(self) -> Statistics | None:
         return None if self.path is None else Statistics.read(self.path)
 
+    def new_state(self) -> Moments:
+        return Moments()
+
     def update_features(self, features: Tensor) -> None:
-        self._moments.update(features)
+        self.state.update(features)
 
     def compute(self) -> dict[str, Score]:
-        """The distance; it is biased upwards for few samples, and warns once where there are no more than features."""
+        """The distance; biased upwards for few samples, with one warning if there are no more samples than features."""
         distance = self._distance()
-        count, dim = self._moments.count, self._moments.dim
+        count, dim = self.state.count, self.state.dim
         if count <= dim and not self._warned:
             self._warned = True
             log.warning(
-                "%s of %d samples with %d features is far above that of many samples: "
-                "compare it with others of as many samples alone",
+                "%s of %d samples with %d features is far above its value for many samples: "
+                "compare it only with scores of as many samples",
                 self.name,
                 count,
                 dim,
@@ -165,17 +168,14 @@ class FrechetDistance(FeatureMetric):
 
     def _distance(self) -> Tensor:
         statistics = self.prepare()
-        return frechet_distance_by_root(*self._moments.mean_and_root(), statistics.mean, statistics.covariance)
-
-    def reset(self) -> None:
-        self._moments = Moments()
+        return frechet_distance_by_root(*self.state.mean_and_root(), statistics.mean, statistics.covariance)
 
 
 class FrechetPixelDistance(FrechetDistance):
-    """Frechet distance on raw pixels, on the scale [-1, 1]: without any network, for small images and vectors.
+    """Frechet distance on raw pixels on [-1, 1], without a network: for small images and vectors.
 
-    Up to d/4 samples are compared with the images of the reference themselves: that is faster than the covariance of
-    the reference, which may be too large to form.
+    Up to d/4 samples are compared with the images of the reference directly, which is faster than the covariance of the
+    reference, and possible where that is too large to form.
 
     Args:
         reference: as in :class:`FrechetDistance`.
@@ -190,7 +190,7 @@ class FrechetPixelDistance(FrechetDistance):
         self._reference, self._statistics = reference, self._given
 
     def _distance(self) -> Tensor:
-        rows = self._moments.rows
+        rows = self.state.rows
         if rows is None or self._reference is None or self._statistics is not None:
             return super()._distance()
         if not 2 <= len(rows) <= rows.shape[1] / 4:

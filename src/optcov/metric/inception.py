@@ -1,8 +1,8 @@
-"""Inception-v3 as the Frechet inception distance has it: TensorFlow's network of 2015-12-05 with 1008 outputs.
+"""Inception-v3 as the Frechet inception distance uses it: TensorFlow's network of 2015-12-05 with 1008 outputs.
 
-It differs from torchvision's in its average pools, which leave the padding out, in a maximum pool in its last block,
-and in its input: bilinear resizing to 299 x 299 without half-pixel centres and without antialias, scaled by
-``(x - 128) / 128``.  The names of its weights are those of the file that pytorch-fid and torch-fidelity read.
+It differs from torchvision's in its average pools, which exclude the padding, in a maximum pool in its last block, and
+in its input: bilinear resizing to 299 x 299 without half-pixel centres and without antialiasing, scaled by
+``(x - 128) / 128``.  Its weights have the names of the file that pytorch-fid and torch-fidelity read.
 
 Source: Szegedy et al. (arXiv:1512.00567); Heusel et al. (arXiv:1706.08500).
 """
@@ -28,11 +28,11 @@ NUM_CLASSES = 1008
 
 
 def resize_like_tensorflow(images: Tensor, size: int = SIZE) -> Tensor:
-    """Bilinear, from position ``i * in / out``: TensorFlow 1's ResizeBilinear with align_corners false.
+    """Bilinear resizing from position ``i * in / out``: TensorFlow 1's ResizeBilinear with align_corners false.
 
     Args:
         images: float ``[B, C, H, W]``.
-        size: of both sides.
+        size: side of the result in pixels.
     Returns:
         ``[B, C, size, size]``.
     """
@@ -178,7 +178,7 @@ class _BlockE(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """The network; 23.9 million weights."""
+    """The network, with 23.9 million weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -224,10 +224,10 @@ class InceptionFeatures(TrainedFeatures[InceptionV3]):
 
     Args:
         weights: the file of the standard weights; None for torch.hub's folder, where pytorch-fid keeps it, too.
-        download: get it from :data:`URL` (95 MB) if it is not there.
+        download: get the file from :data:`URL` (95 MB) if it is missing.
         batch_size: images at once.
     Raises:
-        ValueError: if the file is missing, can not be had, or is not the one.
+        ValueError: if the file is missing, cannot be downloaded, or has another SHA-256.
     """
 
     name = "inception"
@@ -241,8 +241,8 @@ class InceptionFeatures(TrainedFeatures[InceptionV3]):
             self._download()
         if not self.path.is_file():
             raise ValueError(
-                f"features.weights = {self.path} is no file: put {URL} there, set features.weights or OPTCOV_INCEPTION "
-                "to where you have it, or set features.download=true (95 MB)"
+                f"features.weights = {self.path} is not a file: put {URL} there, set features.weights or "
+                "OPTCOV_INCEPTION to where you have it, or set features.download=true (95 MB)"
             )
         with self.path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -261,7 +261,7 @@ class InceptionFeatures(TrainedFeatures[InceptionV3]):
         return f"{self.name}-{SHA256}"
 
     def load(self) -> InceptionV3:
-        with torch.device("meta"):  # no time is spent on weights that are replaced
+        with torch.device("meta"):  # spends no time on weights that are replaced
             network = InceptionV3()
         network.load_state_dict(torch.load(self.path, map_location="cpu", weights_only=True), assign=True)
         return network
@@ -271,7 +271,7 @@ class InceptionFeatures(TrainedFeatures[InceptionV3]):
         return features
 
     def logits(self, features: Tensor) -> Tensor:
-        """The last layer without its bias, ``[B, 1008]``: what the published inception score is computed from."""
+        """The last layer without its bias, ``[B, 1008]``, from which the published inception score is computed."""
         return features @ self.network.fc.weight.T
 
     def _download(self) -> None:

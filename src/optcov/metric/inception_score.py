@@ -1,4 +1,4 @@
-"""Inception score, ``exp E KL(p(y|x) || p(y))`` for the classes y of Inception-v3; it looks at no reference.
+"""Inception score, ``exp E KL(p(y|x) || p(y))`` for the classes y of Inception-v3; it needs no reference.
 
 Source: Salimans et al. (arXiv:1606.03498), Section 4.
 """
@@ -15,70 +15,88 @@ from optcov.metric.inception import NUM_CLASSES, InceptionFeatures
 from optcov.metric.reference import Reference
 
 
-class InceptionScore(FeatureMetric):
+class Tally:
+    """Sums over the samples of each split.
+
+    Args:
+        splits: how many.
+    """
+
+    def __init__(self, splits: int) -> None:
+        self.count = 0
+        self.sizes = torch.zeros(splits, dtype=torch.int64)
+        self.negentropy = torch.zeros(splits, dtype=torch.float64)
+        self.marginal = torch.zeros(splits, NUM_CLASSES, dtype=torch.float64)
+        self._stream = np.random.default_rng(0)
+        self._dealt = torch.zeros(0, dtype=torch.int64)  # to samples that are still to come
+
+    def add(self, log_p: Tensor) -> None:
+        """Add samples with the log-probabilities ``[B, 1008]`` of their classes, float64."""
+        split = self._deal(len(log_p))
+        self.count += len(log_p)
+        self.sizes += split.bincount(minlength=len(self.sizes))
+        self.negentropy.index_add_(0, split, (log_p.exp() * log_p).sum(1))
+        self.marginal.index_add_(0, split, log_p.exp())
+
+    def _deal(self, count: int) -> Tensor:
+        """The split of each of the next samples, int64 ``[count]``."""
+        splits = len(self.sizes)
+        rounds = -(-(count - len(self._dealt)) // splits)
+        more = self._stream.random((rounds, splits)).argsort(1)  # one number after the other, whatever the batches
+        dealt = torch.cat([self._dealt, torch.from_numpy(more).flatten()])
+        self._dealt = dealt[count:]
+        return dealt[:count]
+
+
+class InceptionScore(FeatureMetric[Tally]):
     """Mean over splits of the samples; constant memory.
 
-    Of each ``splits`` samples in a row one is in each split, in an order drawn with a fixed seed: a split has nothing
-    to do with where its samples stand, as their classes may have, and sample i is in the same one in any batch.
+    Of every ``splits`` consecutive samples, one goes into each split, in an order drawn with a fixed seed: a split does
+    not depend on an ordering of the samples by class, and sample i is in the same split for every batch size.
 
     The standard deviation over the splits is in the score's details.
 
     Args:
         features: Inception-v3.
-        splits: how many.
+        splits: how many, at least 1.
+    Raises:
+        ValueError: if ``splits`` is below 1.
     """
 
     name = "inception_score"
     higher_is_better = True
 
     def __init__(self, features: InceptionFeatures, splits: int = 10) -> None:
-        if splits < 1:
-            raise ValueError(f"metric.{self.name}.splits = {splits} leaves no samples: give at least 1")
-        self.splits, self.inception = splits, features
         super().__init__(features)
+        if splits < 1:
+            raise ValueError(f"metric.{self.name}.splits must be at least 1 (got {splits})")
+        self.splits, self.inception = splits, features
 
     def check(self, reference: Reference, num_samples: int) -> None:
         super().check(reference, num_samples)
-        if num_samples < self.splits:
-            raise ValueError(
-                f"metric.{self.name}.splits = {self.splits} is more than num_samples = {num_samples}: give fewer"
-            )
+        self._refuse_few(num_samples)
 
     def compared_with(self, training: str) -> None:
         return None
 
+    def new_state(self) -> Tally:
+        return Tally(self.splits)
+
     def update_features(self, features: Tensor) -> None:
-        log_p = self.inception.logits(features).double().log_softmax(1).cpu()
-        split = self._deal(len(log_p))
-        self._count += len(log_p)
-        self._sizes += split.bincount(minlength=self.splits)
-        self._negentropy.index_add_(0, split, (log_p.exp() * log_p).sum(1))
-        self._marginal.index_add_(0, split, log_p.exp())
+        self.state.add(self.inception.logits(features).double().log_softmax(1).cpu())
 
     def compute(self) -> dict[str, Score]:
-        if self._count < self.splits:
-            raise ValueError(
-                f"metric.{self.name}.splits = {self.splits} is more than num_samples = {self._count}: give fewer"
-            )
-        marginal = self._marginal / self._sizes[:, None]
-        scores = (self._negentropy / self._sizes - torch.special.xlogy(marginal, marginal).sum(1)).exp()
+        tally = self.state
+        self._refuse_few(tally.count)
+        marginal = tally.marginal / tally.sizes[:, None]
+        scores = (tally.negentropy / tally.sizes - torch.special.xlogy(marginal, marginal).sum(1)).exp()
         if not scores.isfinite().all():
-            raise ValueError(f"the features of {self._count} images are not all finite: look at the images")
+            raise ValueError(f"the features of {tally.count} images are not all finite: look at the images")
         details = {"standard_deviation": float(scores.std(correction=0)), "splits": self.splits}
         return {self.name: Score(float(scores.mean()), details=details)}
 
-    def reset(self) -> None:
-        self._count = 0
-        self._stream = np.random.default_rng(0)
-        self._dealt = torch.zeros(0, dtype=torch.int64)  # to samples that are still to come
-        self._sizes = torch.zeros(self.splits, dtype=torch.int64)
-        self._negentropy = torch.zeros(self.splits, dtype=torch.float64)
-        self._marginal = torch.zeros(self.splits, NUM_CLASSES, dtype=torch.float64)
-
-    def _deal(self, count: int) -> Tensor:
-        """The split of each of the next samples, int64 ``[count]``."""
-        rounds = -(-(count - len(self._dealt)) // self.splits)
-        more = self._stream.random((rounds, self.splits)).argsort(1)  # numbers one after the other, however many
-        dealt = torch.cat([self._dealt, torch.from_numpy(more).flatten()])
-        self._dealt = dealt[count:]
-        return dealt[:count]
+    def _refuse_few(self, num_samples: int) -> None:
+        if num_samples < self.splits:
+            raise ValueError(
+                f"metric.{self.name}.splits must be at most num_samples = {num_samples} (got {self.splits}): give fewer"
+            )

@@ -9,64 +9,46 @@ import torch
 from torch import Tensor
 
 from optcov.metric.base import Score
-from optcov.metric.features import FeatureMetric, FeatureNetwork
-from optcov.metric.reference import Reference
+from optcov.metric.features import FeatureNetwork, TwoSampleMetric
 
 
-class KernelDistance(FeatureMetric):
-    """Mean over random subsets of the squared MMD; unlike Frechet distances unbiased, but it keeps all features.
+class KernelDistance(TwoSampleMetric):
+    """Mean over random subsets of the squared MMD; unlike a Frechet distance it is unbiased, but it keeps all features.
 
     Its name is ``kid`` on Inception features, ``kid_`` with the network's name on others.  The subsets are drawn with a
     fixed seed; the standard deviation over them is in the score's details.
 
     Args:
-        features: what computes them.
-        subsets: how many.
-        subset_size: samples, and as many of the reference, in each.
+        features: computes them.
+        subsets: how many, at least 2.
+        subset_size: samples in each, and as many of the reference; at least 2.
+    Raises:
+        ValueError: if an argument is out of range.
     """
 
     def __init__(self, features: FeatureNetwork, subsets: int = 100, subset_size: int = 1000) -> None:
         super().__init__(features)
         self.name = f"kid{features.suffix}"
-        if subsets < 2:
-            raise ValueError(f"metric.{self.name}.subsets = {subsets} has no standard deviation: give at least 2")
-        if subset_size < 2:
-            raise ValueError(f"metric.{self.name}.subset_size = {subset_size} has no MMD: give at least 2")
+        for key, value in (("subsets", subsets), ("subset_size", subset_size)):
+            if value < 2:
+                raise ValueError(f"metric.{self.name}.{key} must be at least 2 (got {value})")
         self.subsets, self.subset_size = subsets, subset_size
-        self._real: Tensor | None = None
 
-    def check(self, reference: Reference, num_samples: int) -> None:
-        super().check(reference, num_samples)
-        for count, what in ((num_samples, "samples"), (len(reference.images), "images of the reference")):
-            if count < self.subset_size:
-                raise ValueError(
-                    f"metric.{self.name}.subset_size = {self.subset_size} is more than the {count} {what}: give fewer"
-                )
+    def check_count(self, count: int, what: str) -> None:
+        if count < self.subset_size:
+            raise ValueError(
+                f"metric.{self.name}.subset_size must be at most the number of {what}, {count} (got {self.subset_size})"
+            )
 
-    def refer_to(self, reference: Reference) -> None:
-        super().refer_to(reference)
-        self._real = reference.features(self.features)
-
-    def update_features(self, features: Tensor) -> None:
-        self._fake.append(features.float().cpu())
-
-    def compute(self) -> dict[str, Score]:
+    def compare(self, real: Tensor, fake: Tensor) -> dict[str, Score]:
         from torchmetrics.image.kid import poly_mmd
 
-        if self._real is None:
-            raise ValueError(f"{self.name} has nothing to compare samples with: call refer_to first")
-        sets = [self._real, torch.cat(self._fake) if self._fake else self._real[:0]]
-        if min(map(len, sets)) < self.subset_size:
-            raise ValueError(
-                f"metric.{self.name}.subset_size = {self.subset_size} is more than the {len(sets[1])} samples or the "
-                f"{len(sets[0])} images of the reference: give fewer"
-            )
         generator = torch.Generator().manual_seed(0)
         found = []
         for _ in range(self.subsets):
-            chosen = (each[torch.randperm(len(each), generator=generator)[: self.subset_size]] for each in sets)
-            real, fake = (each.to(self.features.device, torch.float64) for each in chosen)
-            found.append(poly_mmd(real, fake))
+            chosen = (each[torch.randperm(len(each), generator=generator)[: self.subset_size]] for each in (real, fake))
+            real_subset, fake_subset = (each.to(self.features.device, torch.float64) for each in chosen)
+            found.append(poly_mmd(real_subset, fake_subset))
         values = torch.stack(found)
         details = {
             "standard_deviation": float(values.std()),
@@ -74,6 +56,3 @@ class KernelDistance(FeatureMetric):
             "subset_size": self.subset_size,
         }
         return {self.name: Score(float(values.mean()), details=details)}
-
-    def reset(self) -> None:
-        self._fake: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Mean and covariance of features, of which there may be more than fit in memory."""
+"""Mean and covariance of features that need not fit in memory."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 class Moments:
-    """Running mean and covariance of features ``[d]``, summed in float64 where the features are.
+    """Running mean and covariance of features ``[d]``, summed in float64 on the device of the features.
 
-    Up to d features are kept as they are, more as their sum and outer product: never more than ``d^2`` numbers.
+    Up to d rows are kept as they are, more as a sum and a sum of outer products: never more than about ``d^2`` numbers.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class Moments:
 
     @property
     def rows(self) -> Tensor | None:
-        """The features ``[n, d]`` themselves, in float64, of no more than d; None of more or none at all."""
+        """The features ``[n, d]``, float64, while n is at most d; None for more, or none at all."""
         return torch.cat(self._rows).double() if self._rows else None
 
     def update(self, features: Tensor) -> None:
@@ -34,10 +34,10 @@ class Moments:
             self._rows = []
 
     def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
-        """``[d]`` and the unbiased ``[d, d]``.
+        """Mean ``[d]`` and unbiased covariance ``[d, d]``.
 
         Raises:
-            ValueError: if fewer than two features were added, or one that is not finite.
+            ValueError: if fewer than two rows were added, or one that is not finite.
         """
         self._refuse_without_covariance()
         if self.rows is not None:
@@ -47,10 +47,10 @@ class Moments:
         return mean, (self._outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
 
     def mean_and_root(self) -> tuple[Tensor, Tensor]:
-        """``[d]`` and ``[r, d]`` with ``root^T root`` the covariance, r at most the number of features.
+        """Mean ``[d]`` and a root ``[r, d]`` with ``root^T root`` the covariance; r is at most the number of rows.
 
         Raises:
-            ValueError: if fewer than two features were added, or one that is not finite.
+            ValueError: if fewer than two rows were added, or one that is not finite.
         """
         self._refuse_without_covariance()
         rows = self.rows
@@ -62,13 +62,13 @@ class Moments:
 
     def _refuse_without_covariance(self) -> None:
         if self.count < 2:
-            raise ValueError(f"num_samples = {self.count} has no covariance: give at least 2")
+            raise ValueError(f"num_samples must be at least 2 (got {self.count}): a covariance needs two images")
         if not all(tensor.isfinite().all() for tensor in (*self._rows, self._sum)):
             raise ValueError(f"the features of {self.count} images are not all finite: look at the images")
 
 
 def covariance_root(covariance: Tensor) -> Tensor:
-    """``[r, d]`` with ``root^T root = S`` for a positive semi-definite S ``[d, d]``, r its rank up to rounding."""
+    """A root ``[r, d]`` with ``root^T root = S`` of a positive semi-definite S ``[d, d]``; r is its numerical rank."""
     values, vectors = torch.linalg.eigh(covariance)
     held = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
     root: Tensor = vectors[:, held] * values[held].sqrt()

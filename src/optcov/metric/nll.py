@@ -1,62 +1,63 @@
-"""Bits per dimension by the variational bound, term by term (see :mod:`optcov.bound`)."""
+"""Bits per dimension by the variational bound, term by term (see :mod:`optcov.likelihood.variational`)."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from optcov.bound import VariationalBound
 from optcov.data.base import Split
 from optcov.data.pixels import from_uint8
 from optcov.denoiser import Denoiser
-from optcov.likelihood import LogMass, pixel_log_mass
+from optcov.likelihood import LogMass, VariationalBound, pixel_log_mass
 from optcov.metric.base import ModelMetric, Score
 from optcov.sampler.noise import NoiseStream
 from optcov.seeds import Stream, derive_seed
 from optcov.variance.base import VarianceStrategy
 
 
-def device_of(denoiser: Denoiser) -> torch.device:
-    """Where a denoiser computes; the CPU for one without weights or buffers."""
-    return next((tensor.device for tensor in [*denoiser.parameters(), *denoiser.buffers()]), torch.device("cpu"))
-
-
-def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Mean and standard error of ``[n]`` bits/dim, n at least 2.
-
-    Raises:
-        ValueError: if a value is not finite.
-    """
-    broken = int((~values.isfinite()).sum())
-    if broken:
-        raise ValueError(
-            f"bits/dim are not finite for {broken} of {len(values)} images: the mean network or its variance answers "
-            "NaN or infinity there; train it longer, or in trainer.precision=32-true"
-        )
-    return float(values.mean()), float(values.std()) / math.sqrt(len(values))
-
-
-class VariationalNLL(ModelMetric):
-    """The bound in bits/dim, for eta = 1 whatever the sampler; never cut.
+@dataclass(frozen=True)
+class Batch:
+    """Data of which bits are counted.
 
     Args:
-        split, num_images: as in :class:`ModelMetric`.
-        clip_x0: clamp the predicted x_0 to [-1, 1] in each step.
-        log_mass: of a pixel's bin; :func:`optcov.likelihood.pixel_log_mass` or its like.
+        x_0: 8-bit data in the denoiser's range, ``[B, *data_shape]``.
+        noise: one stream per sample.
+        condition: labels, int64 ``[B]``; None for none.
+        advance: to be called at each network call, for a progress bar.
     """
 
-    def __init__(
-        self,
-        split: Split = "test",
-        num_images: int | None = None,
-        clip_x0: bool = True,
-        log_mass: LogMass = pixel_log_mass,
-    ) -> None:
-        super().__init__(split, num_images)
-        self.clip_x0, self.log_mass = clip_x0, log_mass
+    x_0: Tensor
+    noise: NoiseStream
+    condition: Tensor | None
+    advance: Callable[[], object]
+
+
+class BitsPerDim(ModelMetric):
+    """``-log p(x_0)`` or a bound on it, in bits per dimension, as a sum of terms."""
+
+    stream: ClassVar[Stream]
+
+    @abstractmethod
+    def nats(self, denoiser: Denoiser, strategy: VarianceStrategy, times: Tensor, batch: Batch) -> Tensor:
+        """The terms of a batch.
+
+        Args:
+            denoiser, strategy, times: as in :meth:`measure`.
+            batch: the data.
+        Returns:
+            float64 ``[terms, B]``, in nats.
+        """
+
+    def term_details(self, times: Tensor, bits: Tensor) -> dict[str, Any]:
+        """Details of the terms ``[terms, n]`` in bits/dim, for :class:`Score`."""
+        return {}
 
     @torch.no_grad()
     def measure(
@@ -69,30 +70,71 @@ class VariationalNLL(ModelMetric):
         batch_size: int = 256,
         labels: Tensor | None = None,
     ) -> Score:
-        device = device_of(denoiser)
-        batches = torch.split(from_uint8(levels), batch_size)
-        measured = []
-        with tqdm(total=len(batches) * len(times), desc="bits/dim", leave=False, unit="call") as progress:
-            for i, x_0 in enumerate(batches):
-                indices = range(i * batch_size, i * batch_size + len(x_0))
-                given = denoiser if labels is None else denoiser.given(labels[indices.start : indices.stop].to(device))
-                bound = VariationalBound(given, strategy, self.clip_x0, self.log_mass)
-                noise = NoiseStream(derive_seed(seed, Stream.NLL), indices, denoiser.data_shape, device)
-                measured.append(bound.terms(x_0.to(device), times, noise, progress.update).cpu())
-        terms = torch.cat(measured, 1) / (levels[0].numel() * math.log(2))
-        value, error = mean_and_error(terms.sum(0))
-        means, errors = terms.mean(1).tolist(), (terms.std(1) / math.sqrt(len(levels))).tolist()
-        transitions = [
-            {"t": t, "s": s, "value": mean, "standard_error": error}
-            for t, s, mean, error in zip(
-                times[1:].tolist(), times[:-1].tolist(), means[1:-1], errors[1:-1], strict=True
-            )
-        ]
-        details = {
-            "unit": "bits/dim",
-            "total": {"value": value, "standard_error": error},
-            "decoder": {"value": means[0], "standard_error": errors[0]},
-            "prior": {"value": means[-1], "standard_error": errors[-1]},
-            "transitions": transitions,
-        }
-        return Score(value, error, details)
+        device = _device_of(denoiser)
+        found, calls = [], []
+        with tqdm(desc="bits/dim", leave=False, unit="call") as progress:
+            for i, images in enumerate(torch.split(levels, batch_size)):
+                indices = range(i * batch_size, i * batch_size + len(images))
+                x_0 = denoiser.data_range.from_unit(from_uint8(images.to(device)))
+                noise = NoiseStream(derive_seed(seed, self.stream), indices, denoiser.data_shape, device)
+                condition = None if labels is None else labels[indices.start : indices.stop].to(device)
+                before = denoiser.cost.nfe
+                batch = Batch(x_0, noise, condition, progress.update)
+                found.append(self.nats(denoiser, strategy, times, batch).cpu())
+                calls.append((denoiser.cost.nfe - before) // len(images))
+        bits = torch.cat(found, 1) / (levels[0].numel() * math.log(2))
+        total = mean_and_error(bits.sum(0))
+        details = {"unit": "bits/dim", "total": total, "network_calls": calls}  # calls of each batch
+        return Score(total["value"], total["standard_error"], details | self.term_details(times, bits))
+
+
+class VariationalNLL(BitsPerDim):
+    """The bound, with eta = 1 for every sampler, and never cut.
+
+    Args:
+        split, num_images: as in :class:`ModelMetric`.
+        clip_x0: clamp the predicted x_0 to the range of the data in each step.
+        log_mass: the log mass of a pixel's bin, such as :func:`optcov.likelihood.pixel_log_mass`.
+    """
+
+    stream = Stream.NLL
+
+    def __init__(
+        self,
+        split: Split = "test",
+        num_images: int | None = None,
+        clip_x0: bool = True,
+        log_mass: LogMass = pixel_log_mass,
+    ) -> None:
+        super().__init__(split, num_images)
+        self.clip_x0, self.log_mass = clip_x0, log_mass
+
+    def nats(self, denoiser: Denoiser, strategy: VarianceStrategy, times: Tensor, batch: Batch) -> Tensor:
+        bound = VariationalBound(denoiser, strategy, self.clip_x0, self.log_mass)
+        return bound.terms(batch.x_0, times, batch.noise, batch.advance, batch.condition)
+
+    def term_details(self, times: Tensor, bits: Tensor) -> dict[str, Any]:
+        decoder, *transitions, prior = map(mean_and_error, bits)
+        t, s = times[1:].tolist(), times[:-1].tolist()
+        steps = [{"t": t[i], "s": s[i], **term} for i, term in enumerate(transitions)]
+        return {"decoder": decoder, "prior": prior, "transitions": steps}
+
+
+def mean_and_error(values: Tensor) -> dict[str, float]:
+    """``value`` and ``standard_error`` of ``[n]`` bits/dim, n at least 2.
+
+    Raises:
+        ValueError: if a value is not finite.
+    """
+    broken = int((~values.isfinite()).sum())
+    if broken:
+        raise ValueError(
+            f"bits/dim must be finite ({broken} of {len(values)} images have NaN or infinity, from the mean network or "
+            "its variance): train longer, or with trainer.precision=32-true"
+        )
+    return {"value": float(values.mean()), "standard_error": float(values.std()) / math.sqrt(len(values))}
+
+
+def _device_of(denoiser: Denoiser) -> torch.device:
+    """The device of a denoiser; the CPU for one without weights or buffers."""
+    return next((tensor.device for tensor in [*denoiser.parameters(), *denoiser.buffers()]), torch.device("cpu"))

@@ -1,8 +1,8 @@
-"""Improved precision and recall: how many samples look real, and how much of the real there is among the samples.
+"""Improved precision and recall: how many samples look real, and how much of the reference the samples cover.
 
-A set's manifold is the union of balls around its features, each as wide as the distance to its k-th nearest neighbour.
-Precision is the share of samples on the manifold of the reference, recall that of the reference on the manifold of the
-samples.
+The manifold of a set is the union of balls around its features, each with the distance to the k-th nearest neighbour as
+its radius.  Precision is the share of samples on the manifold of the reference; recall is the share of the reference on
+the manifold of the samples.
 
 Source: Kynkaanniemi et al. (arXiv:1904.06991), Eq. 1 and 2.
 """
@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from optcov.metric.base import Score
-from optcov.metric.features import FeatureMetric, FeatureNetwork
-from optcov.metric.reference import Reference
+from optcov.metric.features import FeatureNetwork, TwoSampleMetric
 
 CHUNK = 1024  # rows of a table of distances
 
@@ -25,7 +24,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
     Args:
         real: of the reference, ``[m, d]``, m above k.
         fake: of the samples, ``[n, d]``, n above k; on the same device.
-        k: which neighbour.
+        k: the neighbour that gives a ball its radius.
     Returns:
         Two shares in [0, 1].
     """
@@ -33,7 +32,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
 
 
 def _radii(points: Tensor, k: int) -> Tensor:
-    """Distance ``[n]`` of each point to its k-th neighbour, which it is not itself."""
+    """Distance ``[n]`` of each point to its k-th nearest other point."""
     radii = []
     for first in range(0, len(points), CHUNK):
         distances = torch.cdist(points[first : first + CHUNK], points)
@@ -48,15 +47,17 @@ def _share_within(points: Tensor, centres: Tensor, radii: Tensor) -> float:
     return float(torch.cat(within).double().mean())
 
 
-class PrecisionRecall(FeatureMetric):
-    """Precision and recall on the features of a network; it keeps all features, its time grows with their square.
+class PrecisionRecall(TwoSampleMetric):
+    """Precision and recall on the features of a network; keeps all features, and takes time quadratic in their number.
 
-    The published numbers are on features of a VGG-16, so that those on Inception features (as Dhariwal and Nichol
-    report, arXiv:2105.05233) compare among themselves alone.
+    The published numbers use features of a VGG-16: those on Inception features (as in Dhariwal and Nichol,
+    arXiv:2105.05233) are comparable only among themselves.
 
     Args:
-        features: what computes them.
-        k: which neighbour gives a ball its radius; 3 as published.
+        features: computes them.
+        k: the neighbour that gives a ball its radius, at least 1; 3 as published.
+    Raises:
+        ValueError: if ``k`` is below 1.
     """
 
     higher_is_better = True
@@ -65,33 +66,14 @@ class PrecisionRecall(FeatureMetric):
         super().__init__(features)
         self.name = f"precision_recall{features.suffix}"
         if k < 1:
-            raise ValueError(f"metric.{self.name}.k = {k} is no neighbour: give at least 1")
+            raise ValueError(f"metric.{self.name}.k must be at least 1 (got {k})")
         self.k = k
-        self._real: Tensor | None = None
 
-    def check(self, reference: Reference, num_samples: int) -> None:
-        super().check(reference, num_samples)
-        for count, what in ((num_samples, "samples"), (len(reference.images), "images of the reference")):
-            if count <= self.k:
-                raise ValueError(f"metric.{self.name}.k = {self.k} leaves {count} {what} no neighbour: give fewer")
+    def check_count(self, count: int, what: str) -> None:
+        if count <= self.k:
+            raise ValueError(f"metric.{self.name}.k must be less than the number of {what}, {count} (got {self.k})")
 
-    def refer_to(self, reference: Reference) -> None:
-        super().refer_to(reference)
-        self._real = reference.features(self.features)
-
-    def update_features(self, features: Tensor) -> None:
-        self._fake.append(features.float().cpu())
-
-    def compute(self) -> dict[str, Score]:
-        if self._real is None:
-            raise ValueError(f"{self.name} has nothing to compare samples with: call refer_to first")
-        count = sum(map(len, self._fake))
-        if min(count, len(self._real)) <= self.k:
-            raise ValueError(f"metric.{self.name}.k = {self.k} leaves {count} samples no neighbour: give fewer")
-        device = self.features.device
-        precision, recall = precision_recall(self._real.to(device), torch.cat(self._fake).to(device), self.k)
-        suffix = self.features.suffix
+    def compare(self, real: Tensor, fake: Tensor) -> dict[str, Score]:
+        device, suffix = self.features.device, self.features.suffix
+        precision, recall = precision_recall(real.to(device), fake.to(device), self.k)
         return {f"precision{suffix}": Score(precision), f"recall{suffix}": Score(recall)}
-
-    def reset(self) -> None:
-        self._fake: list[Tensor] = []

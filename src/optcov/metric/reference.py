@@ -1,6 +1,6 @@
-"""The images that samples are compared with, and what is computed of them once and kept.
+"""The images with which samples are compared, and their features and statistics, computed once and cached.
 
-Statistics are ``.npz`` files of ``mu`` and ``sigma``, the form that other programs write and read.
+Statistics are ``.npz`` files with ``mu`` and ``sigma``, the format of other FID programs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,27 +21,44 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from optcov.files import whole
+from optcov.files import atomic_write
 from optcov.metric.moments import Moments
-
-if TYPE_CHECKING:
-    from optcov.metric.features import FeatureNetwork
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when a change of code gives the features of a network another meaning
+FORMAT = 1  # raise it when the code changes the features of a network
 CHUNK = 1024  # images
 
 Arrays = dict[str, NDArray[Any]]
 
 
+class FeatureExtractor(Protocol):
+    """Computes features of images, see :class:`~optcov.metric.features.FeatureNetwork`.
+
+    Attributes:
+        name: for messages.
+        key: name and weights, which determine the features of an image; usable in a file name.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def key(self) -> str: ...
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features ``[n, d]`` of uint8 ``[n, *data_shape]``."""
+
+
 @dataclass(frozen=True)
 class Statistics:
-    """Mean ``[d]`` and covariance ``[d, d]`` of features, in float64.
+    """Mean and covariance of features, in float64.
 
     Args:
-        network: :attr:`FeatureNetwork.key` of what computed the features; None where a file does not say.
-        data_shape: of the images; None where a file does not say.
+        mean: ``[d]``.
+        covariance: ``[d, d]``.
+        network: :attr:`FeatureExtractor.key` of the network; None if a file does not name it.
+        data_shape: of the images; None if a file does not name it.
     """
 
     mean: Tensor
@@ -54,64 +71,64 @@ class Statistics:
         """Statistics from a ``.npz`` file with ``mu`` and ``sigma``.
 
         Raises:
-            ValueError: if it is missing, damaged, or holds something else.
+            ValueError: if it is missing, damaged, or contains anything else.
         """
         what = "give a .npz file with the mean mu [d] and the covariance sigma [d, d] of features"
         if not path.is_file():
-            raise ValueError(f"reference = {path} is no file: {what}, or null for the training images")
+            raise ValueError(f"reference = {path} is not a file: {what}, or null for the training images")
         arrays = _read(path)
         if arrays is None:
-            raise ValueError(f"reference = {path} is damaged or no .npz of plain arrays: {what}")
+            raise ValueError(f"reference = {path} is damaged or not a .npz of plain arrays: {what}")
         try:
             mean, covariance = (torch.from_numpy(arrays[name].astype(np.float64)) for name in ("mu", "sigma"))
             network = str(arrays["network"]) if "network" in arrays else None
             shape = tuple(map(int, arrays["data_shape"])) if "data_shape" in arrays else None
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"reference = {path} holds {', '.join(arrays) or 'nothing'}: {what}") from error
+            raise ValueError(f"reference = {path} contains {', '.join(arrays) or 'nothing'}: {what}") from error
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
             raise ValueError(
-                f"reference = {path} holds mu {list(mean.shape)} and sigma {list(covariance.shape)}: {what}"
+                f"reference = {path} contains mu {list(mean.shape)} and sigma {list(covariance.shape)}: {what}"
             )
         if not (mean.isfinite().all() and covariance.isfinite().all()):
-            raise ValueError(f"reference = {path} holds NaN or infinity: {what}")
+            raise ValueError(f"reference = {path} contains NaN or infinity: {what}")
         return cls(mean, covariance, network, shape)
 
     def arrays(self) -> Arrays:
-        """What a ``.npz`` file holds of them."""
+        """The arrays of a ``.npz`` file."""
         arrays = {"mu": self.mean.cpu().numpy(), "sigma": self.covariance.cpu().numpy()}
         origin = {"network": self.network, "data_shape": self.data_shape}
         return arrays | {name: np.array(value) for name, value in origin.items() if value is not None}
 
 
 class Reference:
-    """Images that samples are compared with.
+    """The images with which samples are compared.
 
     Args:
-        images: uint8 ``[n, *data_shape]``; read in chunks, and may lie in a mapped file.
-        folder: where statistics and features are kept, under a hash of the images and the name of the network; None to
-            compute them anew.
+        images: uint8 ``[n, *data_shape]``; read in chunks, so that they may be a memory-mapped file.
+        folder: a cache of statistics and features, by a hash of the images and the name of the network; None for no
+            cache.
     Raises:
         ValueError: if the images are not uint8, or fewer than 2.
     """
 
     def __init__(self, images: Tensor, folder: Path | None = None) -> None:
         if images.dtype != torch.uint8 or images.ndim < 2:
-            raise ValueError(f"the reference is {images.dtype} {list(images.shape)}: give uint8 [n, *data_shape]")
+            raise ValueError(f"the reference must be uint8 [n, *data_shape] (got {images.dtype} {list(images.shape)})")
         if len(images) < 2:
-            raise ValueError(f"the reference has {len(images)} images and no covariance: give at least 2")
+            raise ValueError(f"the reference must have at least 2 images (got {len(images)}): a covariance needs two")
         self.images, self.folder = images, folder
         self.data_shape = tuple(images.shape[1:])
 
     @cached_property
     def digest(self) -> str:
-        """A short hash of shape and pixels: what determines the images, wherever they come from."""
+        """A short hash of shape and pixels, which identifies the images wherever they come from."""
         digest = hashlib.sha256(str(list(self.images.shape)).encode())
         for chunk in torch.split(self.images, CHUNK):
             digest.update(chunk.contiguous().cpu().numpy().data)
         return digest.hexdigest()[:16]
 
-    def statistics(self, network: FeatureNetwork) -> Statistics:
-        """Mean and covariance of the images' features; computed by the first process that asks, in one pass."""
+    def statistics(self, network: FeatureExtractor) -> Statistics:
+        """Mean and covariance of the features; computed in one pass by the first process to ask."""
 
         def compute() -> Arrays:
             kept = self._path(network, "features")
@@ -124,20 +141,20 @@ class Reference:
         mean, covariance = (torch.from_numpy(arrays[name]) for name in ("mu", "sigma"))
         return Statistics(mean, covariance, network.key, self.data_shape)
 
-    def features(self, network: FeatureNetwork) -> Tensor:
-        """The features of each image, float32 ``[n, d]`` on the CPU; computed by the first process that asks."""
+    def features(self, network: FeatureExtractor) -> Tensor:
+        """The features of each image, float32 ``[n, d]`` on the CPU; computed by the first process to ask."""
 
         def compute() -> Arrays:
             return {"features": torch.cat([features.float().cpu() for features in self._extract(network)]).numpy()}
 
         return torch.from_numpy(self._once(self._path(network, "features"), compute)["features"])
 
-    def _extract(self, network: FeatureNetwork) -> Iterator[Tensor]:
+    def _extract(self, network: FeatureExtractor) -> Iterator[Tensor]:
         chunks = torch.split(self.images, CHUNK)
         for chunk in tqdm(chunks, desc=f"{network.name} features of the reference", leave=False, disable=None):
             yield network(chunk)
 
-    def _path(self, network: FeatureNetwork, what: str) -> Path | None:
+    def _path(self, network: FeatureExtractor, what: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{network.key}-{self.digest}-{what}-{FORMAT}.npz"
 
     @staticmethod
@@ -156,12 +173,12 @@ class Reference:
                     _write(path, found)
                 return found
         except OSError as error:
-            log.warning("%s can not be written (%s): it will be computed again", path, error.strerror or error)
+            log.warning("%s cannot be written (%s): it will be computed again", path, error.strerror or error)
             return compute()
 
 
 def _read(path: Path) -> Arrays | None:
-    """The arrays of a ``.npz`` file; None where there is none that is whole."""
+    """The arrays of a ``.npz`` file; None if it is missing or damaged."""
     if not path.is_file():
         return None
     try:
@@ -172,5 +189,5 @@ def _read(path: Path) -> Arrays | None:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    with whole(path) as partial, partial.open("wb") as file:
+    with atomic_write(path) as partial, partial.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)

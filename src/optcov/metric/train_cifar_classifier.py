@@ -2,8 +2,8 @@
 
     python -m optcov.metric.train_cifar_classifier --root data/cifar10 --output cifar_classifier.safetensors
 
-It trains on the 50,000 training images alone; the 10,000 test images are looked at for the printed accuracy, and choose
-nothing.  The accuracy in the file's metadata is that of the weights as they are kept, in half precision.
+It trains on the 50,000 training images; the 10,000 test images only give the printed accuracy.  The accuracy in the
+metadata of the file is that of the stored weights, in half precision.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def accuracy(classifier: CIFARClassifier, images: Tensor, labels: Tensor) -> flo
 
 
 def train(data: CIFAR10Data, epochs: int, learning_rate: float, seed: int) -> CIFARClassifier:
-    """A trained classifier, printing a line an epoch."""
+    """Train a classifier, printing a line per epoch."""
     torch.manual_seed(seed)
     classifier: CIFARClassifier = CIFARClassifier().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images, labels = data.load("train"), data.labels("train")
@@ -77,7 +77,7 @@ def train(data: CIFAR10Data, epochs: int, learning_rate: float, seed: int) -> CI
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="CIFAR-10, in any form that data=cifar10 reads")
+    parser.add_argument("--root", required=True, help="CIFAR-10, in any layout that data=cifar10 reads")
     parser.add_argument("--cache", default="outputs/cache/data", help="of decoded images")
     parser.add_argument("--output", type=Path, default=Path("cifar_classifier.safetensors"))
     parser.add_argument("--epochs", type=int, default=15)

@@ -26,7 +26,7 @@ class Classifier(nn.Module):
         num_blocks: residual blocks at each level.
         dropout: in residual blocks.
     Raises:
-        ValueError: if channels is no width.
+        ValueError: if channels is odd or below 4.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         if channels < 4 or channels % 2:
-            raise ValueError(f"guidance.classifier.channels = {channels} is no width: give an even number from 4")
+            raise ValueError(f"guidance.classifier.channels must be even and at least 4 (got {channels}): give 32, say")
         dims = len(data_shape) - 1
         if channel_mult is None:
             channel_mult = [1] + [2] * (len(heights_of(data_shape[1], data_shape[2])) - 1) if dims else [1, 1, 1]
@@ -56,9 +56,9 @@ class Classifier(nn.Module):
         self.norm = norm(width, dims)
         self.output = nn.Linear(width, num_classes)
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """``[B, *data_shape]`` at times ``t`` in (0, 1], 0-dimensional or ``[B]``, to ``[B, K]``."""
-        time = self.time((1000 * t).to(self.output.weight.dtype).expand(len(x_t)))
+    def forward(self, x_t: Tensor, network_time: Tensor) -> Tensor:
+        """``[B, *data_shape]`` and the mean network's input for time, 0-dimensional or ``[B]``, to ``[B, K]``."""
+        time = self.time(network_time.to(self.output.weight.dtype).expand(len(x_t)))
         h = self.input(x_t)
         for block in self.blocks:
             h = block(h, time) if isinstance(block, ResidualBlock) else block(h)

@@ -23,8 +23,9 @@ class SimpleHead(nn.Module):
         self.norm = norm(feature_channels, len(data_shape) - 1)
         self.output = layer(feature_channels, data_shape[0], len(data_shape) - 1, zero=True)
 
-    def forward(self, features: Tensor, t: Tensor) -> Tensor:
-        """``[B, feature_channels, ...]`` at times ``t``, 0-dimensional or ``[B]``, to ``[B, *data_shape]``."""
+    def forward(self, features: Tensor, network_time: Tensor) -> Tensor:
+        """``[B, feature_channels, ...]`` and what the network is fed as its time, 0-dimensional or ``[B]``, to
+        ``[B, *data_shape]``."""
         return self.output(norm_silu(self.norm, features))  # type: ignore[no-any-return]
 
 
@@ -43,6 +44,6 @@ class ComplexHead(SimpleHead):
         self.time = TimeMLP(SinusoidalEmbedding(width), width, width)
         self.block = ResidualBlock(feature_channels, hidden, width, len(data_shape) - 1)
 
-    def forward(self, features: Tensor, t: Tensor) -> Tensor:
-        time = self.time((1000 * t).to(self.norm.weight.dtype).expand(len(features)))  # features may be bfloat16
-        return super().forward(self.block(features, time), t)
+    def forward(self, features: Tensor, network_time: Tensor) -> Tensor:
+        time = self.time(network_time.to(self.norm.weight.dtype).expand(len(features)))  # features may be bfloat16
+        return super().forward(self.block(features, time), network_time)

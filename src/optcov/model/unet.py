@@ -63,7 +63,7 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
 
 
-class Stage(nn.Module):
+class UNetBlock(nn.Module):
     """A residual block and, at some resolutions, attention."""
 
     def __init__(self, block: ResidualBlock, attention: Attention | None) -> None:
@@ -144,9 +144,9 @@ class UNet(nn.Module):
         time_channels = 4 * channels
         self.time = TimeMLP(time_embedding(channels), channels, time_channels)
 
-        def stage(in_channels: int, out_channels: int, height: int) -> Stage:
+        def block_of(in_channels: int, out_channels: int, height: int) -> UNetBlock:
             block = ResidualBlock(in_channels, out_channels, time_channels, 2, dropout, scale_shift)
-            return Stage(block, Attention(out_channels, num_heads) if height in attention_resolutions else None)
+            return UNetBlock(block, Attention(out_channels, num_heads) if height in attention_resolutions else None)
 
         width, height = channels, data_shape[1]
         self.input = layer(data_shape[0], width, 2)
@@ -154,7 +154,7 @@ class UNet(nn.Module):
         self.down = nn.ModuleList()
         for level, mult in enumerate(channel_mult):
             for _ in range(num_blocks):
-                self.down.append(stage(width, channels * mult, height))
+                self.down.append(block_of(width, channels * mult, height))
                 width = channels * mult
                 skips.append(width)
             if level < len(channel_mult) - 1:
@@ -162,7 +162,7 @@ class UNet(nn.Module):
                 height //= 2
                 skips.append(width)
 
-        self.middle1 = Stage(
+        self.middle1 = UNetBlock(
             ResidualBlock(width, width, time_channels, 2, dropout, scale_shift),
             Attention(width, num_heads) if middle_attention else None,
         )
@@ -175,7 +175,7 @@ class UNet(nn.Module):
                 skip = skips.pop()
                 if additive_skips:
                     self.joins.append(nn.Identity() if skip == width else layer(skip, width, 2, kernel_size=1))
-                self.up.append(stage(width if additive_skips else width + skip, channels * mult, height))
+                self.up.append(block_of(width if additive_skips else width + skip, channels * mult, height))
                 width = channels * mult
             if level > 0:
                 self.up.append(Upsample(width))
@@ -194,12 +194,12 @@ class UNet(nn.Module):
         h = self.input(x_t)
         skips = [h]
         for module in self.down:
-            h = module(h, embedded) if isinstance(module, Stage) else module(h)
+            h = module(h, embedded) if isinstance(module, UNetBlock) else module(h)
             skips.append(h)
         h = self.middle2(self.middle1(h, embedded), embedded)
         joins = iter(self.joins)
         for module in self.up:
-            if isinstance(module, Stage):
+            if isinstance(module, UNetBlock):
                 skip = skips.pop()
                 h = h + next(joins)(skip) if self.additive_skips else torch.cat([h, skip], 1)
                 h = module(h, embedded)

@@ -1,4 +1,4 @@
-"""The report as one page that needs no other file and no script."""
+"""The report as one page without scripts that needs no other file."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from optcov.report.runs import Runs
 from optcov.report.table import NOT_LABELS, Scores, labels
 
 CAPTIONS = {
-    "variance": "Left: the covariance that each strategy gives x_0 at time t, on a few training images, with the run's "
-    "guidance; a strategy without any, such as beta_tilde, is not on the logarithmic axis. Right: the variance of the "
-    "step that follows from it, of the fewest steps that were run. Dashed: the bounds of Analytic-DPM, Theorem 2, for "
-    "data in [-1, 1].",
-    "samples": "Samples of the first seed; of models that know classes, a row for each. The noise of a sample is the "
-    "same in all cells of one sampler whose samples are of the same classes.",
+    "variance": "Left: the covariance of x_0 at time t by strategy, on a few training images, with the run's guidance; "
+    "a covariance of zero, as that of beta_tilde, is not on the logarithmic axis. Right: the variance of the resulting "
+    "step, for the fewest steps of any run. Dashed: the bounds of Analytic-DPM, Theorem 2, for data in [-1, 1].",
+    "samples": "Samples of the first seed; models that know classes have a row for each class. The noise of a sample "
+    "is the same in all cells with the same sampler and the same classes.",
 }
 
 
@@ -27,10 +26,10 @@ def page(runs: Runs, by_metric: Mapping[str, Scores], pictures: Mapping[str, Pat
     """The page as HTML.
 
     Args:
-        runs: what is reported.
+        runs: to be reported.
         by_metric: scores, by metric.
-        pictures: PNG files, by metric, and ``variance`` and ``samples`` where there are.
-        folder: where the page will lie; links are relative to it.
+        pictures: PNG files by metric, and by ``variance`` and ``samples`` if there are such.
+        folder: of the page, to which its links are relative.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

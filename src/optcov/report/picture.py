@@ -1,4 +1,4 @@
-"""Pictures of samples: a grid of one run's, and one of all runs'."""
+"""Pictures of samples: a grid for one run, and a grid of grids for several."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional
 
-PICTURED = 64  # images of a picture
+PICTURED = 64  # images in a picture
 
 
 def picture(
     images: Tensor, path: Path, count: int = PICTURED, scale: int | None = None, labels: Tensor | None = None
 ) -> None:
-    """The first samples as a PNG: a grid of images, or the points of vectors.
+    """Draw the first samples as a PNG: a grid of images, or vectors as points.
 
     Args:
         images: uint8 ``[n, C, H, W]`` with 1 or 3 channels, or ``[n, D]`` with D at least 2.
-        path: the file.
+        path: of the PNG.
         count: how many images.
-        scale: enlargement; small images are enlarged where None.
-        labels: the class of each, int64 ``[n]``: images then have a row for each class, points a colour.
+        scale: enlargement; None to enlarge small images.
+        labels: the class of each sample, int64 ``[n]``: classes become rows of images, or colours of points.
     """
     if images.ndim == 2:
         _scatter(images, path, labels)
@@ -37,12 +37,12 @@ def picture(
 
 
 def by_class(images: Tensor, labels: Tensor, count: int = PICTURED) -> Tensor:
-    """The first images of each class that there is, a row each, black where one has fewer than another.
+    """The first images of each class that occurs, one row per class, padded with black.
 
     Args:
         images: uint8 ``[n, C, H, W]``.
         labels: int64 ``[n]``.
-        count: how many images at most, unless there are more classes: the first of them, then, one image each.
+        count: how many images at most; if there are more classes, one image of each of the first ``count``.
     Returns:
         ``[rows, columns, C, H, W]``.
     """
@@ -57,12 +57,12 @@ def by_class(images: Tensor, labels: Tensor, count: int = PICTURED) -> Tensor:
 
 
 def tile(images: Tensor, scale: int | None = None, line: bool = True) -> Image.Image:
-    """A table of images as one picture, small ones enlarged.
+    """Tile images into one picture.
 
     Args:
         images: uint8 ``[rows, columns, C, H, W]`` with 1 or 3 channels.
-        scale: enlargement; small images are enlarged where None.
-        line: draw one right of and below each image.
+        scale: enlargement; None to enlarge small images.
+        line: separate images by lines.
     """
     if line:
         images = functional.pad(images, (0, 1, 0, 1), value=96)
@@ -74,7 +74,7 @@ def tile(images: Tensor, scale: int | None = None, line: bool = True) -> Image.I
 
 
 def _scale(height: int) -> int:
-    """How much images of this height are enlarged."""
+    """The enlargement of images of this height."""
     return max(1, 64 // height)
 
 
@@ -93,25 +93,25 @@ def first_samples(path: Path, shape: Sequence[int] | None, side: int = 4, labell
     """The corner of a file that :func:`picture` wrote.
 
     Args:
-        path: the file.
-        shape: of a sample; all points of vectors are kept, and all of a picture of what is not known.
-        side: images in a row and in a column, at most.
-        labelled: the picture has a row for each class, and all rows are kept.
+        path: of the picture.
+        shape: of a sample; pictures of vectors, and of samples of unknown shape (None), are kept as they are.
+        side: images per row and column, at most.
+        labelled: whether rows are classes, all of which are kept.
     """
     with Image.open(path) as opened:
-        whole = opened.convert("RGB")
+        full = opened.convert("RGB")
     if shape is None or len(shape) != 3:
-        return whole
+        return full
     _, height, width = shape
-    right, below = ((pixels + 1) * _scale(height + 1) * side for pixels in (width, height))  # with lines between images
-    return whole.crop((0, 0, min(whole.width, right), whole.height if labelled else min(whole.height, below)))
+    right, below = ((pixels + 1) * _scale(height + 1) * side for pixels in (width, height))  # with lines between
+    return full.crop((0, 0, min(full.width, right), full.height if labelled else min(full.height, below)))
 
 
 def sample_grid(cells: Mapping[tuple[str, int], Image.Image], side: int = 240) -> Image.Image:
     """Samples of several runs side by side.
 
     Args:
-        cells: pictures by label and number of steps: rows and columns, in order of appearance and of size.
+        cells: pictures by label (rows, in order of appearance) and number of steps (columns, ascending).
         side: the longer side of a cell, in pixels.
     """
     gap, size = 12, 20
@@ -142,12 +142,12 @@ def sample_grid(cells: Mapping[tuple[str, int], Image.Image], side: int = 240) -
 
 
 def _lines(label: str) -> list[str]:
-    """A label in short lines."""
+    """A label, broken into short lines."""
     return label.replace(" (", ", (").split(", ")
 
 
 def _fit(image: Image.Image, side: int) -> Image.Image:
-    """The picture with a longer side of about ``side``: pixels whole where it is smaller, averaged where larger."""
+    """Resize to a longer side of about ``side``: enlarged by a whole factor, or reduced by averaging."""
     longest = max(image.size)
     if longest <= side:
         factor = side // longest

@@ -1,4 +1,4 @@
-"""Plots: a metric against the length of the chain, and the variance of strategies against time."""
+"""Plots: a metric against the number of steps, and the variance of strategies against time."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MARKERS = "osD^vPX*<>"
 
 
 def plot(runs: pd.DataFrame, metric: str, path: Path) -> None:
-    """A metric against the number of steps, and against network calls where they differ, a line for each label.
+    """Plot a metric against the number of steps, and against network calls if they differ; one line per label.
 
     Args:
         runs: of :func:`optcov.report.collect`.
         metric: a name of :func:`optcov.report.metric_names`.
-        path: the PNG.
+        path: of the PNG.
     """
     from matplotlib.figure import Figure
 
@@ -57,11 +57,11 @@ def plot(runs: pd.DataFrame, metric: str, path: Path) -> None:
 
 
 def plot_variance(curves: Mapping[str, pd.DataFrame], path: Path) -> None:
-    """``Cov[x_0 | x_t]`` of strategies, and the variance of their steps in the full chain, between their bounds.
+    """Plot ``Cov[x_0 | x_t]`` of strategies, and the variance of their steps, between the bounds.
 
     Args:
-        curves: by label, with the columns of :func:`optcov.variance.curve.variance_curve`.
-        path: the PNG.
+        curves: by label, with the columns of :func:`optcov.variance.profile.variance_profile`.
+        path: of the PNG.
     """
     from matplotlib.figure import Figure
 
@@ -69,7 +69,7 @@ def plot_variance(curves: Mapping[str, pd.DataFrame], path: Path) -> None:
     covariance, step = figure.subplots(1, 2)
     bounds = {
         (*curve["upper"], *curve["step_upper"]): curve for curve in curves.values()
-    }.values()  # of each schedule and stride
+    }.values()  # one for each schedule and stride
     for i, curve in enumerate(bounds):
         line: dict[str, Any] = {"color": "0.45", "linewidth": 1}
         covariance.plot(curve["t"], curve["upper"], "--", **line, label="bounds" if i == 0 else None)
@@ -92,14 +92,14 @@ def plot_variance(curves: Mapping[str, pd.DataFrame], path: Path) -> None:
     step.set_title(f"variance of the DDPM step to max(t - {' or '.join(strides)}, 1/N)", fontsize="medium")
     for axes in (covariance, step):
         axes.set(xlabel="t", xscale="log", yscale="log")
-        axes.minorticks_off()  # half of the time that drawing takes
+        axes.minorticks_off()  # they take half of the drawing time
         axes.grid(alpha=0.3)
     _legend_below(figure)
     figure.savefig(path, dpi=150)
 
 
 def _ticks_at(axes: Axes, values: Iterable[int]) -> None:
-    """Ticks at these values of a logarithmic axis, those left out that would touch the one before."""
+    """Put ticks at these values of a logarithmic axis, except those that would touch the one before."""
     from matplotlib.ticker import NullLocator
 
     ascending = list(values)
@@ -113,7 +113,7 @@ def _ticks_at(axes: Axes, values: Iterable[int]) -> None:
 
 
 def _scale(axes: Axes, values: pd.DataFrame) -> None:
-    """A logarithmic axis for values of several sizes."""
+    """Make the axis logarithmic if the values span a factor of 4 or more."""
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
     smallest, largest = (float(each) for each in np.nanquantile(values.to_numpy(), [0, 1]))
@@ -127,9 +127,9 @@ def _scale(axes: Axes, values: pd.DataFrame) -> None:
 
 
 def _legend_below(figure: Figure) -> None:
-    """One legend for all axes, where it covers no curve."""
+    """Put one legend for all axes below them, where it covers no curve."""
     handles, names = figure.axes[0].get_legend_handles_labels()
-    width = 0.075 * max(map(len, names)) + 0.6  # of an entry, in inches
+    width = 0.075 * max(map(len, names)) + 0.6  # inches per entry
     columns = max(1, min(len(names), int(figure.get_figwidth() / width)))
     rows = -(-len(names) // columns)
     figure.set_figheight(figure.get_figheight() + 0.19 * rows)

@@ -1,4 +1,4 @@
-"""Runs on disk: which folders hold one, what its ``results.json`` says, and all of them as one data frame."""
+"""Runs on disk: finding their folders, reading ``results.json``, and joining them in one data frame."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from optcov.added import CHOICES, with_added
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 1  # of results.json; goes up when a key gets another meaning
-STANDARD_ERROR = "_se"  # ends the name of a column that holds the standard errors of another
+FORMAT = 1  # of results.json; raise it when a key changes its meaning
+STANDARD_ERROR = "_se"  # suffix of a column with the standard errors of another
 
 
 class Results(BaseModel):
-    """What a run scored, and how; every other string in ``results.json`` is the option chosen in a config group.
+    """The content of ``results.json``; every string that is not listed is the option chosen in a config group.
 
     Args:
-        metrics: by name, which ends in the number of samples.
-        standard_errors: of metrics, where they are known from one run.
-        higher_is_better: the metrics of which a larger value is the better one.
-        overrides: what the command line set inside groups and at the top level.
+        metrics: scores by name, which ends in the number of samples.
+        standard_errors: of metrics for which one run gives them.
+        higher_is_better: metrics for which larger is better.
+        overrides: settings of the command line inside groups and at the top level.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -55,26 +55,24 @@ class Results(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """The results in a file.
+        """Read a file.
 
         Raises:
-            ValueError: if it is damaged, or of another format, in one sentence.
+            ValueError: if it is damaged or has another format, in one sentence.
         """
-        mend = "run it again, or leave this folder out"
+        remedy = "run it again, or leave this folder out"
         try:
             content = json.loads(path.read_text())
-            version = content.get("format", FORMAT)  # the first files did not say
+            version = content.get("format", FORMAT)  # absent from the first files
             if version != FORMAT:
-                raise ValueError(
-                    f"runs: {path} has format = {version!r}, and this version of optcov reads {FORMAT}: {mend}"
-                )
+                raise ValueError(f"runs: format of {path} must be {FORMAT} (got {version!r}): {remedy}")
             return cls.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
-            raise ValueError(f"runs: {path} is damaged ({key}: {first['msg'].lower()}): {mend}") from error
+            raise ValueError(f"runs: {path} is damaged ({key}: {first['msg'].lower()}): {remedy}") from error
         except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-            raise ValueError(f"runs: {path} is damaged (it holds no JSON object): {mend}") from error
+            raise ValueError(f"runs: {path} is damaged (not a JSON object): {remedy}") from error
 
     @property
     def choices(self) -> dict[str, str]:
@@ -85,20 +83,25 @@ class Results(BaseModel):
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has ended."""
+    """A finished run.
+
+    Args:
+        folder: of the run.
+        results: of the run.
+    """
 
     folder: Path
     results: Results
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """What the run was composed of; empty where its folder does not say."""
+        """The config of the run; empty if its folder has none."""
         path = self.folder / ".hydra" / "config.yaml"
         saved = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else None
         return with_added(saved) if isinstance(saved, dict) else {}
 
     def setting(self, key: str) -> str | None:
-        """A setting by its full key, as in the overrides; None where the run has none of that name."""
+        """A setting by its full key, such as ``sampler.eta``; None if the run does not have it."""
         if key in self.results.overrides:
             return self.results.overrides[key]
         saved: Any = self.config
@@ -114,9 +117,9 @@ class Runs:
     """Runs to be compared.
 
     Args:
-        base: the folder that holds all of them, to which their names are relative.
-        ended: in natural order within each source.
-        unfinished: folders of runs without results, and the last words of their logs.
+        base: the common folder, to which their names are relative.
+        ended: finished runs, in natural order within each source.
+        unfinished: folders of runs without results, each with the last line of its log.
     """
 
     base: Path
@@ -128,7 +131,7 @@ class Runs:
         return os.path.relpath(folder, self.base)
 
     def frame(self) -> pd.DataFrame:
-        """A row for each run that has ended, see :func:`collect`."""
+        """A row for each finished run, see :func:`collect`."""
         import pandas as pd
 
         keys = dict.fromkeys(key for run in self.ended for key in run.results.overrides if key not in ("run", "seed"))
@@ -165,8 +168,8 @@ def collect(source: Path | str | Sequence[Path | str]) -> pd.DataFrame:
     Returns:
         A frame with the columns ``run`` (the folder), overrides, the option chosen in each group, ``num_steps``,
         ``nfe``, ``seed``, and the metrics; a metric with known standard errors is followed by them, in a column whose
-        name ends in ``_se``. ``frame.attrs["higher_is_better"]`` lists metrics, ``frame.attrs["told_by_settings"]``
-        groups in which an option says no more than the columns of its settings.
+        name ends in ``_se``. ``frame.attrs["higher_is_better"]`` lists metrics; ``frame.attrs["told_by_settings"]``
+        lists groups whose option adds nothing to the columns of its settings.
     Raises:
         ValueError: as :func:`gather`.
     """
@@ -179,11 +182,11 @@ def gather(source: Path | str | Sequence[Path | str]) -> Runs:
     Args:
         source: the folder of a run or of a multirun, a pattern like ``outputs/train/*``, or several of them.
     Raises:
-        ValueError: if a folder holds no run, or results can not be read, in one sentence.
+        ValueError: if a folder contains no run, or results cannot be read, in one sentence.
     """
     sources = [source] if isinstance(source, (str, Path)) else list(source)
     if not sources:
-        raise ValueError("runs = [] names no folder: give folders of runs or multiruns")
+        raise ValueError("runs must not be empty (got []): give folders of runs or multiruns")
     folders = dict.fromkeys(run.resolve() for each in sources for run in _runs_in(str(each)))
     ended = [Run(folder, Results.read(folder / "results.json")) for folder in folders if _has_ended(folder)]
     unfinished = [(folder, _last_words(folder)) for folder in folders if not _has_ended(folder)]
@@ -192,15 +195,15 @@ def gather(source: Path | str | Sequence[Path | str]) -> Runs:
 
 
 def _runs_in(source: str) -> Iterator[Path]:
-    """The folders of runs that a path or pattern names, ended or not."""
+    """The folders of runs that a path or pattern names, finished or not."""
     path = Path(source)
     if path.exists() or not re.search(r"[*?\[]", source):
         if not path.is_dir():
-            raise ValueError(f"runs = {source} is no folder: give the folder of a run or of a multirun")
+            raise ValueError(f"runs = {source} is not a folder: give the folder of a run or of a multirun")
         found = list(_runs_below(path))
         if not found:
             raise ValueError(
-                f"runs = {source} holds no run: give the folder of one, which has a results.json, or of a multirun"
+                f"runs = {source} contains no run: give the folder of a run, which has a results.json, or of a multirun"
             )
         yield from found
         return
@@ -208,7 +211,7 @@ def _runs_in(source: str) -> Iterator[Path]:
     matches = _in_order(root.glob(str(path.relative_to(root))))
     found = [run for match in matches if match.is_dir() for run in _runs_below(match)]
     if not found:
-        raise ValueError(f"runs = {source} matches no folder of a run: give the folder of a run or of a multirun")
+        raise ValueError(f"runs = {source} matches no run: give the folder of a run or of a multirun")
     yield from found
 
 
@@ -220,7 +223,7 @@ def _runs_below(folder: Path) -> Iterator[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether a folder is of a run, ended or not; one that was refused left its log and no more."""
+    """Whether a folder is that of a run, finished or not; a refused run leaves only its log."""
     return _has_ended(folder) or (folder / ".hydra").is_dir() or (folder / "train.log").is_file()
 
 
@@ -234,7 +237,7 @@ def _last_words(folder: Path) -> str:
 
 
 def _in_order(paths: Iterable[Path]) -> list[Path]:
-    """Sorts job 2 before job 10."""
+    """Natural order: job 2 before job 10."""
     return sorted(paths, key=lambda path: [int(part) if part.isdigit() else part for part in _PARTS.split(str(path))])
 
 

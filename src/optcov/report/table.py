@@ -1,4 +1,4 @@
-"""Scores of runs as tables: a row for each strategy, a column for each number of steps, over seeds."""
+"""Scores of runs as tables: a row for each strategy, a column for each number of steps, averaged over seeds."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ OF_METRIC_NOT_LABELS = ("split", "num_images", "batch_size", "download")  # last
 
 
 def metric_names(runs: pd.DataFrame) -> list[str]:
-    """The columns of :func:`collect` that hold metrics."""
+    """The columns of :func:`collect` that are metrics."""
     following = [str(name) for name in runs.loc[:, "nfe":].columns if name not in ("nfe", "seed")]
     errors = {name + STANDARD_ERROR for name in following}
     return [name for name in following if name not in errors]
 
 
 def higher_is_better(runs: pd.DataFrame, metric: str) -> bool:
-    """Whether the larger value of a metric is the better one."""
+    """Whether larger is better for a metric."""
     return metric in runs.attrs.get("higher_is_better", [])
 
 
 def labels(runs: pd.DataFrame) -> pd.Series[str]:
-    """What tells each run from the others, apart from steps and seed: ``beta``, or ``var=beta, sampler=ddim``.
+    """What distinguishes each run, apart from steps and seed: ``beta``, or ``var=beta, sampler=ddim``.
 
-    Two runs that nothing tells apart, not even the seed, get the names of their folders.
+    Runs that nothing distinguishes, not even the seed, get the names of their folders.
     """
     import pandas as pd
 
@@ -73,9 +73,9 @@ class Scores:
 
     Args:
         mean: over seeds; NaN where there is no run.
-        error: the standard deviation over seeds, or the standard error of the only run; NaN where neither is known.
+        error: the standard deviation over seeds, or the standard error of a single run; NaN where neither is known.
         best: whether a cell is the best of its column.
-        heading: the metric's name, its direction, and what the errors are.
+        heading: the metric's name, its direction, and the meaning of the errors.
         label_of_run: the row of each run.
     """
 
@@ -93,11 +93,11 @@ class Scores:
         return text.where(self.mean.notna(), "").rename(columns="{} steps".format)
 
     def to_markdown(self) -> str:
-        """A table in Markdown, the best of each column in bold."""
+        """The table in Markdown, with the best of each column in bold."""
         return str(self.bold("**{}**").to_markdown())
 
     def to_latex(self) -> str:
-        """A ``tabular`` for the package booktabs, the best of each column in bold."""
+        """The table as a ``tabular`` for the package booktabs, with the best of each column in bold."""
         text = self.text.apply(lambda column: column.str.replace("±", r"$\pm$"))
         best = self.best.set_axis(text.columns, axis=1)
         style = text.style.apply(lambda _: best.map(lambda is_best: "textbf:--rwrap;" if is_best else ""), axis=None)
@@ -105,14 +105,14 @@ class Scores:
         return str(style.to_latex(hrules=True, column_format="l" + "c" * len(text.columns)))
 
     def to_terminal(self) -> Table:
-        """A table for rich, the best of each column in bold."""
+        """The table for rich, with the best of each column in bold."""
         shown = Table("", *self.text.columns, title=self.heading, title_justify="left")
         for label, cells in self.bold("[bold]{}[/bold]").iterrows():
             shown.add_row(str(label), *cells)
         return shown
 
     def bold(self, pattern: str) -> pd.DataFrame:
-        """The text, with a pattern around the best of each column."""
+        """The text of all cells, with a pattern around the best of each column."""
         text = self.text
         return text.where(~self.best.set_axis(text.columns, axis=1), text.map(pattern.format))
 
@@ -140,5 +140,5 @@ def scores(runs: pd.DataFrame, metric: str) -> Scores:
 
 
 def table(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Scores as text, label by steps: ``mean``, or ``mean ± std`` over seeds; the best of a column in ``**bold**``."""
+    """Scores as text, label by steps: ``mean`` or ``mean ± std`` over seeds; the best of a column in ``**bold**``."""
     return scores(runs, metric).bold("**{}**")

@@ -1,4 +1,4 @@
-"""A report's files, in one folder."""
+"""Writes the files of a report into one folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from optcov.report.picture import first_samples, sample_grid
 from optcov.report.plot import plot, plot_variance
 from optcov.report.runs import Runs
 from optcov.report.table import Scores, labels, metric_names, scores
-from optcov.variance.curve import COLUMNS
+from optcov.variance.profile import COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,21 +26,21 @@ log = logging.getLogger(__name__)
 
 
 def check_comparable(runs: Runs) -> None:
-    """Refuse runs of which a table would compare nothing.
+    """Refuse runs that a table cannot compare.
 
     Raises:
-        ValueError: if none has ended, or there are several and no two have a metric in common.
+        ValueError: if none is finished, or there are several and no two have a metric in common.
     """
     if not runs.ended:
         folder, words = runs.unfinished[0]
-        raise ValueError(f"runs: {folder} has not ended, nor has any other ({words}): give a run that has ended")
+        raise ValueError(f"runs must contain a finished run ({folder} is not finished: {words}): give a finished one")
     frame = runs.frame()
     shared = [name for name in metric_names(frame) if frame[name].notna().sum() > 1]
     if len(frame) > 1 and not shared:
         first, second = runs.ended[:2]
         raise ValueError(
-            f"runs have no metric in common: {first.folder} has {_listed(first.results.metrics)}, {second.folder} has "
-            f"{_listed(second.results.metrics)}: score them alike with evaluate.py run=FOLDER metric=... num_samples=N"
+            f"runs must have a metric in common ({first.folder} has {_listed(first.results.metrics)}, {second.folder} "
+            f"has {_listed(second.results.metrics)}): score them with evaluate.py run=FOLDER metric=... num_samples=N"
         )
 
 
@@ -71,11 +71,11 @@ def write_report(runs: Runs, folder: Path) -> None:
     """Write tables, a plot for each metric, ``variance.png``, ``samples.png`` and ``report.html``; print the tables.
 
     Args:
-        runs: of :func:`optcov.report.gather`; at least one has ended.
-        folder: exists.
+        runs: of :func:`optcov.report.gather`; at least one is finished.
+        folder: an existing folder.
     """
     for place, words in runs.unfinished:
-        log.warning("%s has not ended, and is in no table (%s)", place, words)
+        log.warning("%s is not finished, and in no table (%s)", place, words)
     by_metric = write_tables(runs, folder)
     frame = runs.frame()
     pictures = {}
@@ -94,11 +94,11 @@ def write_report(runs: Runs, folder: Path) -> None:
 
 
 def variance_curves(runs: Runs, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The curves of the first seed and the fewest steps, each that several runs share once, by strategy or label."""
+    """The curves of the first seed and the fewest steps, by strategy or label; equal curves appear once."""
     import pandas as pd
 
     order = frame.assign(label=labels(frame)).sort_values(["seed", "num_steps"], kind="stable")
-    found: dict[str, tuple[str, str]] = {}  # text of the file -> its strategy and label
+    found: dict[str, tuple[str, str]] = {}  # content of the file -> strategy and label
     for position in order.drop_duplicates("label").index.sort_values():
         path = runs.ended[position].folder / "variance.csv"
         if path.is_file() and _is_curve(path):
@@ -115,7 +115,7 @@ def _is_curve(path: Path) -> bool:
             return True
     except ValueError:
         pass
-    log.warning("%s is damaged or of another version, and is not drawn", path)
+    log.warning("%s is damaged or from another version: it is not drawn", path)
     return False
 
 

@@ -1,14 +1,14 @@
 """Samplers: which update takes x_t to x_s."""
 
 from optcov.sampler.ancestral import DDIMSampler, DDPMSampler
-from optcov.sampler.base import Sampler, batches, sample
+from optcov.sampler.base import Model, Sampler, State, batches, sample
 from optcov.sampler.dpm_solver import DPMSolverSampler
 from optcov.sampler.dpm_solver_pp import DPMSolverPPSampler
 from optcov.sampler.euler import EulerSampler
 from optcov.sampler.euler_maruyama import EulerMaruyamaSampler
 from optcov.sampler.heun import HeunSampler
 from optcov.sampler.inversion import invert, slerp
-from optcov.sampler.noise import NoiseStream, StartingNoise
+from optcov.sampler.noise import NoiseStream
 from optcov.sampler.predictor_corrector import PredictorCorrectorSampler
 from optcov.sampler.progress import ImageBar
 from optcov.sampler.unipc import UniPCSampler
@@ -22,10 +22,11 @@ __all__ = [
     "EulerSampler",
     "HeunSampler",
     "ImageBar",
+    "Model",
     "NoiseStream",
     "PredictorCorrectorSampler",
     "Sampler",
-    "StartingNoise",
+    "State",
     "UniPCSampler",
     "batches",
     "invert",

@@ -7,90 +7,116 @@ fitted C they are Analytic-, NPR- and SN-DPM (arXiv:2201.06503, arXiv:2206.07309
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from optcov.broadcast import per_sample
-from optcov.chain import chain
-from optcov.denoiser import Denoiser
+from optcov.data_range import DataRange
+from optcov.denoiser import Prediction
 from optcov.kernel import ReverseKernel
-from optcov.sampler.base import Sampler
-from optcov.sampler.noise import NoiseStream
+from optcov.sampler.base import Model, Sampler, State
+from optcov.schedule.base import NoiseSchedule
+from optcov.schedule.levels import NoiseLevels, per_sample
 from optcov.variance.base import VarianceStrategy
 
 
-class DDIMSampler(Sampler):
-    """Steps of the kernel at any eta; a clipped x_0 keeps the network's own noise estimate.
+@dataclass(frozen=True)
+class KernelPlan:
+    """The levels of a chain, ``[K]`` in the order of the steps, and the kernel of each step."""
+
+    levels: NoiseLevels
+    kernels: ReverseKernel
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def to(self, device: torch.device) -> KernelPlan:
+        return KernelPlan(self.levels.to(device), self.kernels.to(device))
+
+
+class KernelSampler(Sampler):
+    """Steps of the kernel at one eta.
 
     Args:
-        num_steps: K, the number of network calls.
+        num_steps: K, one network call each.
         eta: 0 for DDIM's kernel, 1 for DDPM's.
-        clip_x0: clamp the predicted x_0 to [-1, 1] before each step.
-        cut: bound on the noise of the last stochastic step, in grey levels of 255, for fitted variances: at most
-            ``(cut * 2/255 * sqrt(pi/2))^2`` (Analytic-DPM, Sec. 3.1 and Appendix H.1); None for no bound.
+        clip_x0: clamp the predicted x_0 to the data's range before each step.
+        cut: bound on the noise of the last stochastic step, in grey levels, for fitted variances: at most
+            ``(cut * grey_level * sqrt(pi/2))^2`` (Analytic-DPM, Sec. 3.1 and Appendix H.1), where grey levels lie 2/255
+            apart on [-1, 1]; None, and data without grey levels, for no bound.
     Raises:
         ValueError: if an argument is out of range.
     """
 
-    def __init__(self, num_steps: int = 50, eta: float = 0.0, clip_x0: bool = True, cut: float | None = 1.0) -> None:
+    def __init__(self, num_steps: int, eta: float, clip_x0: bool, cut: float | None) -> None:
         super().__init__(num_steps)
         if not 0 <= eta <= 1:
-            raise ValueError(f"sampler.eta = {eta} is not a share of DDPM's noise: give a number from 0 to 1")
-        if cut is not None and cut < 0:
-            raise ValueError(f"sampler.cut = {cut} is no number of grey levels: give 1, 2, or null for no cut")
+            raise ValueError(f"sampler.eta must lie between 0 and 1 (got {eta}): give 0 for DDIM, 1 for DDPM")
+        if cut is not None and not 0 <= cut < math.inf:
+            raise ValueError(f"sampler.cut must not be negative (got {cut}): give 1, 2, or null for no cut")
         self.eta, self.clip_x0, self.cut = eta, clip_x0, cut
 
-    def check(self, strategy: VarianceStrategy) -> None:
+    @abstractmethod
+    def clipped_eps(self, x0: Tensor, prediction: Prediction) -> Tensor:
+        """The eps that enters the mean beside a clipped ``x0``, ``[B, *event]``."""
+
+    def check(self, strategy: VarianceStrategy, schedule: NoiseSchedule) -> None:
+        super().check(strategy, schedule)
         strategy.check_step(self.eta)
 
-    @property
-    def max_last_variance(self) -> float:
+    def max_last_variance(self, data_range: DataRange) -> float | None:
         """The cut as a variance on the data's scale."""
-        return math.inf if self.cut is None else (self.cut * 2 / 255) ** 2 * math.pi / 2
+        if self.cut is None or data_range.grey_level is None:
+            return None
+        return (self.cut * data_range.grey_level) ** 2 * math.pi / 2
 
-    def clip(self, x0: Tensor, eps: Tensor, x_t: Tensor, kernel: ReverseKernel) -> tuple[Tensor, Tensor]:
-        """The x_0 and eps that enter the mean where x_0 is clipped."""
-        return x0.clamp(-1, 1), eps
+    def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> KernelPlan:
+        data = schedule.levels(levels.t.new_zeros(1))
+        return KernelPlan(levels, ReverseKernel.from_levels(NoiseLevels.cat([levels[1:], data]), levels, self.eta))
 
-    def correct(
-        self, denoiser: Denoiser, x_s: Tensor, step: int, times: Sequence[Tensor], noise: NoiseStream
-    ) -> Tensor:
-        """What is done to ``x_s`` at ``times[step - 1]``, once drawn: nothing, unless a sampler corrects."""
-        return x_s
-
-    @torch.no_grad()
-    def sample(self, denoiser: Denoiser, strategy: VarianceStrategy, times: Tensor, noise: NoiseStream) -> Tensor:
-        x = noise.draw()
-        steps = ReverseKernel.between(denoiser.schedule, torch.cat([times.new_zeros(1), times[:-1]]), times, self.eta)
-        steps, nodes = steps.to(x.device), chain(times.to(x.device))
-        for i in reversed(range(len(nodes))):
-            t, kernel = nodes[i], steps[i]
-            prediction = denoiser(x, t)
-            x0, eps = prediction.x0, prediction.eps
-            if self.clip_x0:
-                x0, eps = self.clip(x0, eps, x, kernel)
-            mean = kernel.mean(x0, eps)
-            if i == 0:
-                return mean
-            covariance = strategy.transition(kernel, denoiser, prediction, x, t)
-            if i == 1 and strategy.cut_last:
-                covariance = covariance.clamp(0.0, self.max_last_variance)
-            x = self.correct(denoiser, mean.add_(covariance.sqrt_mul(noise.draw())), i, nodes, noise)
-        raise ValueError("times is empty: give at least one")
+    def step(self, model: Model, plan: KernelPlan, state: State) -> State:
+        kernel, left = plan.kernels[state.i], len(plan) - 1 - state.i
+        data_range = model.denoiser.data_range
+        prediction = model.predict(state.x, plan.levels[state.i])
+        x0, eps = prediction.x0, prediction.eps
+        if self.clip_x0 and data_range.is_bounded:
+            x0 = data_range.clip(x0)
+            eps = self.clipped_eps(x0, prediction)
+        x = kernel.mean(x0, eps)
+        if left > 0:
+            covariance = model.transition(kernel, prediction)
+            if left == 1 and model.strategy.cut_last:
+                covariance = covariance.bounded(self.max_last_variance(data_range))
+            x = x.add_(covariance.draw(model.noise))
+        return State(state.i + 1, x, prediction)
 
 
-class DDPMSampler(DDIMSampler):
-    """Steps of the kernel at eta = 1; with a clipped x_0 the mean is that of ``q(x_s | x_t, x_0)``.
+class DDIMSampler(KernelSampler):
+    """DDIM at any eta; a clipped x_0 keeps the network's own noise estimate.
 
     Args:
-        num_steps, clip_x0, cut: as in :class:`DDIMSampler`.
+        num_steps, eta, clip_x0, cut: as in :class:`KernelSampler`.
+    """
+
+    def __init__(self, num_steps: int = 50, eta: float = 0.0, clip_x0: bool = True, cut: float | None = 1.0) -> None:
+        super().__init__(num_steps, eta, clip_x0, cut)
+
+    def clipped_eps(self, x0: Tensor, prediction: Prediction) -> Tensor:
+        return prediction.eps
+
+
+class DDPMSampler(KernelSampler):
+    """DDPM, eta = 1; with a clipped x_0 the mean is that of ``q(x_s | x_t, x_0)``.
+
+    Args:
+        num_steps, clip_x0, cut: as in :class:`KernelSampler`.
     """
 
     def __init__(self, num_steps: int = 50, clip_x0: bool = True, cut: float | None = 2.0) -> None:
-        super().__init__(num_steps, eta=1.0, clip_x0=clip_x0, cut=cut)
+        super().__init__(num_steps, 1.0, clip_x0, cut)
 
-    def clip(self, x0: Tensor, eps: Tensor, x_t: Tensor, kernel: ReverseKernel) -> tuple[Tensor, Tensor]:
-        x0 = x0.clamp(-1, 1)
-        return x0, (x_t - per_sample(kernel.alpha_t, x_t) * x0) / per_sample(kernel.sigma_t, x_t)
+    def clipped_eps(self, x0: Tensor, prediction: Prediction) -> Tensor:
+        level, x_t = prediction.level, prediction.x_t
+        return (x_t - per_sample(level.alpha, x_t) * x0) / per_sample(level.sigma, x_t)

@@ -1,66 +1,177 @@
-"""What every sampler offers: from a denoiser, a variance strategy and a list of times to samples."""
+"""One loop for every sampler: from a denoiser, a variance strategy and a list of times to samples, step by step."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from optcov.denoiser import Denoiser
+from optcov.covariance import Covariance
+from optcov.covariance.base import Noise
+from optcov.denoiser import Denoiser, Prediction
 from optcov.guidance.base import Guidance
+from optcov.kernel import ReverseKernel
 from optcov.sampler.noise import NoiseStream
 from optcov.sampler.progress import ImageBar
+from optcov.schedule.base import NoiseSchedule
+from optcov.schedule.levels import NoiseLevels, per_sample
+from optcov.schedule.vp import VPSchedule
 from optcov.variance.base import VarianceStrategy
 from optcov.variance.fixed import BetaTilde
 
 
+@dataclass(frozen=True)
+class Model:
+    """All that a step may ask: the mean, the covariance of a step, and noise, for one batch."""
+
+    denoiser: Denoiser
+    strategy: VarianceStrategy
+    guidance: Guidance
+    condition: Tensor | None
+    noise: Noise
+
+    def predict(self, x_t: Tensor, level: NoiseLevels) -> Prediction:
+        """The (guided) prediction at ``x_t``."""
+        return self.guidance.predict(self.denoiser, self.strategy, x_t, level, self.condition)
+
+    def transition(self, kernel: ReverseKernel, prediction: Prediction) -> Covariance:
+        """``Cov[x_s | x_t]`` of the step that ``kernel`` describes."""
+        return self.guidance.transition(kernel, self.strategy, self.denoiser, prediction)
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a chain is.
+
+    Args:
+        i: how many steps were taken.
+        x: the batch after them, ``[B, *event]``.
+        prediction: the network's last answer, with the question: ``prediction.x_t`` and ``prediction.level``.
+        memory: what the method keeps for its next step.
+    """
+
+    i: int
+    x: Tensor
+    prediction: Prediction | None = None
+    memory: tuple[Tensor, ...] = ()
+
+
 class Sampler(ABC):
-    """A rule of update.
+    """A rule of update: :meth:`plan` computes what depends on time alone, :meth:`step` takes one step.
 
     Args:
         num_steps: K, the number of times visited; at least 1.
     Attributes:
         uses_variance: whether the noise of a step comes from the strategy; solvers of an ODE have none, those of an
             SDE prescribe it.
+        schedules: the paths this method is derived for.
     Raises:
         ValueError: if ``num_steps`` is below 1.
     """
 
     uses_variance: ClassVar[bool] = True
+    schedules: ClassVar[type[NoiseSchedule]] = NoiseSchedule  # type: ignore[type-abstract]
 
     def __init__(self, num_steps: int) -> None:
         if num_steps < 1:
-            raise ValueError(f"sampler.num_steps = {num_steps} makes no samples: give a number from 1 to N")
+            raise ValueError(f"sampler.num_steps must be at least 1 (got {num_steps}): give a number from 1 to N")
         self.num_steps = num_steps
 
-    def check(self, strategy: VarianceStrategy) -> None:
-        """Refuse a strategy that this sampler would ignore: one that draws no reverse kernel takes ``C = 0`` alone.
+    def check(self, strategy: VarianceStrategy, schedule: NoiseSchedule) -> None:
+        """Refuse a strategy that this sampler would ignore, and a path that it is not derived for.
 
         Raises:
             ValueError: naming the pair and what is possible.
         """
+        name = type(self).__name__
         if not self.uses_variance and not isinstance(strategy, BetaTilde):
             raise ValueError(
-                f"var = {type(strategy).__name__} would be ignored by sampler = {type(self).__name__}, whose steps "
-                "take no fitted variance: set var=beta_tilde, or sampler=ddpm or sampler=ddim"
+                f"var must be beta_tilde for sampler = {name}, whose steps take no fitted variance (got "
+                f"{type(strategy).__name__}): set var=beta_tilde, or sampler=ddpm or sampler=ddim"
+            )
+        if not isinstance(schedule, self.schedules):
+            kind = "variance-preserving" if self.schedules is VPSchedule else self.schedules.__name__
+            raise ValueError(
+                f"schedule must be {kind} for sampler = {name} (got {type(schedule).__name__}): "
+                "set sampler=ddpm, ddim, dpm_solver_pp, unipc, euler or heun, or schedule=linear"
             )
 
-    def network_calls(self, times: Tensor) -> int:
-        """How often the network is called for the times of a trajectory: once each, unless a sampler says otherwise."""
-        return len(times)
+    @abstractmethod
+    def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> Any:
+        """Coefficients of all steps, for levels in the order in which they are visited, ``[K]``, on the CPU.
+
+        Returns:
+            An object with ``len``, the number of steps, and ``to(device)``.
+        """
 
     @abstractmethod
-    def sample(self, denoiser: Denoiser, strategy: VarianceStrategy, times: Tensor, noise: NoiseStream) -> Tensor:
-        """Draw one batch of x_0, ``[B, *event]``.
+    def step(self, model: Model, plan: Any, state: State) -> State:
+        """Take step ``state.i`` of the plan; the last one ends at x_0."""
+
+    @torch.no_grad()
+    def steps(
+        self,
+        denoiser: Denoiser,
+        strategy: VarianceStrategy,
+        times: Tensor,
+        noise: Noise,
+        *,
+        guidance: Guidance | None = None,
+        condition: Tensor | None = None,
+        start: Tensor | None = None,
+    ) -> Iterator[State]:
+        """Draw one batch of x_0 step by step; the last state's ``x`` is the answer, ``[B, *event]``.
+
+        Gradients are off; a strategy may turn them on with :func:`torch.enable_grad`.
 
         Args:
             denoiser, strategy: in eval mode, on the device of ``noise``.
             times: ascending float64 ``[K]`` in (0, 1], from a trajectory.
             noise: one stream per sample.
+            guidance, condition: towards labels, int64 ``[B]``; None for none.
+            start: x at ``times[-1]``, ``[B, *event]``; drawn from the prior where None.
+        Raises:
+            ValueError: if ``times`` is empty.
         """
+        if len(times) == 0:
+            raise ValueError("times must hold at least one time (got none): give those of a trajectory")
+        levels = denoiser.levels(times.cpu()).flip()
+        if start is None:
+            start = noise.draw()
+            start = per_sample(denoiser.schedule.prior_std(levels[0]), start) * start
+        model = Model(denoiser, strategy, guidance or Guidance(), condition, noise)
+        plan = self.plan(denoiser.schedule, levels)
+        count, plan = len(plan), plan.to(start.device)
+        state = State(0, start)
+        for _ in range(count):
+            state = self.step(model, plan, state)
+            yield state
+
+    def sample(
+        self,
+        denoiser: Denoiser,
+        strategy: VarianceStrategy,
+        times: Tensor,
+        noise: Noise,
+        *,
+        guidance: Guidance | None = None,
+        condition: Tensor | None = None,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """Draw one batch of x_0, ``[B, *event]``; arguments as in :meth:`steps`."""
+        states = self.steps(denoiser, strategy, times, noise, guidance=guidance, condition=condition, start=start)
+        for state in states:
+            last = state
+        return last.x
+
+    def num_updates(self, num_times: int) -> int:
+        """How many states :meth:`steps` yields for K times: one each, unless a sampler says otherwise."""
+        return num_times
 
 
 def order_within(order: int, num_steps: int) -> int:
@@ -70,10 +181,10 @@ def order_within(order: int, num_steps: int) -> int:
         ValueError: if it is not.
     """
     if order not in (1, 2, 3):
-        raise ValueError(f"sampler.order = {order} is no order of this solver: give 1, 2 or 3")
+        raise ValueError(f"sampler.order must be 1, 2 or 3 (got {order}): give one of these")
     if order > num_steps:
         raise ValueError(
-            f"sampler.order = {order} is above sampler.num_steps = {num_steps}: give at most {num_steps}, or more steps"
+            f"sampler.order must be at most sampler.num_steps = {num_steps} (got {order}): lower it, or take more steps"
         )
     return order
 
@@ -91,9 +202,9 @@ def batches(count: int, batch_size: int) -> list[range]:
         ValueError: if either is below 1.
     """
     if count < 1:
-        raise ValueError(f"count = {count} draws nothing: give at least 1")
+        raise ValueError(f"count must be at least 1 (got {count}): give the number of samples")
     if batch_size < 1:
-        raise ValueError(f"batch_size = {batch_size} draws nothing: give at least 1")
+        raise ValueError(f"batch_size must be at least 1 (got {batch_size}): give how many samples to draw at once")
     size = math.ceil(count / math.ceil(count / batch_size))
     return [range(start, start + size) for start in range(0, count, size)]
 
@@ -111,7 +222,7 @@ def sample(
     labels: Tensor | None = None,
     guidance: Guidance | None = None,
 ) -> Tensor:
-    """Draw samples; the plain call for notebooks.
+    """Draw samples in batches, with a bar.
 
     Args:
         denoiser, strategy: a mean network and its (fitted) variance; moved to ``device``, put in eval mode.
@@ -125,30 +236,29 @@ def sample(
             None for none, which is the null label where there are classes.
         guidance: towards the labels, moved and put in eval mode as the others; None for none.
     Returns:
-        float32 ``[count, *event]``, nominally in [-1, 1], on the CPU.
+        float32 ``[count, *event]``, nominally in the denoiser's range, on the CPU.
     Raises:
-        ValueError: if ``count`` or ``batch_size`` is below 1, the sampler has no use for the strategy, labels and
-            samples are not as many, or guidance has no labels.
+        ValueError: if ``count`` or ``batch_size`` is below 1, the sampler has no use for the strategy or the schedule,
+            labels and samples are not as many, or guidance has no labels.
     """
-    sampler.check(strategy)
+    sampler.check(strategy, denoiser.schedule)
     parts = batches(count, batch_size)
     denoiser.to(device).eval()
     strategy.to(device).eval()
     if labels is None and guidance is not None:
-        raise ValueError("guidance without labels leads nowhere: give the class of each sample")
+        raise ValueError("labels must be given with guidance (got None): give the class of each sample")
     if labels is not None and len(labels) != count:
-        raise ValueError(f"labels are {len(labels)}, samples {count}: give a class for each sample")
+        raise ValueError(f"labels must be one for each of {count} samples (got {len(labels)})")
     if labels is not None:  # the last batch may reach beyond
         labels = torch.cat([labels, labels.new_zeros(parts[-1].stop - count)]).to(device)
     guidance = (guidance or Guidance(denoiser)).to(device).eval()
-    images = torch.empty(count, *denoiser.data_shape)  # out here, so that gradients may be taken with respect to them
-    bar = ImageBar(denoiser, sampler.network_calls(times), count, disable=not progress)
-    with bar, torch.inference_mode():
+    images = torch.empty(count, *denoiser.data_shape)
+    with ImageBar(sampler.num_updates(len(times)), count, disable=not progress) as bar:
         for indices in parts:
-            bar.begin(len(indices))
             noise = NoiseStream(seed, indices, denoiser.data_shape, device)
-            wanted = None if labels is None else labels[indices.start : indices.stop]
-            drawn = sampler.sample(*guidance.bind(denoiser, strategy, wanted), times, noise)
+            condition = None if labels is None else labels[indices.start : indices.stop]
+            states = sampler.steps(denoiser, strategy, times, noise, guidance=guidance, condition=condition)
+            for state in bar.watch(states, len(indices)):
+                drawn = state.x
             images[indices.start : indices.stop] = drawn[: count - indices.start]
-            bar.end()
     return images

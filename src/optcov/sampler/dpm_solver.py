@@ -11,11 +11,11 @@ Algorithms 1 and 2; network calls are shared among steps of orders 3, 2 and 1 as
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from optcov.sampler.base import order_within
-from optcov.sampler.single_step import Call, SingleStepSampler, last_call
+from optcov.sampler.single_step import Call, SingleStepSampler, first_call, last_call
 from optcov.schedule.base import NoiseSchedule
+from optcov.schedule.levels import NoiseLevels
 
 
 class DPMSolverSampler(SingleStepSampler):
@@ -42,24 +42,25 @@ class DPMSolverSampler(SingleStepSampler):
             return [3] * (whole - 1) + [2, 1]  # as published: a step of order 1 ends, but for a rest of 2
         return [self.order] * whole + ([rest] if rest else [])
 
-    def calls(self, schedule: NoiseSchedule, times: Tensor) -> list[Call]:
-        calls, node = [], len(times) - 1
-        for order in self.orders(len(times) - 1):
-            calls += _step(schedule, times[node], times[node - order], order)
-            node -= order
-        return [*calls, last_call(times[0])]
+    def calls(self, schedule: NoiseSchedule, levels: NoiseLevels) -> list[Call]:
+        calls, node = [], 0
+        for order in self.orders(len(levels) - 1):
+            calls += _step(schedule, levels[node], levels[node + order], order)
+            node += order
+        return [*calls, last_call(levels[-1])]
 
 
-def _step(schedule: NoiseSchedule, t: Tensor, s: Tensor, order: int) -> list[Call]:
+def _step(schedule: NoiseSchedule, t: NoiseLevels, s: NoiseLevels, order: int) -> list[Call]:
     """The ``order`` calls of the step from ``t`` to ``s``, at fractions 0, 1/order, ... of the way in lambda."""
-    log_snr_t, log_snr_s = schedule.log_snr(t), schedule.log_snr(s)
-    h = (log_snr_s - log_snr_t) / 2
+    if not bool(t.alpha > 0):
+        return [first_call(t, s)]
+    h = (s.log_snr - t.log_snr) / 2
     fractions = torch.arange(1, order, dtype=torch.float64) / order
-    between = schedule.time(log_snr_t + fractions * (log_snr_s - log_snr_t))
-    ends = torch.cat([between, s[None]])  # where the combination after each call lies
-    keep, sigma = schedule.alpha(ends) / schedule.alpha(t), schedule.sigma(ends)
+    between = schedule.levels(schedule.time(t.log_snr + fractions * (s.log_snr - t.log_snr)))
+    ends = NoiseLevels.cat([between, s])  # where the combination after each call lies
+    keep, sigma = ends.alpha / t.alpha, ends.sigma
     first = [-sigma[j] * torch.expm1(h * (j + 1) / order) for j in range(order)]  # of a constant e, Eq. 3.7
-    nodes = torch.cat([t[None], between])
+    nodes = NoiseLevels.cat([t, between])
     if order == 1:
         return [Call(t, keep[0], (first[0],), True)]
     if order == 2:  # Algorithm 1, r_1 = 1/2: (exp(h) - 1) / (2 r_1) of the slope: the midpoint rule

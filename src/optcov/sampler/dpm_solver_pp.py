@@ -16,7 +16,7 @@ class DPMSolverPPSampler(AdamsSampler):
         num_steps: K, one network call each.
         order: 1 (DDIM; with ``sde``, DDPM with var=beta_tilde), 2 or 3.
         sde: solve the reverse SDE, with fresh noise in each step, instead of the probability-flow ODE.
-        clip_x0: clamp the predicted x_0 to [-1, 1].
+        clip_x0: clamp the predicted x_0 to the data's range.
     Raises:
         ValueError: if the order is none of these, or above K.
     """

@@ -6,16 +6,18 @@ Without churn it is DDIM with eta = 0.  Source: EDM (arXiv:2206.00364), Eq. 4 an
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
 
-from optcov.sampler.single_step import Call, SingleStepSampler, last_call
+from optcov.sampler.single_step import Call, SingleStepSampler, first_call, last_call
 from optcov.schedule.base import NoiseSchedule
+from optcov.schedule.levels import NoiseLevels
 
 
-class EulerSampler(SingleStepSampler):
-    """``x_s / alpha_s = x_t / alpha_t + (sigma_s / alpha_s - sigma_t / alpha_t) e``.
+class ChurnSampler(SingleStepSampler):
+    """Steps in EDM's coordinates, each with or without churn.
 
     Churn first raises the noise of a step from ``sigma_hat = sigma_t / alpha_t`` to ``(1 + gamma) sigma_hat``,
     ``gamma = min(churn / K, sqrt(2) - 1)``, by fresh noise; never above that of t = 1, where networks end.
@@ -40,42 +42,54 @@ class EulerSampler(SingleStepSampler):
     ) -> None:
         super().__init__(num_steps)
         if churn < 0:
-            raise ValueError(f"sampler.churn = {churn} adds no noise: give 0 for none, or a positive number")
+            raise ValueError(f"sampler.churn must not be negative (got {churn}): give 0 for none, or a positive number")
         if churn_min < 0 or (churn_max is not None and churn_max < churn_min):
             raise ValueError(
-                f"sampler.churn_min = {churn_min} and sampler.churn_max = {churn_max} bound no noise levels: "
-                "give 0 <= churn_min <= churn_max, or churn_max=null for no bound"
+                f"sampler.churn_max must be at least churn_min >= 0 (got churn_min = {churn_min}, churn_max = "
+                f"{churn_max}): give two noise levels in order, or churn_max=null for no bound"
             )
         if churn_noise < 0:
-            raise ValueError(f"sampler.churn_noise = {churn_noise} is no standard deviation: give 1, or a little more")
+            raise ValueError(f"sampler.churn_noise must not be negative (got {churn_noise}): give 1, or a little more")
         self.churn, self.churn_min, self.churn_noise = churn, churn_min, churn_noise
         self.churn_max = math.inf if churn_max is None else churn_max
 
-    def raised(self, schedule: NoiseSchedule, times: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor] | None]]:
-        """Times after churn, ``[K]``, and what to add at each: ``(scale, amplitude)``, or None where nothing is due."""
+    def raised(
+        self, schedule: NoiseSchedule, levels: NoiseLevels
+    ) -> tuple[NoiseLevels, list[tuple[Tensor, Tensor] | None]]:
+        """Levels after churn, ``[K]``, and what to add at each: ``(scale, amplitude)``, or None for none."""
         if self.churn == 0:
-            return times, [None] * len(times)
-        ratio = (-schedule.log_snr(times) / 2).exp()
+            return levels, [None] * len(levels)
+        ratio = (-levels.log_snr / 2).exp()
         within = (ratio >= self.churn_min) & (ratio <= self.churn_max)
-        gamma = torch.where(within, min(self.churn / len(times), math.sqrt(2) - 1), 0.0)
-        raised = torch.where(within, schedule.time(-2 * (ratio * (1 + gamma)).log()), times).maximum(times)
-        alpha, higher = schedule.alpha(raised), (-schedule.log_snr(raised) / 2).exp()
-        amplitude = self.churn_noise * alpha * (higher**2 - ratio**2).clamp(min=0).sqrt()
-        scale = alpha / schedule.alpha(times)
-        return raised, [(scale[i], amplitude[i]) if bool(within[i]) else None for i in range(len(times))]
+        gamma = torch.where(within, min(self.churn / len(levels), math.sqrt(2) - 1), 0.0)
+        times = torch.where(within, schedule.time(-2 * (ratio * (1 + gamma)).log()), levels.t).maximum(levels.t)
+        raised = schedule.levels(times)
+        higher = (-raised.log_snr / 2).exp()
+        amplitude = self.churn_noise * raised.alpha * (higher**2 - ratio**2).clamp(min=0).sqrt()
+        scale = raised.alpha / levels.alpha
+        return raised, [(scale[i], amplitude[i]) if bool(within[i]) else None for i in range(len(levels))]
 
-    def calls(self, schedule: NoiseSchedule, times: Tensor) -> list[Call]:
-        raised, churn = self.raised(schedule, times)
+    def calls(self, schedule: NoiseSchedule, levels: NoiseLevels) -> list[Call]:
+        raised, churn = self.raised(schedule, levels)
         calls = [
-            call
-            for t, s, added in zip(raised.flip(0), times.flip(0)[1:], reversed(churn), strict=False)
-            for call in self.step(schedule, t, s, added)
+            call for i in range(len(levels) - 1) for call in self.calls_of_step(raised[i], levels[i + 1], churn[i])
         ]
-        return [*calls, last_call(raised[0], churn[0])]
+        return [*calls, last_call(raised[-1], churn[-1])]
 
-    def step(
-        self, schedule: NoiseSchedule, t: Tensor, s: Tensor, churn: tuple[Tensor, Tensor] | None
-    ) -> tuple[Call, ...]:
-        """The calls of the step from ``t`` to ``s > 0``."""
-        keep = schedule.alpha(s) / schedule.alpha(t)
-        return (Call(t, keep, (schedule.sigma(s) - keep * schedule.sigma(t),), True, churn),)
+    def calls_of_step(self, t: NoiseLevels, s: NoiseLevels, churn: tuple[Tensor, Tensor] | None) -> tuple[Call, ...]:
+        """The calls of the step from ``t`` to ``s``, both above 0."""
+        if not bool(t.alpha > 0):
+            return (first_call(t, s),)
+        return self.method(t, s, churn)
+
+    @abstractmethod
+    def method(self, t: NoiseLevels, s: NoiseLevels, churn: tuple[Tensor, Tensor] | None) -> tuple[Call, ...]:
+        """The same where some signal is left."""
+
+
+class EulerSampler(ChurnSampler):
+    """``x_s / alpha_s = x_t / alpha_t + (sigma_s / alpha_s - sigma_t / alpha_t) e``; arguments as in the base class."""
+
+    def method(self, t: NoiseLevels, s: NoiseLevels, churn: tuple[Tensor, Tensor] | None) -> tuple[Call, ...]:
+        keep = s.alpha / t.alpha
+        return (Call(t, keep, (s.sigma - keep * t.sigma,), True, churn),)

@@ -9,10 +9,11 @@ Source: Score SDEs (arXiv:2011.13456), Eq. 6, 11 and Appendix E.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from optcov.sampler.multistep import LinearSampler, LinearSteps
+from optcov.sampler.multistep import LinearPlan, LinearSampler
 from optcov.schedule.base import NoiseSchedule
+from optcov.schedule.levels import NoiseLevels
+from optcov.schedule.vp import VPSchedule
 
 
 class EulerMaruyamaSampler(LinearSampler):
@@ -22,16 +23,18 @@ class EulerMaruyamaSampler(LinearSampler):
 
     Args:
         num_steps: K, one network call each.
-        clip_x0: clamp the predicted x_0 to [-1, 1].
+        clip_x0: clamp the predicted x_0 to the data's range.
     """
+
+    schedules = VPSchedule
 
     def __init__(self, num_steps: int = 50, clip_x0: bool = False) -> None:
         super().__init__(num_steps, 1, True, clip_x0)
 
-    def steps(self, schedule: NoiseSchedule, times: Tensor) -> LinearSteps:
-        log_alpha = schedule.log_alpha(torch.cat([times, times.new_zeros(1)]))
-        b = 2 * log_alpha.diff()
-        variance = schedule.sigma(times) ** 2
+    def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> LinearPlan:
+        assert isinstance(schedule, VPSchedule)
+        b = 2 * schedule.log_alpha(torch.cat([levels.t, levels.t.new_zeros(1)])).diff()
+        variance = levels.sigma**2
         # e = (x_t - alpha_t m) / sigma_t
-        weights = b * schedule.alpha(times) / variance
-        return LinearSteps(1 + b / 2 - b / variance, weights[:, None], b.sqrt())
+        weights = b * levels.alpha / variance
+        return LinearPlan(levels, 1 + b / 2 - b / variance, weights[:, None], b.sqrt())

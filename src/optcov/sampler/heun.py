@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from optcov.sampler.euler import EulerSampler
+from optcov.sampler.euler import ChurnSampler
 from optcov.sampler.single_step import Call
-from optcov.schedule.base import NoiseSchedule
+from optcov.schedule.levels import NoiseLevels
 
 
-class HeunSampler(EulerSampler):
+class HeunSampler(ChurnSampler):
     """Euler's step, then again with the average of the predictions at both ends; Euler alone in the step to 0.
 
-    Second order; ``2 K - 1`` network calls for K steps.  Arguments as in :class:`EulerSampler`.
+    Second order; ``2 K - 1`` network calls for K steps.  Arguments as in :class:`ChurnSampler`.
     """
 
-    def network_calls(self, times: Tensor) -> int:
-        return 2 * len(times) - 1
+    def num_updates(self, num_times: int) -> int:
+        return 2 * num_times - 1
 
-    def step(
-        self, schedule: NoiseSchedule, t: Tensor, s: Tensor, churn: tuple[Tensor, Tensor] | None
-    ) -> tuple[Call, ...]:
-        keep = schedule.alpha(s) / schedule.alpha(t)
-        change = schedule.sigma(s) - keep * schedule.sigma(t)
+    def method(self, t: NoiseLevels, s: NoiseLevels, churn: tuple[Tensor, Tensor] | None) -> tuple[Call, ...]:
+        keep = s.alpha / t.alpha
+        change = s.sigma - keep * t.sigma
         return Call(t, keep, (change,), False, churn), Call(s, keep, (change / 2, change / 2), True)

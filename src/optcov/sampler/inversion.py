@@ -15,9 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from optcov.broadcast import per_sample
-from optcov.chain import chain
 from optcov.denoiser import Denoiser
+from optcov.schedule.levels import per_sample
 
 
 @torch.no_grad()
@@ -26,7 +25,7 @@ def invert(denoiser: Denoiser, x_0: Tensor, times: Tensor, corrections: int = 0)
 
     Args:
         denoiser: in eval mode.
-        x_0: ``[B, *event]`` in [-1, 1].
+        x_0: ``[B, *event]`` in the denoiser's range.
         times: ascending float64 ``[K]`` in (0, 1], those of the way back.
         corrections: iterations at each time, ``K (1 + corrections)`` network calls in all.
     Returns:
@@ -35,21 +34,19 @@ def invert(denoiser: Denoiser, x_0: Tensor, times: Tensor, corrections: int = 0)
         ValueError: if ``corrections`` is negative.
     """
     if corrections < 0:
-        raise ValueError(f"mode.corrections = {corrections} is no number of iterations: give 0, 1 or more")
-    schedule = denoiser.schedule
-    nodes = torch.cat([times.new_zeros(1), times]).cpu()
-    alpha, sigma = schedule.alpha(nodes), schedule.sigma(nodes)
-    keep = alpha[:-1] / alpha[1:]
-    change = (sigma[:-1] - keep * sigma[1:]).to(x_0.device)
-    keep, at = keep.to(x_0.device), chain(nodes.to(x_0.device))
+        raise ValueError(f"mode.corrections must not be negative (got {corrections}): give 0, 1 or more iterations")
+    levels = denoiser.levels(torch.cat([times.new_zeros(1), times]).cpu())
+    keep = levels.alpha[:-1] / levels.alpha[1:]
+    change = (levels.sigma[:-1] - keep * levels.sigma[1:]).to(x_0.device)
+    keep, levels = keep.to(x_0.device), levels.to(x_0.device)
     x = x_0
     for i in range(len(times)):
         # sigma_0 = 0: no network has seen clean images, so the first step asks at its end
-        eps = denoiser(x, at[max(i, 1)]).eps
+        eps = denoiser(x, levels[max(i, 1)]).eps
         start = x
         x = (start - per_sample(change[i], x) * eps) / per_sample(keep[i], x)
         for _ in range(corrections):
-            eps = denoiser(x, at[i + 1]).eps
+            eps = denoiser(x, levels[i + 1]).eps
             x = (start - per_sample(change[i], x) * eps) / per_sample(keep[i], x)
     return x
 

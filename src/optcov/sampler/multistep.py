@@ -17,39 +17,44 @@ With two predictions the published methods take ``M_0 / 2`` for M_1, which is of
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from optcov.broadcast import per_sample
-from optcov.chain import chain
-from optcov.denoiser import Denoiser
-from optcov.sampler.base import Sampler, order_within
-from optcov.sampler.noise import NoiseStream
+from optcov.sampler.base import Model, Sampler, State, order_within
 from optcov.schedule.base import NoiseSchedule
-from optcov.variance.base import VarianceStrategy
+from optcov.schedule.levels import NoiseLevels, per_sample
 
 
 @dataclass(frozen=True)
-class LinearSteps:
+class LinearPlan:
     """Steps ``x_s = keep x_t + sum_j weights_j m_j + noise z``, in the order in which they are taken; float64.
 
     Args:
+        levels: ``[K]``, in the order of the steps.
         keep, noise: ``[K]``.
         weights: ``[K, order]``, of the newest prediction first.
         correction: ``[K, order + 2]``, or None: before the step, but for the first, ``x_t`` becomes ``c_0 x + sum_j
             c_{j+1} m_j`` with x the start of the step before and m_0 the prediction just made.
     """
 
+    levels: NoiseLevels
     keep: Tensor
     weights: Tensor
     noise: Tensor
     correction: Tensor | None = None
 
-    def to(self, device: torch.device) -> LinearSteps:
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def to(self, device: torch.device) -> LinearPlan:
+        """The same plan on another device."""
         correction = None if self.correction is None else self.correction.to(device)
-        return LinearSteps(self.keep.to(device), self.weights.to(device), self.noise.to(device), correction)
+        return LinearPlan(
+            self.levels.to(device), self.keep.to(device), self.weights.to(device), self.noise.to(device), correction
+        )
 
 
 class LinearSampler(Sampler):
@@ -59,7 +64,7 @@ class LinearSampler(Sampler):
         num_steps: K, one network call each.
         order: how many predictions a step uses: 1, 2 or 3; fewer while there are fewer, and towards the end.
         stochastic: whether its steps add noise.
-        clip_x0: clamp the predicted x_0 to [-1, 1].
+        clip_x0: clamp the predicted x_0 to the data's range.
     Raises:
         ValueError: if the order is none of these, or above K.
     """
@@ -70,33 +75,29 @@ class LinearSampler(Sampler):
         super().__init__(num_steps)
         self.order, self.stochastic, self.clip_x0 = order_within(order, num_steps), stochastic, clip_x0
 
-    def steps(self, schedule: NoiseSchedule, times: Tensor) -> LinearSteps:
-        """Coefficients of the steps from ``times`` (descending, ``[K]``, on the CPU) to the next, and to 0 at last."""
-        raise NotImplementedError(f"{type(self).__name__} plans no steps")
+    @abstractmethod
+    def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> LinearPlan:
+        """Coefficients of the steps from each level to the next, and to 0 at last."""
 
-    @torch.no_grad()
-    def sample(self, denoiser: Denoiser, strategy: VarianceStrategy, times: Tensor, noise: NoiseStream) -> Tensor:
-        x = start = noise.draw()
-        descending = times.cpu().flip(0)
-        steps = self.steps(denoiser.schedule, descending).to(x.device)
-        nodes = chain(descending.to(x.device))
-        history: list[Tensor] = []
-        for i, t in enumerate(nodes):
-            x0 = denoiser(x, t).x0
-            history = [x0.clamp(-1, 1) if self.clip_x0 else x0, *history][: self.order + 1]
-            if i == len(nodes) - 1:
-                return history[0]
-            if steps.correction is not None and i > 0:
-                x = per_sample(steps.correction[i, 0], x) * start
-                for j, m in enumerate(history):
-                    x += per_sample(steps.correction[i, j + 1], m) * m
-            start = x
-            x = per_sample(steps.keep[i], x) * x
-            for j, m in enumerate(history[: self.order]):
-                x += per_sample(steps.weights[i, j], m) * m
-            if self.stochastic:
-                x += per_sample(steps.noise[i], x) * noise.draw()
-        raise ValueError("times is empty: give at least one")
+    def step(self, model: Model, plan: LinearPlan, state: State) -> State:
+        i, x = state.i, state.x
+        prediction = model.predict(x, plan.levels[i])
+        x0 = model.denoiser.data_range.clip(prediction.x0) if self.clip_x0 else prediction.x0
+        start, *past = state.memory or (x,)
+        history = [x0, *past][: self.order + 1]
+        if i == len(plan) - 1:
+            return State(i + 1, x0, prediction)
+        if plan.correction is not None and i > 0:
+            x = per_sample(plan.correction[i, 0], x) * start
+            for j, m in enumerate(history):
+                x += per_sample(plan.correction[i, j + 1], m) * m
+        start = x
+        x = per_sample(plan.keep[i], x) * x
+        for j, m in enumerate(history[: self.order]):
+            x += per_sample(plan.weights[i, j], m) * m
+        if self.stochastic:
+            x += per_sample(plan.noise[i], x) * model.noise.draw()
+        return State(i + 1, x, prediction, (start, *history))
 
 
 class AdamsSampler(LinearSampler):
@@ -105,10 +106,10 @@ class AdamsSampler(LinearSampler):
     The i-th of K steps has order ``min(order, i, K + 1 - i)`` (DPM-Solver++'s ``lower_order_final``).
     """
 
-    def steps(self, schedule: NoiseSchedule, times: Tensor) -> LinearSteps:
-        count = len(times)
-        lam, alpha, sigma = schedule.log_snr(times) / 2, schedule.alpha(times), schedule.sigma(times)
-        keep, noise, weights = times.new_zeros(count), times.new_zeros(count), times.new_zeros(count, self.order)
+    def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> LinearPlan:
+        count = len(levels)
+        lam, alpha, sigma = half_log_snr(levels), levels.alpha, levels.sigma
+        keep, noise, weights = lam.new_zeros(count), lam.new_zeros(count), lam.new_zeros(count, self.order)
         for i in range(count - 1):
             order = min(self.order, i + 1, count - i)
             h = lam[i + 1] - lam[i]
@@ -117,7 +118,12 @@ class AdamsSampler(LinearSampler):
             noise[i] = sigma[i + 1] * (-torch.expm1(-2 * added)).sqrt()
             nodes = (lam[i + 1 - order : i + 1].flip(0) - lam[i]) / h
             weights[i, :order] = alpha[i + 1] * adams_weights(nodes, h + added)
-        return LinearSteps(keep, weights, noise)
+        return LinearPlan(levels, keep, weights, noise)
+
+
+def half_log_snr(levels: NoiseLevels) -> Tensor:
+    """``lambda = log(alpha / sigma)``; a large finite number stands for -inf, with the same weights to rounding."""
+    return (levels.log_snr / 2).clamp(min=-40.0)
 
 
 def adams_weights(nodes: Tensor, H: Tensor) -> Tensor:

@@ -33,28 +33,10 @@ class NoiseStream:
         self._generators = [torch.Generator(device).manual_seed((start + i) % 2**32) for i in indices]
         self._shape, self._device, self._dtype = tuple(shape), device, dtype
 
-    def draw(self) -> Tensor:
-        """Standard normal ``[B, *shape]``."""
-        noise = torch.empty(len(self._generators), *self._shape, device=self._device, dtype=self._dtype)
+    def draw(self, shape: tuple[int, ...] | None = None) -> Tensor:
+        """Standard normal ``[B, *shape]``, of a sample's own shape where None."""
+        event = self._shape if shape is None else shape
+        noise = torch.empty(len(self._generators), *event, device=self._device, dtype=self._dtype)
         for row, generator in zip(noise, self._generators, strict=True):
             row.normal_(generator=generator)
         return noise
-
-
-class StartingNoise(NoiseStream):
-    """A stream whose first draw is given; what a sampler starts from.
-
-    Args:
-        start: ``[B, *shape]``.
-        rest: the draws that follow, for samplers that add noise.
-    """
-
-    def __init__(self, start: Tensor, rest: NoiseStream) -> None:
-        self._start: Tensor | None = start
-        self._rest = rest
-
-    def draw(self) -> Tensor:
-        if self._start is None:
-            return self._rest.draw()
-        start, self._start = self._start, None
-        return start

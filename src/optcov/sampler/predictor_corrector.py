@@ -3,24 +3,40 @@ r"""Predictor-corrector sampling: a step of the reverse kernel, then Langevin st
     x <- x + epsilon g + sqrt(2 epsilon) z,    g = grad log q_s(x) = -e / sigma_s
     epsilon = 2 alpha_{s|r}^2 (snr ||z|| / ||g||)^2,    r the next time below s
 
-Source: Score SDEs (arXiv:2011.13456), Algorithms 3 and 5, whose 1 - beta_i is alpha_{s|r}^2 at stride 1.  The norms are
-those of each sample, not of a batch, so that a sample does not depend on its neighbours.
+Source: Score SDEs (arXiv:2011.13456), Algorithms 3 and 5, whose 1 - beta_i is alpha_{s|r}^2 at stride 1 (1 on a
+variance-exploding path: Algorithm 4).  The norms are those of each sample, not of a batch, so that a sample does not
+depend on its neighbours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from optcov.broadcast import per_sample
-from optcov.denoiser import Denoiser
-from optcov.sampler.ancestral import DDPMSampler
-from optcov.sampler.noise import NoiseStream
+from optcov.sampler.ancestral import DDPMSampler, KernelPlan
+from optcov.sampler.base import Model, Sampler, State
+from optcov.schedule.base import NoiseSchedule
+from optcov.schedule.levels import NoiseLevels, per_sample
+from optcov.variance.base import VarianceStrategy
 
 
-class PredictorCorrectorSampler(DDPMSampler):
+@dataclass(frozen=True)
+class CorrectedPlan:
+    """The predictor's steps, and alpha_{s|r}^2 at the end of each but the last, ``[K - 1]``."""
+
+    predictor: KernelPlan
+    kept: Tensor
+
+    def __len__(self) -> int:
+        return len(self.predictor)
+
+    def to(self, device: torch.device) -> CorrectedPlan:
+        return CorrectedPlan(self.predictor.to(device), self.kept.to(device))
+
+
+class PredictorCorrectorSampler(Sampler):
     """Ancestral steps with any ``var``, each but the last followed by annealed Langevin dynamics.
 
     Args:
@@ -40,27 +56,31 @@ class PredictorCorrectorSampler(DDPMSampler):
         clip_x0: bool = True,
         cut: float | None = 2.0,
     ) -> None:
-        super().__init__(num_steps, clip_x0, cut)
-        if not snr > 0:
-            raise ValueError(f"sampler.snr = {snr} is no signal-to-noise ratio: give a positive number such as 0.16")
+        super().__init__(num_steps)
+        if not 0 < snr < float("inf"):
+            raise ValueError(f"sampler.snr must be positive (got {snr}): give a signal-to-noise ratio such as 0.16")
         if corrector_steps < 0:
-            raise ValueError(f"sampler.corrector_steps = {corrector_steps} is no number of steps: give 0, 1 or more")
+            raise ValueError(f"sampler.corrector_steps must not be negative (got {corrector_steps}): give 0, 1 or more")
+        self.predictor = DDPMSampler(num_steps, clip_x0, cut)
         self.snr, self.corrector_steps = snr, corrector_steps
 
-    def network_calls(self, times: Tensor) -> int:
-        return len(times) + (len(times) - 1) * self.corrector_steps
+    def check(self, strategy: VarianceStrategy, schedule: NoiseSchedule) -> None:
+        self.predictor.check(strategy, schedule)
 
-    def correct(
-        self, denoiser: Denoiser, x_s: Tensor, step: int, times: Sequence[Tensor], noise: NoiseStream
-    ) -> Tensor:
-        schedule, s = denoiser.schedule, times[step - 1]
-        alpha_below = schedule.alpha(times[step - 2]) if step > 1 else 1.0
-        sigma, kept = schedule.sigma(s), (schedule.alpha(s) / alpha_below) ** 2
+    def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> CorrectedPlan:
+        alpha = torch.cat([levels.alpha[1:], levels.alpha.new_ones(1)])
+        return CorrectedPlan(self.predictor.plan(schedule, levels), (alpha[:-1] / alpha[1:]) ** 2)
+
+    def step(self, model: Model, plan: CorrectedPlan, state: State) -> State:
+        after = self.predictor.step(model, plan.predictor, state)
+        if after.i == len(plan):
+            return after
+        x, level = after.x, plan.predictor.levels[after.i]
         for _ in range(self.corrector_steps):
-            score = -denoiser(x_s, s).eps / per_sample(sigma, x_s)
-            z = noise.draw()
+            score = -model.predict(x, level).eps / per_sample(level.sigma, x)
+            z = model.noise.draw()
             length = score.flatten(1).norm(dim=1).double()
-            size = 2 * kept * (self.snr * z.flatten(1).norm(dim=1).double() / length) ** 2
+            size = 2 * plan.kept[state.i] * (self.snr * z.flatten(1).norm(dim=1).double() / length) ** 2
             size = torch.where(length > 0, size, 0.0)  # a network that is yet to learn may answer 0: no step
-            x_s = x_s + per_sample(size, x_s) * score + per_sample((2 * size).sqrt(), x_s) * z
-        return x_s
+            x = x + per_sample(size, x) * score + per_sample((2 * size).sqrt(), x) * z
+        return replace(after, x=x)

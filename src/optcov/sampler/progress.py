@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import TypeVar
 
-from torch import nn
 from tqdm.auto import tqdm
+
+Item = TypeVar("Item")
 
 
 class ImageBar:
-    """Images per second and time to go; a network call moves it by its share of a batch.
+    """Images per second and time to go; each step of a chain moves it by its share of a batch.
 
     Args:
-        denoiser: whose calls are seen.
-        calls: network calls of a batch.
+        steps: of a batch.
         total: images in all.
         done: those that were there before, which do not count for the speed.
         processes: how many draw as this one does.
@@ -24,8 +25,7 @@ class ImageBar:
 
     def __init__(
         self,
-        denoiser: nn.Module,
-        calls: int,
+        steps: int,
         total: int,
         done: int = 0,
         processes: int = 1,
@@ -33,24 +33,20 @@ class ImageBar:
         disable: bool = False,
     ) -> None:
         self.bar = tqdm(total=total, initial=done, desc=description, unit="image", disable=disable, dynamic_ncols=True)
-        self._total, self._calls, self._processes = total, calls, processes
-        self._start, self._images, self._made = float(done), 0, 0
-        self._hook = None if disable else denoiser.register_forward_hook(self._called)
+        self._steps, self._total, self._processes, self._done = steps, total, processes, done
 
-    def begin(self, images: int) -> None:
-        """A batch of so many images begins."""
-        self._images, self._made = images * self._processes, 0
-
-    def end(self) -> None:
-        """The batch is drawn."""
-        self._start, self._images = self._start + self._images, 0
-        self._move(self._start)
+    def watch(self, states: Iterable[Item], images: int) -> Iterator[Item]:
+        """The states of one batch of so many images, each of which moves the bar."""
+        images *= self._processes
+        for step, state in enumerate(states, 1):
+            self._move(self._done + images * min(1.0, step / self._steps))
+            yield state
+        self._done += images
+        self._move(self._done)
 
     def close(self) -> None:
-        """Leave the bar as it is, and the denoiser as it was."""
+        """Leave the bar as it is."""
         self.bar.close()
-        if self._hook is not None:
-            self._hook.remove()
 
     def __enter__(self) -> ImageBar:
         return self
@@ -59,10 +55,6 @@ class ImageBar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _called(self, *_: Any) -> None:
-        self._made += 1
-        self._move(self._start + self._images * min(1.0, self._made / self._calls))
 
     def _move(self, images: float) -> None:
         self.bar.update(min(int(images), self._total) - self.bar.n)

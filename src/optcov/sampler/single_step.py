@@ -6,7 +6,8 @@ coordinates of EDM and DDIM), so that every explicit method of it sets, after th
     x = keep x_t + sum_k weights_k e_k,      k = 1..j
 
 to reach the time of the next call, and at last s.  What remains at the smallest time tau_1 is taken off at once:
-the step to ``sigma_0 = 0`` returns ``E[x_0 | x_{tau_1}]``, the Euler step there, finite where log-SNR is not.
+the step to ``sigma_0 = 0`` returns ``E[x_0 | x_{tau_1}]``, the Euler step there, finite where log-SNR is not.  Where no
+signal is left, ``alpha_t = 0``, the first step is Euler's, ``x_s = alpha_s m + sigma_s e``, which is finite there, too.
 """
 
 from __future__ import annotations
@@ -17,13 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from optcov.broadcast import per_sample
-from optcov.chain import chain
-from optcov.denoiser import Denoiser
-from optcov.sampler.base import Sampler
-from optcov.sampler.noise import NoiseStream
+from optcov.sampler.base import Model, Sampler, State
 from optcov.schedule.base import NoiseSchedule
-from optcov.variance.base import VarianceStrategy
+from optcov.schedule.levels import NoiseLevels, per_sample
 
 
 @dataclass(frozen=True)
@@ -31,27 +28,65 @@ class Call:
     """One network call, and the combination formed after it; float64, 0-dimensional.
 
     Args:
-        time: at which the network is called.
+        level: at which the network is called.
         keep: factor of x at the start of the step.
         weights: of the step's predictions of eps so far, first to last.
         ends: whether the combination is x_s, the end of the step.
         churn: ``(scale, amplitude)`` of ``x <- scale x + amplitude z`` before a step, if noise is added.
+        signal: factor of the prediction of x_0.
     """
 
-    time: Tensor
+    level: NoiseLevels
     keep: Tensor
     weights: tuple[Tensor, ...]
     ends: bool
     churn: tuple[Tensor, Tensor] | None = None
+    signal: Tensor | None = None
 
 
-def last_call(time: Tensor, churn: tuple[Tensor, Tensor] | None = None) -> Call:
+def last_call(level: NoiseLevels, churn: tuple[Tensor, Tensor] | None = None) -> Call:
     """The call of the step to 0, after which ``E[x_0 | x_t]`` is the answer."""
-    return Call(time, time.new_zeros(()), (), True, churn)
+    return Call(level, torch.zeros_like(level.t), (), True, churn)
+
+
+def first_call(t: NoiseLevels, s: NoiseLevels) -> Call:
+    """The step from a level without any signal, ``x_s = alpha_s m + sigma_s e``."""
+    return Call(t, torch.zeros_like(t.t), (s.sigma,), True, signal=s.alpha)
+
+
+@dataclass(frozen=True)
+class CallPlan:
+    """All network calls of a chain, with their coefficients in tables, a row each."""
+
+    calls: list[Call]
+    levels: NoiseLevels
+    keep: Tensor
+    weights: Tensor
+    churn: Tensor
+    signal: Tensor
+
+    @classmethod
+    def of(cls, calls: list[Call]) -> CallPlan:
+        """Gather the coefficients."""
+        return cls(
+            calls,
+            NoiseLevels.cat([call.level for call in calls]),
+            torch.stack([call.keep for call in calls]),
+            _table([call.weights for call in calls]),
+            _table([call.churn or () for call in calls]),
+            _table([() if call.signal is None else (call.signal,) for call in calls])[:, 0],
+        )
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+    def to(self, device: torch.device) -> CallPlan:
+        tables = (self.levels, self.keep, self.weights, self.churn, self.signal)
+        return CallPlan(self.calls, *(table.to(device) for table in tables))  # type: ignore[arg-type]
 
 
 class SingleStepSampler(Sampler):
-    """Runs the calls that a method plans.
+    """Runs the calls that a method plans; a state is yielded after each.
 
     Args:
         num_steps: K, the number of times visited.
@@ -60,32 +95,28 @@ class SingleStepSampler(Sampler):
     uses_variance = False
 
     @abstractmethod
-    def calls(self, schedule: NoiseSchedule, times: Tensor) -> list[Call]:
-        """All network calls from ``times[-1]`` down, the last of them :func:`last_call`; times as in :meth:`sample`."""
+    def calls(self, schedule: NoiseSchedule, levels: NoiseLevels) -> list[Call]:
+        """All network calls from ``levels[0]`` down, the last of them :func:`last_call`."""
 
-    @torch.no_grad()
-    def sample(self, denoiser: Denoiser, strategy: VarianceStrategy, times: Tensor, noise: NoiseStream) -> Tensor:
-        x = start = noise.draw()
-        calls = self.calls(denoiser.schedule, times.cpu())
-        nodes = chain(torch.stack([call.time for call in calls]).to(x.device))
-        keep = torch.stack([call.keep for call in calls]).to(x.device)
-        weights = _table([call.weights for call in calls]).to(x.device)
-        churn = _table([call.churn or () for call in calls]).to(x.device)
-        predictions: list[Tensor] = []
-        for i, call in enumerate(calls):
-            if call.churn:
-                x = start = per_sample(churn[i, 0], x) * x + per_sample(churn[i, 1], x) * noise.draw()
-            prediction = denoiser(x, nodes[i])
-            if not call.weights:
-                x_0: Tensor = prediction.x0
-                return x_0
-            predictions.append(prediction.eps)
-            x = per_sample(keep[i], x) * start
-            for j, eps in enumerate(predictions):
-                x += per_sample(weights[i, j], eps) * eps
-            if call.ends:
-                start, predictions = x, []
-        raise ValueError("times is empty: give at least one")
+    def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> CallPlan:
+        return CallPlan.of(self.calls(schedule, levels))
+
+    def step(self, model: Model, plan: CallPlan, state: State) -> State:
+        i, call = state.i, plan.calls[state.i]
+        x = state.x
+        start, *predictions = state.memory or (x,)
+        if call.churn:
+            x = start = per_sample(plan.churn[i, 0], x) * x + per_sample(plan.churn[i, 1], x) * model.noise.draw()
+        prediction = model.predict(x, plan.levels[i])
+        if not call.weights:
+            return State(i + 1, prediction.x0, prediction)
+        predictions.append(prediction.eps)
+        x = per_sample(plan.keep[i], x) * start
+        if call.signal is not None:
+            x += per_sample(plan.signal[i], x) * prediction.x0
+        for j, eps in enumerate(predictions):
+            x += per_sample(plan.weights[i, j], eps) * eps
+        return State(i + 1, x, prediction, () if call.ends else (start, *predictions))
 
 
 def _table(rows: list[tuple[Tensor, ...]]) -> Tensor:

@@ -6,10 +6,11 @@ Source: UniPC (arXiv:2302.04867), Algorithms 5 and 6, data prediction, ``B(h) = 
 
 from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import replace
 
-from optcov.sampler.multistep import AdamsSampler, LinearSteps, adams_weights
+from optcov.sampler.multistep import AdamsSampler, LinearPlan, adams_weights, half_log_snr
 from optcov.schedule.base import NoiseSchedule
+from optcov.schedule.levels import NoiseLevels
 
 
 class UniPCSampler(AdamsSampler):
@@ -18,7 +19,7 @@ class UniPCSampler(AdamsSampler):
     Args:
         num_steps: K, one network call each.
         order: of the predictor: 1, 2 or 3.
-        clip_x0: clamp the predicted x_0 to [-1, 1].
+        clip_x0: clamp the predicted x_0 to the data's range.
     Raises:
         ValueError: if the order is none of these, or above K.
     """
@@ -26,15 +27,14 @@ class UniPCSampler(AdamsSampler):
     def __init__(self, num_steps: int = 50, order: int = 2, clip_x0: bool = False) -> None:
         super().__init__(num_steps, order, False, clip_x0)
 
-    def steps(self, schedule: NoiseSchedule, times: Tensor) -> LinearSteps:
-        predictor = super().steps(schedule, times)
-        lam, alpha = schedule.log_snr(times) / 2, schedule.alpha(times)
-        correction = times.new_zeros(len(times), self.order + 2)
-        for i in range(1, len(times)):  # the step from times[i - 1] to times[i], again
-            order = min(self.order, i, len(times) + 1 - i)
+    def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> LinearPlan:
+        predictor = super().plan(schedule, levels)
+        lam = half_log_snr(levels)
+        correction = lam.new_zeros(len(levels), self.order + 2)
+        for i in range(1, len(levels)):  # the step from levels[i - 1] to levels[i], again
+            order = min(self.order, i, len(levels) + 1 - i)
             h = lam[i] - lam[i - 1]
             nodes = (lam[i - order : i + 1].flip(0) - lam[i - 1]) / h
-            weights = adams_weights(nodes, h)
             correction[i, 0] = predictor.keep[i - 1]
-            correction[i, 1 : order + 2] = alpha[i] * weights
-        return LinearSteps(predictor.keep, predictor.weights, predictor.noise, correction)
+            correction[i, 1 : order + 2] = levels.alpha[i] * adams_weights(nodes, h)
+        return replace(predictor, correction=correction)

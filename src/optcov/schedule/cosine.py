@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from optcov.schedule.base import DiscreteSchedule, at_least_one
+from optcov.schedule.base import at_least_one
+from optcov.schedule.vp import DiscreteSchedule
 
 
 class CosineSchedule(DiscreteSchedule):

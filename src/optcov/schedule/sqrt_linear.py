@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from optcov.schedule.base import DiscreteSchedule, at_least_one
+from optcov.schedule.base import at_least_one
+from optcov.schedule.vp import DiscreteSchedule
 
 
 class SqrtLinearSchedule(DiscreteSchedule):

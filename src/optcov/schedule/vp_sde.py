@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from optcov.schedule.base import NoiseSchedule
+from optcov.schedule.vp import VPSchedule
 
 
-class VPSDESchedule(NoiseSchedule):
+class VPSDESchedule(VPSchedule):
     """``log alpha_t = -(beta_min t + (beta_max - beta_min) t^2 / 2) / 2``.
 
     Args:
@@ -24,7 +24,8 @@ class VPSDESchedule(NoiseSchedule):
         super().__init__(num_steps)
         if not 0 < beta_min <= beta_max:
             raise ValueError(
-                f"beta_min = {beta_min} and beta_max = {beta_max} are no rates: give 0 < beta_min <= beta_max"
+                f"beta_max must be at least beta_min > 0 (got beta_min = {beta_min}, beta_max = {beta_max}): "
+                "give two rates, as 0.1 and 20"
             )
         self.beta_min, self.beta_max = beta_min, beta_max
 

@@ -1,8 +1,9 @@
-"""Training: Lightning modules of the stages, callbacks, and the store of fitted weights."""
+"""Training: Lightning modules of the stages, callbacks, and stores of weights and samples."""
 
-from optcov.training.callbacks import EMA, SamplingProgressBar, StageProgressBar
-from optcov.training.drawn import DrawnSamples
+from optcov.training.callbacks import EMA, StageProgressBar
+from optcov.training.data import DataModule
 from optcov.training.modules import ClassifierStage, MeanStage, SamplingStage, Stage, VarianceStage
+from optcov.training.sample_store import SampleStore
 from optcov.training.store import Checkpoint, CheckpointError, Entry
 
 __all__ = [
@@ -10,10 +11,10 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "ClassifierStage",
-    "DrawnSamples",
+    "DataModule",
     "Entry",
     "MeanStage",
-    "SamplingProgressBar",
+    "SampleStore",
     "SamplingStage",
     "Stage",
     "StageProgressBar",

@@ -1,4 +1,4 @@
-"""Lightning callbacks: the averaged weights, and progress bars that name their stage."""
+"""Lightning callbacks: averaged weights, and progress bars that name their stage."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from torch import Tensor
 
-from optcov.sampler import ImageBar
-from optcov.training.modules import SamplingStage
-
 
 class EMA(Callback):
-    """Exponential moving average of the trained parameters, which sampling uses.
+    """Exponential moving average of the trained parameters, for sampling.
 
-    A checkpoint's ``state_dict`` holds the averaged weights; the raw ones stand beside it, so that a resume continues
-    both.  When fitting ends, the averaged weights are in the module.  Buffers and frozen weights are left alone.
+    The ``state_dict`` of a checkpoint holds the averaged weights, with the raw ones beside it, so that a resume
+    continues both.  When fitting ends, the module holds the averaged weights.  Buffers and frozen weights are not
+    averaged.
 
     Args:
-        decay: of the average; it starts lower, ``min(decay, (1 + step) / (10 + step))``, and warms up.
+        decay: of the average, in [0, 1); warms up as ``min(decay, (1 + step) / (10 + step))``.
+    Raises:
+        ValueError: if ``decay`` is out of range.
     """
 
     def __init__(self, decay: float = 0.9999) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"callbacks.ema.decay = {decay} is no average: give a number from 0 to below 1")
+            raise ValueError(f"callbacks.ema.decay must be in [0, 1) (got {decay})")
         self.decay = decay
         self._average: dict[str, Tensor] = {}
         self._step = 0
@@ -39,7 +39,7 @@ class EMA(Callback):
         return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # the module holds the averaged weights of a checkpoint, or those it starts with
+        # the module holds the averaged weights of a checkpoint, or its initial weights
         self._average = {name: p.detach().clone() for name, p in self._trained(pl_module).items()}
         self._step = trainer.global_step
         if self._resumed is not None:
@@ -70,7 +70,7 @@ class EMA(Callback):
 
     @contextmanager
     def averaged(self, module: LightningModule) -> Iterator[None]:
-        """During training, the averaged weights in the module; afterwards the raw ones again, bit by bit."""
+        """Put the averaged weights into the module during training, and afterwards the raw ones back, bitwise."""
         raw = {name: p.detach().clone() for name, p in self._trained(module).items()}
         self._load(module, self._average)
         try:
@@ -85,10 +85,10 @@ class EMA(Callback):
 
 
 class StageProgressBar(TQDMProgressBar):
-    """A bar that names its stage; on a terminal only, unless told otherwise.
+    """A progress bar that names its stage; shown only on a terminal.
 
     Args:
-        description: what stands in front of the bar.
+        description: shown in front of the bar.
     """
 
     def __init__(self, description: str) -> None:
@@ -103,41 +103,3 @@ class StageProgressBar(TQDMProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
-
-
-class SamplingProgressBar(Callback):
-    """A bar over the images of a :class:`~optcov.training.SamplingStage`, of all processes; on a terminal only.
-
-    Args:
-        description: what stands in front of the bar.
-    """
-
-    def __init__(self, description: str) -> None:
-        self.description = description
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, SamplingStage)
-        count = len(pl_module.drawn)
-        self.bar = ImageBar(
-            pl_module.denoiser,
-            pl_module.sampler.network_calls(pl_module.times),
-            count,
-            count - sum(min(stop, count) - start for start, stop in pl_module.missing),
-            trainer.world_size,
-            self.description,
-            disable=not (trainer.is_global_zero and sys.stderr.isatty()),
-        )
-
-    def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any) -> None:
-        start, stop = batch
-        self.bar.begin(stop - start)
-
-    def on_predict_batch_end(self, *args: Any) -> None:
-        self.bar.end()
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.bar.close()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if hasattr(self, "bar"):
-            self.bar.close()

@@ -1,9 +1,12 @@
-"""What Lightning runs: the training stages and sampling.  Formulas live in denoisers, strategies and samplers."""
+"""The Lightning modules: training stages and sampling.  Formulas are in denoisers, strategies and samplers."""
 
 from __future__ import annotations
 
+import sys
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,61 +17,75 @@ from torch.utils.data import DataLoader
 
 from optcov.data.batches import LabelledBatch
 from optcov.data.pixels import to_uint8
-from optcov.denoiser import Denoiser
+from optcov.denoiser import Cost, Denoiser
 from optcov.guidance import Guidance
-from optcov.sampler import NoiseStream, Sampler
+from optcov.sampler import ImageBar, NoiseStream, Sampler
+from optcov.schedule.levels import NoiseLevels
 from optcov.seeds import Stream, derive_seed
-from optcov.training.drawn import DrawnSamples
+from optcov.training.sample_store import SampleStore
 from optcov.training.store import Kind
-from optcov.variance.base import VarianceStrategy
+from optcov.variance.base import Trained, VarianceStrategy
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 class Stage(LightningModule):
-    """A training stage: draws times and noise, steps on a loss per sample.
+    """A training stage: draws times and noise, and takes a step on a loss per sample.
 
-    The noise of a step depends on (seed, rank, step) alone, so a resumed run continues as if never stopped.
+    The noise of a step depends on (seed, rank, step) alone, so that a resumed run ends like an uninterrupted one.
 
     Args:
+        denoiser: whose noisy data the stage trains on.
         optimizer: makes the optimizer from the trained parameters.
         warmup_steps: the learning rate rises linearly over this many steps.
         seed: of times and noise.
-        label_dropout: share of labels in [0, 1) that are replaced by the null label, for a denoiser that knows classes.
+        label_dropout: share of labels in [0, 1) replaced by the null label, for a denoiser that knows classes.
     """
 
     name: Kind
 
     def __init__(
-        self, optimizer: OptimizerFactory, warmup_steps: int = 0, seed: int = 0, label_dropout: float = 0.0
+        self,
+        denoiser: Denoiser,
+        optimizer: OptimizerFactory,
+        warmup_steps: int = 0,
+        seed: int = 0,
+        label_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.optimizer, self.warmup_steps, self.seed = optimizer, warmup_steps, seed
-        self.label_dropout = label_dropout
-
-    denoiser: Denoiser
+        self.denoiser, self.optimizer = denoiser, optimizer
+        self.warmup_steps, self.seed, self.label_dropout = warmup_steps, seed, label_dropout
 
     @property
     def labelled(self) -> bool:
-        """Whether batches are to come with their labels."""
+        """Whether batches must carry labels."""
         return self.denoiser.num_classes is not None
 
-    def per_sample_loss(self, x_t: Tensor, eps: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        """Loss ``[B]`` of noisy data at times ``[B]``, with labels ``[B]`` if it is labelled."""
-        raise NotImplementedError
+    @abstractmethod
+    def per_sample_loss(self, x_t: Tensor, target: Tensor, level: NoiseLevels, labels: Tensor | None) -> Tensor:
+        """Loss of each sample, ``[B]``.
+
+        Args:
+            x_t: noisy data, ``[B, *event]``.
+            target: what the network's output should be, see :meth:`Denoiser.target`.
+            level: of the noise, ``[B]``.
+            labels: int64 ``[B]`` if the stage is labelled.
+        """
 
     def training_step(self, batch: Tensor | LabelledBatch, batch_idx: int) -> Tensor:
         x_0, labels = batch if isinstance(batch, LabelledBatch) else (batch, None)
         assert isinstance(x_0, Tensor)
         torch.manual_seed(derive_seed(self.seed, Stream.TRAINING, self.global_rank, batch_idx))
-        schedule = self.denoiser.schedule
-        n = torch.randint(1, schedule.num_steps + 1, (len(x_0),), device=x_0.device)
-        t = n.double() / schedule.num_steps
+        x_0 = self.denoiser.data_range.from_unit(x_0)
+        num_steps = self.denoiser.schedule.num_steps
+        n = torch.randint(1, num_steps + 1, (len(x_0),), device=x_0.device)
+        level = self.denoiser.levels(n.double() / num_steps)
         eps = torch.randn_like(x_0)
         if labels is not None and self.label_dropout > 0:
             dropped = torch.rand(len(x_0), device=x_0.device) < self.label_dropout
             labels = labels.masked_fill(dropped, self.denoiser.num_classes or 0)
-        loss = self.per_sample_loss(self.denoiser.diffuse(x_0, eps, t), eps, t, labels).mean()
+        x_t, target = self.denoiser.diffuse(x_0, eps, level), self.denoiser.target(x_0, eps, level)
+        loss = self.per_sample_loss(x_t, target, level, labels).mean()
         self.log(f"{self.name}/loss", loss, prog_bar=True)
         return loss
 
@@ -83,38 +100,19 @@ class Stage(LightningModule):
 
 
 class MeanStage(Stage):
-    """Stage 1: the mean network learns the noise."""
+    """Stage 1: trains the mean network."""
 
     name: Kind = "mean"
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        optimizer: OptimizerFactory,
-        warmup_steps: int = 0,
-        seed: int = 0,
-        label_dropout: float = 0.0,
-    ) -> None:
-        super().__init__(optimizer, warmup_steps, seed, label_dropout)
-        self.denoiser = denoiser
-
-    def per_sample_loss(self, x_t: Tensor, eps: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        return self.denoiser.loss(self.denoiser(x_t, t, labels), eps)
+    def per_sample_loss(self, x_t: Tensor, target: Tensor, level: NoiseLevels, labels: Tensor | None) -> Tensor:
+        return self.denoiser.loss(self.denoiser(x_t, level, labels), target)
 
 
 class FrozenMeanStage(Stage):
-    """A stage beside the mean network, which is frozen, in eval mode, and not in the stage's checkpoints."""
+    """A stage on a mean network that is frozen, in eval mode, and left out of the stage's checkpoints."""
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        optimizer: OptimizerFactory,
-        warmup_steps: int = 0,
-        seed: int = 0,
-        label_dropout: float = 0.0,
-    ) -> None:
-        super().__init__(optimizer, warmup_steps, seed, label_dropout)
-        self.denoiser = denoiser.requires_grad_(False)
+    def __init__(self, denoiser: Denoiser, *settings: Any) -> None:
+        super().__init__(denoiser.requires_grad_(False), *settings)
         self.strict_loading = False
 
     def on_train_start(self) -> None:
@@ -126,14 +124,19 @@ class FrozenMeanStage(Stage):
 
 
 class VarianceStage(FrozenMeanStage):
-    """Stage 2: a strategy learns on the frozen mean network."""
+    """Stage 2: trains a strategy on the frozen mean network.
+
+    Args:
+        denoiser, optimizer, warmup_steps, seed, label_dropout: as in :class:`Stage`.
+        strategy: to be trained.
+    """
 
     name: Kind = "variance"
 
     def __init__(
         self,
         denoiser: Denoiser,
-        strategy: VarianceStrategy,
+        strategy: Trained,
         optimizer: OptimizerFactory,
         warmup_steps: int = 0,
         seed: int = 0,
@@ -142,14 +145,19 @@ class VarianceStage(FrozenMeanStage):
         super().__init__(denoiser, optimizer, warmup_steps, seed, label_dropout)
         self.strategy = strategy
 
-    def per_sample_loss(self, x_t: Tensor, eps: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    def per_sample_loss(self, x_t: Tensor, target: Tensor, level: NoiseLevels, labels: Tensor | None) -> Tensor:
         with torch.no_grad():
-            prediction = self.denoiser(x_t, t, labels)
-        return self.strategy.loss(self.denoiser, prediction, eps, x_t, t)
+            prediction = self.denoiser(x_t, level, labels)
+        return self.strategy.loss(self.denoiser, prediction, target)
 
 
 class ClassifierStage(FrozenMeanStage):
-    """A classifier learns the classes of noisy data; of the denoiser it takes the noise alone."""
+    """Trains a classifier of noisy data; it uses only the forward process of the denoiser.
+
+    Args:
+        denoiser, optimizer, warmup_steps, seed: as in :class:`Stage`.
+        classifier: to be trained.
+    """
 
     name = "classifier"
 
@@ -168,23 +176,24 @@ class ClassifierStage(FrozenMeanStage):
     def labelled(self) -> bool:
         return True
 
-    def per_sample_loss(self, x_t: Tensor, eps: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    def per_sample_loss(self, x_t: Tensor, target: Tensor, level: NoiseLevels, labels: Tensor | None) -> Tensor:
         assert labels is not None
-        return F.cross_entropy(self.classifier(x_t, t), labels, reduction="none")
+        return F.cross_entropy(self.classifier(x_t, self.denoiser.network_time(level)), labels, reduction="none")
 
 
 class SamplingStage(LightningModule):
-    """Draws the samples that are missing, batch by batch, and keeps each batch as a file.
+    """Draws the missing samples batch by batch, and stores each batch as a file.
 
-    Processes share out whole batches, so that no sample depends on how many they are; the Trainer must not share them
-    out again (``use_distributed_sampler=False``).
+    Processes divide complete batches among themselves, so that no sample depends on their number; the Trainer must not
+    divide them again (``use_distributed_sampler=False``).
 
     Args:
         denoiser, strategy, sampler, times: as in :func:`optcov.sampler.sample`.
         seed: sample i depends on (seed, i) alone.
-        drawn: where the samples go.
+        store: of the samples.
         guidance: as in :func:`optcov.sampler.sample`.
-        labels: the class of each sample, int64, of all whose indices a batch may hold.
+        labels: the class of each sample, int64 ``[n]``, up to the end of the last batch.
+        description: shown in front of a progress bar over the images of all processes, on a terminal only.
     """
 
     def __init__(
@@ -194,27 +203,56 @@ class SamplingStage(LightningModule):
         sampler: Sampler,
         times: Tensor,
         seed: int,
-        drawn: DrawnSamples,
+        store: SampleStore,
         guidance: Guidance | None = None,
         labels: Tensor | None = None,
+        description: str = "sampling",
     ) -> None:
         super().__init__()
-        # autocast keeps its copies of weights from call to call for those alone that require gradients
+        # autocast caches its copies of weights between calls only for weights that require gradients
         self.denoiser, self.strategy = denoiser.requires_grad_(), strategy
         self.sampler, self.times = sampler, times
-        self.seed, self.drawn = seed, drawn
-        self.guidance, self.labels = guidance or Guidance(denoiser), labels
-        self.missing = [(batch.start, batch.stop) for batch in drawn.missing()]
+        self.seed, self.store = seed, store
+        self.guidance, self.labels, self.description = guidance, labels, description
+        self.missing = [(batch.start, batch.stop) for batch in store.missing()]
         self.allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer batches than processes
 
     def predict_dataloader(self) -> DataLoader[tuple[int, int]]:
         mine = self.missing[self.global_rank :: self.trainer.world_size]
         return DataLoader(mine, batch_size=None)  # type: ignore[arg-type]
 
+    def on_predict_start(self) -> None:
+        count = len(self.store)
+        self.bar = ImageBar(
+            self.sampler.num_updates(len(self.times)),
+            count,
+            count - sum(min(stop, count) - start for start, stop in self.missing),
+            self.trainer.world_size,
+            self.description,
+            disable=not (self.trainer.is_global_zero and sys.stderr.isatty()),
+        )
+
+    def on_predict_end(self) -> None:
+        self.bar.close()
+
     def predict_step(self, bounds: Sequence[int], batch_idx: int) -> None:
-        indices, began = range(*bounds), time.time()
+        try:
+            self._draw(range(*bounds))
+        except BaseException:
+            self.bar.close()  # what is printed next starts on a line of its own
+            raise
+
+    @torch.inference_mode(mode=False)  # so that a strategy may turn gradients on
+    @torch.no_grad()
+    def _draw(self, indices: range) -> None:
+        began, before = time.time(), replace(self.denoiser.cost)
         noise = NoiseStream(self.seed, indices, self.denoiser.data_shape, self.device)
         labels = None if self.labels is None else self.labels[indices.start : indices.stop].to(self.device)
-        bound = self.guidance.bind(self.denoiser, self.strategy, labels)
-        images = to_uint8(self.sampler.sample(*bound, self.times, noise)).cpu()
-        self.drawn.write(indices, images, began, time.time())
+        states = self.sampler.steps(
+            self.denoiser, self.strategy, self.times, noise, guidance=self.guidance, condition=labels
+        )
+        for state in self.bar.watch(states, len(indices)):
+            x_0 = state.x
+        images = to_uint8(self.denoiser.data_range.to_unit(x_0)).cpu()
+        cost = Cost(self.denoiser.cost.nfe - before.nfe, self.denoiser.cost.ne - before.ne)
+        self.store.write(indices, images, began, time.time(), cost)

@@ -1,4 +1,4 @@
-"""Fitted weights on disk: a safetensors file that says what determined it, and a cache that finds it again by hash."""
+"""Fitted weights on disk: a safetensors file with everything that determined it, and a cache of them by hash."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from optcov.files import whole
+from optcov.files import atomic_write
 
 Kind = Literal["mean", "variance", "classifier"]
 Identity = dict[str, Any]
 
-FORMAT = 2  # raise it when a change of code gives weights of the same config another meaning
+FORMAT = 2  # raise it when a change of code changes the weights that a config leads to
 
 
 class CheckpointError(ValueError):
-    """A checkpoint can not be used; the message is one sentence that says why and what to do."""
+    """A checkpoint cannot be used; the message is one sentence with the reason and the remedy."""
 
 
 def identity_key(identity: Identity) -> str:
@@ -36,7 +36,7 @@ def identity_key(identity: Identity) -> str:
 
 
 def digest_of(weights: dict[str, Tensor]) -> str:
-    """SHA-256 over names and bytes: what changed on disk after it was written, and which weights are which."""
+    """SHA-256 over names and bytes, which identifies weights and detects corruption."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
@@ -44,8 +44,8 @@ def digest_of(weights: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def first_process() -> bool:
-    """Whether this process is the one that writes: the only one, or rank 0 of several."""
+def rank_zero() -> bool:
+    """Whether this process writes files: it is the only one, or rank 0 of several."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
@@ -63,13 +63,13 @@ class Checkpoint:
         return identity_key(self.identity)
 
     def save(self, path: Path) -> None:
-        """Write the file at once or not at all."""
+        """Write the file completely or not at all."""
         weights = {name: value.contiguous().cpu() for name, value in self.weights.items()}
         identity = json.dumps(self.identity, sort_keys=True)
         metadata = {"kind": self.kind, "identity": identity, "sha256": digest_of(weights)}
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with whole(path) as partial:
+            with atomic_write(path) as partial:
                 save_file(weights, partial, metadata)
         except SafetensorError as error:  # how safetensors reports a full disk
             raise OSError(errno.EIO, f"could not be written: {error}", str(path)) from error
@@ -80,10 +80,10 @@ class Checkpoint:
 
         Args:
             path: the file.
-            kind: what it must hold.
+            kind: that the file must have.
             key: the configuration key that named it, for messages.
         Raises:
-            CheckpointError: if it is missing, truncated, no checkpoint of ours, or of another kind.
+            CheckpointError: if it is missing, truncated, not a checkpoint of optcov, or of another kind.
         """
         if not path.is_file():
             raise CheckpointError(f"{key} = {path} does not exist: give the {kind}.safetensors of a run's checkpoints")
@@ -93,26 +93,26 @@ class Checkpoint:
                 identity, found = dict(json.loads(metadata["identity"])), metadata["kind"]
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             if digest_of(weights) != metadata["sha256"]:
-                raise ValueError("the weights are not those that were saved")
+                raise ValueError("its weights do not match their checksum")
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise CheckpointError(
-                f"{key} = {path} is damaged or no optcov checkpoint ({str(error).splitlines()[0]}): "
+                f"{key} = {path} is damaged or not an optcov checkpoint ({str(error).splitlines()[0]}): "
                 f"give the {kind}.safetensors of a run's checkpoints"
             ) from error
         if found != kind:
             raise CheckpointError(
-                f"{key} = {path} holds the {found} of a model, not its {kind}: give {kind}.safetensors"
+                f"{key} = {path} must hold the {kind} of a model (got its {found}): give {kind}.safetensors"
             )
         return cls(kind, identity, weights)
 
 
 class Entry:
-    """A place in the cache for one identity: the finished file, a folder to resume from, and a lock.
+    """The place of one identity in the cache: the finished file, a folder to resume from, and a lock.
 
     Args:
-        root: the cache.
-        kind: what is kept.
-        identity: what determines it.
+        root: of the cache.
+        kind: of weights.
+        identity: everything that determines them.
     """
 
     def __init__(self, root: Path, kind: Kind, identity: Identity) -> None:
@@ -123,8 +123,8 @@ class Entry:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Held by the one process that may fill the entry; its Lightning child processes pass, they belong to it."""
-        if not first_process():
+        """Held by the process that fills the entry; its Lightning child processes do not wait for it."""
+        if not rank_zero():
             yield
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ class Entry:
             yield
 
     def load(self) -> Checkpoint | None:
-        """The finished checkpoint, or None where there is none that can be trusted."""
+        """The finished checkpoint; None if it is missing, damaged or of another identity."""
         if not self.path.is_file():
             return None
         try:

@@ -37,7 +37,7 @@ class Trajectory(ABC):
 
         Args:
             denoiser, strategy: in eval mode, on the device of the batches.
-            batches: clean data ``[B, *event]`` in [-1, 1].
+            batches: clean data ``[B, *event]`` in the denoiser's range.
             seed: of the noise.
             labels: of the data, int64 ``[n]`` in the order of the batches, for a denoiser that knows classes.
         """
@@ -51,8 +51,8 @@ class Trajectory(ABC):
         """
         if not 1 <= num_steps <= schedule.num_steps:
             raise ValueError(
-                f"sampler.num_steps = {num_steps} does not fit a schedule of {schedule.num_steps} steps: "
-                f"give a number from 1 to {schedule.num_steps}"
+                f"sampler.num_steps must lie in 1..schedule.num_steps = {schedule.num_steps} (got {num_steps}): "
+                "give fewer steps, or trajectory=log_snr, whose times may lie between those of the schedule"
             )
 
     @abstractmethod

@@ -20,9 +20,11 @@ class KarrasTrajectory(NoiseLevelTrajectory):
     def __init__(self, rho: float = 7.0, t_max: float = 1.0, t_min: float | None = None) -> None:
         super().__init__(t_max, t_min)
         if not rho >= 1:
-            raise ValueError(f"trajectory.rho = {rho} is no root to space times by: give at least 1; 7 is published")
+            raise ValueError(
+                f"trajectory.rho must be at least 1 (got {rho}): give 7, as published, or 1 for even sigma"
+            )
         self.rho = rho
 
-    def between(self, first: Tensor, last: Tensor, share: Tensor) -> Tensor:
+    def log_snr_at(self, first: Tensor, last: Tensor, share: Tensor) -> Tensor:
         low, high = (-first / (2 * self.rho)).exp(), (-last / (2 * self.rho)).exp()
         return -2 * self.rho * (low + share * (high - low)).log()

@@ -27,15 +27,17 @@ class NoiseLevelTrajectory(Trajectory):
 
     def __init__(self, t_max: float = 1.0, t_min: float | None = None) -> None:
         if not 0 < t_max <= 1:
-            raise ValueError(f"trajectory.t_max = {t_max} is no time to start from: give a number above 0, at most 1")
+            raise ValueError(
+                f"trajectory.t_max must lie above 0 and be at most 1 (got {t_max}): give 1, or a little less"
+            )
         if t_min is not None and not 0 < t_min < t_max:
             raise ValueError(
-                f"trajectory.t_min = {t_min} must lie above 0 and below trajectory.t_max = {t_max}: give null for 1/N"
+                f"trajectory.t_min must lie between 0 and trajectory.t_max = {t_max} (got {t_min}): give null for 1/N"
             )
         self.t_max, self.t_min = t_max, t_min
 
     @abstractmethod
-    def between(self, first: Tensor, last: Tensor, share: Tensor) -> Tensor:
+    def log_snr_at(self, first: Tensor, last: Tensor, share: Tensor) -> Tensor:
         """Log-SNR at shares in [0, 1] of the way from ``first``, at t_min, to ``last``, at t_max."""
 
     def check(self, schedule: NoiseSchedule, num_steps: int) -> None:
@@ -44,16 +46,21 @@ class NoiseLevelTrajectory(Trajectory):
     def times(self, schedule: NoiseSchedule, num_steps: int) -> Tensor:
         t_min = 1 / schedule.num_steps if self.t_min is None else self.t_min
         if num_steps < 1:
-            raise ValueError(f"sampler.num_steps = {num_steps} is no number of times: give at least 1")
+            raise ValueError(f"sampler.num_steps must be at least 1 (got {num_steps}): give a number of times")
         if num_steps > 1 and t_min >= self.t_max:
             raise ValueError(
-                f"trajectory.t_max = {self.t_max} leaves no room for sampler.num_steps = {num_steps} times above t_min "
-                f"= {t_min:.3g}: give trajectory.t_min, a larger t_max, or one step"
+                f"trajectory.t_max must be above t_min = {t_min:.3g} (got {self.t_max}), to make room for "
+                f"sampler.num_steps = {num_steps} times: give trajectory.t_min, a larger t_max, or one step"
             )
-        first, last = schedule.log_snr(torch.tensor([t_min, self.t_max], dtype=torch.float64))
         if num_steps == 1:
             return torch.tensor([self.t_max], dtype=torch.float64)
-        times = schedule.time(self.between(first, last, torch.linspace(0, 1, num_steps, dtype=torch.float64)))
+        first, last = schedule.log_snr(torch.tensor([t_min, self.t_max], dtype=torch.float64))
+        if not bool(last.isfinite()):
+            raise ValueError(
+                f"trajectory.t_max must leave some signal to place times by (got {self.t_max}, where "
+                f"{type(schedule).__name__} has none): set trajectory.t_max=0.999, or trajectory=even"
+            )
+        times = schedule.time(self.log_snr_at(first, last, torch.linspace(0, 1, num_steps, dtype=torch.float64)))
         times[0], times[-1] = t_min, self.t_max  # to the last bit
         return times
 
@@ -61,5 +68,5 @@ class NoiseLevelTrajectory(Trajectory):
 class LogSNRTrajectory(NoiseLevelTrajectory):
     """Even in ``log(alpha_t^2 / sigma_t^2)``, as DPM-Solver takes its steps; arguments as in the base class."""
 
-    def between(self, first: Tensor, last: Tensor, share: Tensor) -> Tensor:
+    def log_snr_at(self, first: Tensor, last: Tensor, share: Tensor) -> Tensor:
         return first + share * (last - first)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from optcov.denoiser import Denoiser, noise_variance
+from optcov.denoiser import Denoiser
 from optcov.kernel import ReverseKernel
 from optcov.schedule.base import NoiseSchedule
 from optcov.trajectory.base import GridTrajectory
@@ -22,32 +22,34 @@ from optcov.variance.analytic import Analytic
 from optcov.variance.base import VarianceStrategy
 
 
-def monotone_variance(schedule: NoiseSchedule, eps_variance: Tensor, eps_variance_se: Tensor) -> Tensor:
-    """``C_n = E Var[x_0 | x_n]`` per dimension, from a measured curve, made what such a curve must be.
+def monotone_variance(denoiser: Denoiser, eps_variance: Tensor, eps_variance_se: Tensor) -> Tensor:
+    """``C_n = E Var[x_0 | x_n]`` per dimension: a measured curve, made to grow with n.
 
-    C grows with n, for x_n tells of x_0 no more than x_{n-1} does, and lies in (0, 1] for data on [-1, 1].  A noisy or
-    biased curve breaks this where it is the least certain: at large n, where ``1 - E[e^2]`` (Gamma above 1 makes it
-    negative) is enlarged by r.  Left as it is, one low value would make every step from that n look free, and all paths
-    would pass through it.  The curve is replaced by the nearest growing one, each value weighed by its standard error
-    (isotonic regression), and then clamped.
+    C grows with n, for x_n tells no more of x_0 than x_{n-1} does, and lies in (0, b], b = 1 for data on [-1, 1].  A
+    noisy or biased curve breaks this where it is least certain: at large n, where ``1 - E[e^2]`` (negative if Gamma is
+    above 1) is multiplied by r.  One low value would then make every step from that n look free, and every path would
+    pass through it.  So the curve is replaced by the nearest growing one, each value weighted by its standard error
+    (isotonic regression), and clamped.
 
     Args:
-        schedule: of N steps.
+        denoiser: whose schedule has N steps.
         eps_variance, eps_variance_se: ``[N]``, of times n = 1..N.
     Returns:
-        float64 ``[N]``, growing, in (0, 1].
+        float64 ``[N]``, growing, in (0, b].
     Raises:
         ValueError: if no value is positive.
     """
     from sklearn.isotonic import isotonic_regression  # type: ignore[import-untyped]
 
-    r = noise_variance(schedule, schedule.grid())
+    r = denoiser.parameterization.c_out_sq(denoiser.levels(denoiser.schedule.grid()))
     weight = (r * eps_variance_se.cpu().clamp(min=1e-12)) ** -2
     measured = r * eps_variance.cpu()
     growing = torch.from_numpy(isotonic_regression(measured.numpy(), sample_weight=weight.numpy()))
     if not bool((growing > 0).any()):
-        raise ValueError("trajectory = optimal finds no positive variance in the measured curve: train the mean longer")
-    return growing.clamp(min=float(growing[growing > 0].min()), max=1.0)
+        raise ValueError(
+            "trajectory=optimal must have a positive variance in the measured curve (got none): train the mean longer"
+        )
+    return growing.clamp(min=float(growing[growing > 0].min()), max=denoiser.data_range.variance_bound)
 
 
 class OptimalTrajectory(GridTrajectory):
@@ -78,13 +80,13 @@ class OptimalTrajectory(GridTrajectory):
             curve.calibrate(denoiser, batches, seed, labels)
         tables = (curve.eps_variance[1:], curve.eps_variance_se[1:])
         means = [table.flatten(1).mean(1) if table.ndim > 1 else table for table in tables]
-        self._paths = ShortestPaths(step_costs(denoiser.schedule, monotone_variance(denoiser.schedule, *means)))
+        self._paths = ShortestPaths(step_costs(denoiser.schedule, monotone_variance(denoiser, *means)))
 
     def nodes(self, total: int, num_steps: int) -> Tensor:
         if num_steps == 1:
             return torch.tensor([total])
         if self._paths is None:
-            raise ValueError("trajectory = optimal depends on a fitted variance: call its fit before its times")
+            raise ValueError("trajectory=optimal must be fitted before it has times: call its fit first")
         return torch.tensor(self._paths.nodes(num_steps))
 
 
@@ -96,10 +98,10 @@ def step_costs(schedule: NoiseSchedule, variance: Tensor) -> Tensor:
         variance: ``C_n``, ``[N]``.
     """
     times = schedule.grid()
-    s, t = times[None, :].expand(len(times), -1), times[:, None].expand(-1, len(times))
-    kernel = ReverseKernel.between(schedule, torch.minimum(s, t), t)  # the triangle above is not read
+    levels = schedule.levels(times)
+    kernel = ReverseKernel.from_levels(levels[None], levels[:, None])  # the triangle s >= t is not read
     inner = torch.log1p(kernel.c**2 / kernel.lambda_sq * variance[:, None])
     cost = torch.full((len(times) + 1, len(times) + 1), torch.inf, dtype=torch.float64)
-    cost[1:, 1:] = torch.where(s < t, inner, torch.inf)
+    cost[1:, 1:] = torch.where(times[None] < times[:, None], inner, torch.inf)
     cost[1, 0] = 0.0
     return cost

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from optcov.bound import VariationalBound
 from optcov.denoiser import Denoiser
+from optcov.likelihood.variational import VariationalBound
 from optcov.sampler.noise import NoiseStream
 from optcov.schedule.base import NoiseSchedule
 from optcov.trajectory.base import GridTrajectory
@@ -30,16 +30,20 @@ class OptimalNLLTrajectory(GridTrajectory):
     Args:
         num_images: the terms are measured on.
         num_candidates: times to choose from, both ends among them; their pairs are what it costs; None for all N.
-        clip_x0: as in :class:`optcov.bound.VariationalBound`.
+        clip_x0: as in :class:`optcov.likelihood.VariationalBound`.
     Raises:
         ValueError: if there are fewer than two candidates, or no images.
     """
 
     def __init__(self, num_images: int = 128, num_candidates: int | None = 100, clip_x0: bool = True) -> None:
         if num_images < 1:
-            raise ValueError(f"trajectory.num_images = {num_images} measures nothing: give at least 1")
+            raise ValueError(
+                f"trajectory.num_images must be at least 1 (got {num_images}): give the images to measure on"
+            )
         if num_candidates is not None and num_candidates < 2:
-            raise ValueError(f"trajectory.num_candidates = {num_candidates} leaves no choice: give at least 2, or null")
+            raise ValueError(
+                f"trajectory.num_candidates must be at least 2 (got {num_candidates}): give more, or null for all times"
+            )
         self.num_images, self.num_candidates, self.clip_x0 = num_images, num_candidates, clip_x0
         self._candidates = torch.empty(0, dtype=torch.long)
         self._paths: ShortestPaths | None = None
@@ -48,8 +52,8 @@ class OptimalNLLTrajectory(GridTrajectory):
         super().check(schedule, num_steps)
         if self.num_candidates is not None and num_steps > self.num_candidates:
             raise ValueError(
-                f"trajectory.num_candidates = {self.num_candidates} is less than sampler.num_steps = {num_steps}: "
-                "give more candidates, or null for all times"
+                f"trajectory.num_candidates must be at least sampler.num_steps = {num_steps} (got "
+                f"{self.num_candidates}): give more candidates, or null for all times"
             )
 
     @torch.no_grad()
@@ -66,19 +70,20 @@ class OptimalNLLTrajectory(GridTrajectory):
         times = self._candidates.double() / total
         cost = torch.zeros(len(times) + 1, len(times) + 1, dtype=torch.float64)
         count = 0
+        bound = VariationalBound(denoiser, strategy, self.clip_x0)
         for x_0 in batches:
             indices = range(count, count + len(x_0))
             noise = NoiseStream(seed, indices, x_0.shape[1:], x_0.device, x_0.dtype)
-            given = denoiser if labels is None else denoiser.given(labels[indices.start : indices.stop])
-            bound = VariationalBound(given, strategy, self.clip_x0)
+            condition = None if labels is None else labels[indices.start : indices.stop]
+            levels = denoiser.levels(times).to(x_0.device)
             count += len(x_0)
-            for i, t in enumerate(tqdm(times.to(x_0.device), desc="trajectory: terms of the bound", leave=False)):
-                noised = bound.observe(x_0, t, noise)
-                terms = [bound.decoder(noised), *(bound.transition(noised, s) for s in times[:i].to(x_0.device))]
+            for i in tqdm(range(len(times)), desc="trajectory: terms of the bound", leave=False):
+                noised = bound.observe(x_0, levels[i], noise, condition)
+                terms = [bound.decoder(noised), *(bound.transition(noised, levels[j]) for j in range(i))]
                 cost[i + 1, : i + 1] += torch.stack(terms).sum(1).cpu()
         self._paths = ShortestPaths(cost / count)
 
     def nodes(self, total: int, num_steps: int) -> Tensor:
         if self._paths is None:
-            raise ValueError("trajectory = optimal_nll depends on measured terms: call its fit before its times")
+            raise ValueError("trajectory=optimal_nll must be fitted before it has times: call its fit first")
         return self._candidates[torch.tensor(self._paths.nodes(num_steps)) - 1]

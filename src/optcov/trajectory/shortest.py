@@ -24,7 +24,9 @@ class ShortestPaths:
     def __init__(self, cost: Tensor) -> None:
         table = np.tril(cost.cpu().numpy().astype(np.float64), -1)
         if np.isnan(table).any():
-            raise ValueError(f"the cost of {int(np.isnan(table).sum())} steps is not a number: fit the variance anew")
+            raise ValueError(
+                f"costs must be numbers (got NaN for {int(np.isnan(table).sum())} steps): fit the variance anew"
+            )
         self._last = len(table) - 1
         table[np.triu_indices(len(table))] = np.inf
         best = np.full(len(table), np.inf)

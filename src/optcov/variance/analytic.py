@@ -5,8 +5,9 @@
     analytic_imperfect    C = r E||eps - e||^2 / d         the same, for a mean that is not exact
     ..._imperfect_diag    C = r E[(eps - e)^2]
 
-with ``r = sigma_t^2 / alpha_t^2``; expectations over data and noise, at each time n = 1..N, or at some of them.  A
-network that knows classes is measured twice: with the labels of the data, and with the null label.
+for a network that predicts eps, with ``r = c_out^2 = sigma_t^2 / alpha_t^2``; for another target f they are
+``r E[f^2 - f_net^2]`` and ``r E[(f - f_net)^2]``.  Expectations are over data and noise, at each time n = 1..N or at
+some of them.  A network that knows classes is measured twice: with the labels of the data, and with the null label.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from optcov.covariance import Covariance, DiagonalCovariance, IsotropicCovariance
-from optcov.denoiser import Denoiser, Prediction, noise_variance
+from optcov.denoiser import Denoiser, Prediction
 from optcov.schedule.base import NoiseSchedule
 from optcov.seeds import Stream, derive_seed
-from optcov.variance.base import VarianceStrategy
+from optcov.variance.base import Calibrated
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +61,8 @@ class ControlledMean:
         return self._value - slope * self._control, (residual / (self.count - 2) / self.count).sqrt()
 
 
-class Analytic(VarianceStrategy):
-    """``C = r Cov[eps]``, with Cov[eps] measured once per time and kept as a buffer.
+class Analytic(Calibrated):
+    """``C = r Cov[f]``, with the variance of the network's target f (eps) measured once per time and kept as a buffer.
 
     Args:
         denoiser: the mean network, for its shapes.
@@ -80,12 +81,10 @@ class Analytic(VarianceStrategy):
         ValueError: if an argument is out of range.
 
     Buffers (float64, index n = 0..N, [N + 1] or [N + 1, *event]):
-        eps_variance: the estimate of Cov[eps | x_t], averaged over x_t; 1 - Gamma_n in Analytic-DPM's notation.
+        eps_variance: the estimate of Cov[f | x_t], averaged over x_t; 1 - Gamma_n in Analytic-DPM's notation.
         eps_variance_se: its standard error; between measured times interpolated, without the interpolation's own error.
         null_eps_variance, null_eps_variance_se: the same of the null label, for a network that knows classes alone.
     """
-
-    fitting = "calibrate"
 
     def __init__(
         self,
@@ -98,11 +97,13 @@ class Analytic(VarianceStrategy):
     ) -> None:
         super().__init__(denoiser)
         if num_images < 3:
-            raise ValueError(f"var.num_images = {num_images} gives no estimate with an error: give at least 3")
+            raise ValueError(
+                f"var.num_images must be at least 3 (got {num_images}): the standard error is undefined below that"
+            )
         if num_times is not None and num_times < 4:
-            raise ValueError(f"var.num_times = {num_times} is too few for a curve: give at least 4, or null for all")
+            raise ValueError(f"var.num_times must be at least 4 (got {num_times}): give more, or null for all times")
         if batch_size < 1:
-            raise ValueError(f"var.batch_size = {batch_size} measures nothing: give at least 1")
+            raise ValueError(f"var.batch_size must be at least 1 (got {batch_size}): give the size of a network call")
         self.per_pixel, self.imperfect_mean, self.num_images = per_pixel, imperfect_mean, num_images
         self.num_times, self.batch_size = num_times, batch_size
         shape = (denoiser.schedule.num_steps + 1, *(denoiser.data_shape if per_pixel else ()))
@@ -123,13 +124,15 @@ class Analytic(VarianceStrategy):
         self._fill(self.eps_variance, self.eps_variance_se, denoiser, clean, seed, labels)
         if denoiser.num_classes is not None:
             if labels is None:
-                raise ValueError("labels is missing: give those of the data, for the denoiser knows classes")
+                raise ValueError(
+                    "labels must be given (got None): the denoiser knows classes, so give those of the data"
+                )
             self._fill(self.null_eps_variance, self.null_eps_variance_se, denoiser, clean, seed, None)
 
     def _fill(
         self, variance: Tensor, error: Tensor, denoiser: Denoiser, clean: Tensor, seed: int, labels: Tensor | None
     ) -> None:
-        """One pass: estimates of Cov[eps], and their standard errors, into two tables."""
+        """One pass: estimates of Cov[f], and their standard errors, into two tables."""
         schedule = denoiser.schedule
         nodes = even_in_log_snr(schedule, self.num_times or schedule.num_steps)
         times = (nodes.double() / schedule.num_steps).to(clean.device)
@@ -153,7 +156,7 @@ class Analytic(VarianceStrategy):
                     results.append(moments[k].result())
         tables = [torch.stack(values) for values in zip(*results, strict=True)]
         if len(nodes) < schedule.num_steps:
-            miss = left_out(schedule, nodes, tables[0])
+            miss = left_out(denoiser, nodes, tables[0])
             log.info(
                 "var.num_times = %d: the curve through half of the measured times meets %.0f %% of the other half "
                 "within 1 %%, and all of it within %.2g %%",
@@ -161,8 +164,8 @@ class Analytic(VarianceStrategy):
                 100 * (miss < 0.01).double().mean(),
                 100 * miss.max(),
             )
-        variance[1:], error[1:] = (between(schedule, nodes, table) for table in tables)
-        variance[0], error[0] = 1.0, 0.0  # x_0 itself says nothing of the noise
+        variance[1:], error[1:] = (interpolate_in_log_snr(denoiser, nodes, table) for table in tables)
+        variance[0], error[0] = 1.0, 0.0  # read only between 0 and the first time; x_0 itself says nothing of the noise
 
     def _pieces(self, start: int, num_nodes: int, num_images: int) -> Iterator[tuple[int, slice]]:
         """The pairs of one call, of a stream that takes all images at one time, then all at the next."""
@@ -177,21 +180,35 @@ class Analytic(VarianceStrategy):
         self, denoiser: Denoiser, x_0: Tensor, eps: Tensor, t: Tensor, labels: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The estimate from each sample, and a variable of mean 0 that goes with it; ``[B]`` or ``[B, *event]``."""
-        e, eps = denoiser(denoiser.diffuse(x_0, eps, t), t, labels).eps.double(), eps.double()
-        measured, control = (eps - e) ** 2 if self.imperfect_mean else 1 - e**2, eps**2 - 1
+        level = denoiser.levels(t)
+        output = denoiser(denoiser.diffuse(x_0, eps, level), level, labels).output.double()
+        target = denoiser.target(x_0, eps, level).double()
+        if self.imperfect_mean:
+            measured = (target - output) ** 2
+        else:
+            measured = denoiser.parameterization.expected_square(target) - output**2
+        control = eps.double() ** 2 - 1
         return (measured, control) if self.per_pixel else (measured.flatten(1).mean(1), control.flatten(1).mean(1))
 
-    def covariance(self, denoiser: Denoiser, prediction: Prediction, x_t: Tensor, t: Tensor) -> Covariance:
-        variance = denoiser.schedule.interpolate(self.eps_variance, t)
-        if prediction.labels is not None:
-            is_null = prediction.labels.eq(denoiser.num_classes or 0)  # [B]
+    def covariance(self, denoiser: Denoiser, prediction: Prediction) -> Covariance:
+        x_t, level = prediction.x_t, prediction.level
+        variance = denoiser.schedule.interpolate(self.eps_variance, level.t)
+        if prediction.condition is not None:
+            is_null = prediction.condition.eq(denoiser.num_classes or 0)  # [B]
             is_null = is_null.reshape((-1,) + (1,) * (self.eps_variance.ndim - 1))
-            variance = torch.where(is_null, denoiser.schedule.interpolate(self.null_eps_variance, t), variance)
-        r = noise_variance(denoiser.schedule, t)
+            variance = torch.where(is_null, denoiser.schedule.interpolate(self.null_eps_variance, level.t), variance)
+        r = denoiser.parameterization.c_out_sq(level)
         if not self.per_pixel:
             return IsotropicCovariance((r * variance).to(x_t.dtype).expand(len(x_t)), x_t.shape[1:])
         r = r.reshape(r.shape + (1,) * (x_t.ndim - 1))
         return DiagonalCovariance((r * variance).to(x_t.dtype).expand(x_t.shape))
+
+
+SMALLEST_LOG_SNR = -40.0  # stands for that of a path that ends without any signal, where it is -inf
+
+
+def _log_snr(schedule: NoiseSchedule, t: Tensor) -> Tensor:
+    return schedule.log_snr(t).clamp(min=SMALLEST_LOG_SNR)
 
 
 def even_in_log_snr(schedule: NoiseSchedule, count: int) -> Tensor:
@@ -203,7 +220,7 @@ def even_in_log_snr(schedule: NoiseSchedule, count: int) -> Tensor:
     grid = schedule.grid()
     if count >= len(grid):
         return torch.arange(1, len(grid) + 1)
-    first, last = schedule.log_snr(grid[[0, -1]]).tolist()
+    first, last = _log_snr(schedule, grid[[0, -1]]).tolist()
     nodes = torch.tensor([1, len(grid)])
     for attempt in range(count, 3 * count):
         times = schedule.time(torch.linspace(first, last, attempt, dtype=torch.float64))[1:-1]
@@ -215,43 +232,46 @@ def even_in_log_snr(schedule: NoiseSchedule, count: int) -> Tensor:
     return nodes
 
 
-def between(schedule: NoiseSchedule, nodes: Tensor, table: Tensor) -> Tensor:
-    """A curve of Cov[eps] at all times from some, by monotone cubics in log SNR (Fritsch and Carlson 1980).
+def interpolate_in_log_snr(denoiser: Denoiser, nodes: Tensor, table: Tensor) -> Tensor:
+    """A curve of Cov[f] at all times from some, by monotone cubics in log SNR (Fritsch and Carlson 1980).
 
-    What is interpolated is ``Cov[eps] / alpha^2 = C / sigma^2``, which stays of one size over all times, while C and
-    Cov[eps] each fall by orders of magnitude towards one end; a value below 0 is no obstacle.
+    What is interpolated is ``C / sigma^2 = c_out^2 Cov[f] / sigma^2``, which stays of one size over all times, while C
+    and Cov[eps] each fall by orders of magnitude towards one end; a value below 0 does no harm.
 
     Args:
-        schedule: of N steps.
+        denoiser: whose schedule has N steps.
         nodes: ascending integers in 1..N, 1 and N among them.
         table: float64 ``[len(nodes), ...]``.
     Returns:
         float64 ``[N, ...]``, on the device of ``table``; equal to ``table`` at the nodes.
     """
+    schedule = denoiser.schedule
     grid = schedule.grid()
     if len(nodes) == len(grid):
         return table
     from scipy.interpolate import PchipInterpolator
 
-    alpha_sq = (schedule.alpha(grid) ** 2).reshape(-1, *[1] * (table.ndim - 1))
-    position = -schedule.log_snr(grid).numpy()
-    curve = PchipInterpolator(position[nodes - 1], (table.cpu() / alpha_sq[nodes - 1]).numpy(), axis=0)
-    return (torch.from_numpy(curve(position)) * alpha_sq).to(table.device)
+    levels = schedule.levels(grid)
+    scale = denoiser.parameterization.c_out_sq(levels) / levels.sigma**2
+    scale = scale.reshape(-1, *[1] * (table.ndim - 1))
+    position = -_log_snr(schedule, grid).numpy()
+    curve = PchipInterpolator(position[nodes - 1], (table.cpu() * scale[nodes - 1]).numpy(), axis=0)
+    return (torch.from_numpy(curve(position)) / scale).to(table.device)
 
 
-def left_out(schedule: NoiseSchedule, nodes: Tensor, table: Tensor) -> Tensor:
+def left_out(denoiser: Denoiser, nodes: Tensor, table: Tensor) -> Tensor:
     """How far every other measured value lies from the curve through the rest, relative to itself.
 
     It tells a smooth curve from a rippled one at no cost.  The rest lies twice as far apart as the nodes do, so that
     this overstates what a smooth curve misses; of a rippled one it is a fair sample.
 
     Args:
-        schedule, nodes, table: as in :func:`between`; at least 3 nodes.
+        denoiser, nodes, table: as in :func:`interpolate_in_log_snr`; at least 3 nodes.
     Returns:
         float64 ``[(len(nodes) - 1) // 2, ...]``, on the CPU.
     """
     rest = torch.ones(len(nodes), dtype=torch.bool)
     rest[1:-1:2] = False
     table = table.cpu()
-    predicted = between(schedule, nodes[rest], table[rest])[nodes[~rest] - 1]
+    predicted = interpolate_in_log_snr(denoiser, nodes[rest], table[rest])[nodes[~rest] - 1]
     return (predicted / table[~rest] - 1).abs()

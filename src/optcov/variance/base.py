@@ -1,9 +1,15 @@
-"""A variance strategy is a model of ``C = Cov[x_0 | x_t]``, and nothing else; the kernel turns C into a step."""
+"""A variance strategy: a model of ``Cov[x_0 | x_t]``, or of a step's covariance, beside a mean network.
+
+How a strategy is fitted is its class: :class:`Closed` has nothing to fit, :class:`Calibrated` fills its buffers in one
+pass over data, :class:`Trained` takes gradient steps on a loss.  What it models is its class, too: a
+:class:`CovarianceModel` answers with C, which one kernel turns into a step, and a :class:`StepModel` with the
+covariance of the step itself.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -12,71 +18,124 @@ from optcov.denoiser import Denoiser, Prediction
 from optcov.kernel import ReverseKernel
 
 HeadFactory = Callable[[int, tuple[int, ...]], nn.Module]
-"""``(feature_channels, data_shape) -> head``, a module ``(features, t) -> [B, *event]``."""
+"""``(feature_channels, data_shape) -> head``, a module ``(features, network_time) -> [B, *event]``."""
 
 
-class VarianceStrategy(nn.Module):
+class VarianceStrategy(nn.Module, ABC):
     """Base of all strategies.
 
     A strategy is built for a denoiser, whose shapes it reads and which it does not keep.
 
     Attributes:
-        fitting: ``none``; ``calibrate``, one pass over data that fills buffers; or ``train``, gradient steps on
-            :meth:`loss` while the denoiser is frozen and in eval mode.
         cut_last: whether a sampler may bound the noise of its last stochastic step, as was published for fitted
             variances; those that DDPM and Improved DDPM prescribe were published as they are.
-        num_images: how many images a calibration wants.
     """
 
-    fitting: ClassVar[Literal["none", "calibrate", "train"]] = "none"
     cut_last: bool = True
-    num_images: int = 0
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
 
-    @property
-    def models_step(self) -> bool:
-        """Whether it has a :meth:`transition` of its own, and no :meth:`covariance`."""
-        return type(self).covariance is VarianceStrategy.covariance
-
-    def covariance(self, denoiser: Denoiser, prediction: Prediction, x_t: Tensor, t: Tensor) -> Covariance:
-        """``Cov[x_0 | x_t]`` as this strategy models it, before bounds.
+    @abstractmethod
+    def transition(self, kernel: ReverseKernel, denoiser: Denoiser, prediction: Prediction) -> Covariance:
+        """``Cov[x_s | x_t]`` of the step that ``kernel`` describes.
 
         Args:
-            denoiser: the mean network with its schedule.
-            prediction: its answer at ``(x_t, t)``, not clipped.
-            x_t: ``[B, *event]``.
-            t: float64 in (0, 1], 0-dimensional or ``[B]``.
+            kernel: of the step from the prediction's level.
+            denoiser: the mean network; a strategy may ask it more (it counts), and may turn gradients on.
+            prediction: its answer, not clipped.
         """
-        raise NotImplementedError(f"{type(self).__name__} models no Cov[x_0 | x_t]")
-
-    def transition(
-        self, kernel: ReverseKernel, denoiser: Denoiser, prediction: Prediction, x_t: Tensor, t: Tensor
-    ) -> Covariance:
-        """``Cov[x_s | x_t]``, eigenvalues of C clamped to [0, 1] (data in [-1, 1]: Analytic-DPM, Theorem 2)."""
-        return kernel.covariance(self.covariance(denoiser, prediction, x_t, t).clamp(0.0, 1.0))
 
     def check_step(self, eta: float) -> None:
-        """Refuse samplers whose steps this strategy has no meaning for; every eta has one unless overridden.
+        """Refuse samplers whose steps this strategy has no meaning for.
 
         Raises:
             ValueError: naming eta and what is possible.
         """
 
-    def loss(self, denoiser: Denoiser, prediction: Prediction, eps: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Loss of each sample, ``[B]``, of a strategy with ``fitting == "train"``; ``eps`` is the noise in ``x_t``."""
-        raise NotImplementedError(f"{type(self).__name__} has nothing to train")
 
+class CovarianceModel(VarianceStrategy):
+    """A strategy that models ``C = Cov[x_0 | x_t]``."""
+
+    @abstractmethod
+    def covariance(self, denoiser: Denoiser, prediction: Prediction) -> Covariance:
+        """C as this strategy models it, before bounds."""
+
+    def bounded_covariance(self, denoiser: Denoiser, prediction: Prediction) -> Covariance:
+        """C with the diagonal that data of this range can have (Analytic-DPM, Theorem 2)."""
+        return self.covariance(denoiser, prediction).bounded(denoiser.data_range.variance_bound)
+
+    def transition(self, kernel: ReverseKernel, denoiser: Denoiser, prediction: Prediction) -> Covariance:
+        return kernel.covariance(self.bounded_covariance(denoiser, prediction))
+
+
+class StepModel(VarianceStrategy):
+    """A strategy that models the covariance of a DDPM step (eta = 1) and has no C."""
+
+    cut_last = False
+
+    def check_step(self, eta: float) -> None:
+        if eta != 1:
+            raise ValueError(
+                f"sampler.eta must be 1 for {type(self).__name__}, which models a DDPM step (got {eta}): "
+                "set sampler=ddpm or sampler.eta=1, or choose another var"
+            )
+
+
+class Closed(CovarianceModel):
+    """A strategy with nothing to fit."""
+
+
+class Calibrated(CovarianceModel):
+    """A strategy whose buffers are filled by one pass over data.
+
+    Attributes:
+        num_images: how many images the pass wants.
+    """
+
+    num_images: int = 0
+
+    @abstractmethod
     def calibrate(
         self, denoiser: Denoiser, batches: Iterable[Tensor], seed: int = 0, labels: Tensor | None = None
     ) -> None:
-        """Fill the buffers of a strategy with ``fitting == "calibrate"``.
+        """Fill the buffers.
 
         Args:
             denoiser: the mean network, in eval mode.
-            batches: clean data ``[B, *event]`` in [-1, 1], on the denoiser's device.
+            batches: clean data ``[B, *event]`` in the denoiser's range, on its device.
             seed: of the noise.
             labels: of the data, int64 ``[n]`` in the order of the batches, for a denoiser that knows classes.
         """
-        raise NotImplementedError(f"{type(self).__name__} has nothing to calibrate")
+
+
+class Trained(VarianceStrategy):
+    """A strategy that learns by gradient steps while the denoiser is frozen and in eval mode."""
+
+    @abstractmethod
+    def loss(self, denoiser: Denoiser, prediction: Prediction, target: Tensor) -> Tensor:
+        """Loss of each sample, ``[B]``.
+
+        Args:
+            denoiser: the mean network.
+            prediction: its answer; level ``[B]``.
+            target: f of the clean data and the noise in ``prediction.x_t``: see :meth:`Denoiser.target`.
+        """
+
+
+class TrainedHead(Trained):
+    """A strategy that learns one number a pixel from the features of the mean network.
+
+    Args:
+        denoiser: the mean network, for its shapes.
+        head: makes the head from ``(feature_channels, data_shape)``.
+    """
+
+    def __init__(self, denoiser: Denoiser, head: HeadFactory) -> None:
+        super().__init__(denoiser)
+        self.head = head(denoiser.feature_channels, denoiser.data_shape)
+
+    def head_output(self, denoiser: Denoiser, prediction: Prediction) -> Tensor:
+        """What the head says at a prediction, ``[B, *event]``, in the precision of ``x_t``."""
+        output: Tensor = self.head(prediction.features, denoiser.network_time(prediction.level))
+        return output.to(prediction.x_t.dtype)

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from optcov.covariance import Covariance, IsotropicCovariance
 from optcov.denoiser import Denoiser, Prediction
-from optcov.variance.base import VarianceStrategy
+from optcov.variance.base import Closed
 
 
-class BetaTilde(VarianceStrategy):
+class BetaTilde(Closed):
     """``C = 0``: x_0 taken as known.  A DDPM step has variance beta_tilde, a DDIM step with eta = 0 none."""
 
     cut_last = False
 
-    def covariance(self, denoiser: Denoiser, prediction: Prediction, x_t: Tensor, t: Tensor) -> Covariance:
+    def covariance(self, denoiser: Denoiser, prediction: Prediction) -> Covariance:
+        x_t = prediction.x_t
         return IsotropicCovariance(x_t.new_zeros(len(x_t)), x_t.shape[1:])
 
 
-class Beta(VarianceStrategy):
-    """``C = sigma_t^2 I``: exact for unit-Gaussian data.  A DDPM step has variance beta_{t|s} at any stride."""
+class Beta(Closed):
+    """``C = sigma_t^2 I``: exact for unit-Gaussian data.  A DDPM step has variance beta_{t|s} at any stride (VP)."""
 
     cut_last = False
 
-    def covariance(self, denoiser: Denoiser, prediction: Prediction, x_t: Tensor, t: Tensor) -> Covariance:
-        variance = denoiser.schedule.sigma(t) ** 2
+    def covariance(self, denoiser: Denoiser, prediction: Prediction) -> Covariance:
+        x_t = prediction.x_t
+        variance = prediction.level.sigma**2
         return IsotropicCovariance(variance.to(x_t.dtype).expand(len(x_t)), x_t.shape[1:])

@@ -11,62 +11,55 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from optcov.broadcast import per_sample
 from optcov.covariance import Covariance, DiagonalCovariance
 from optcov.denoiser import Denoiser, Prediction
 from optcov.kernel import ReverseKernel
-from optcov.likelihood import gaussian_kl, pixel_log_mass
-from optcov.variance.base import HeadFactory, VarianceStrategy
+from optcov.likelihood.terms import gaussian_kl, pixel_log_mass
+from optcov.schedule.levels import per_sample
+from optcov.variance.base import HeadFactory, StepModel, TrainedHead
 
 
-class LearnedRange(VarianceStrategy):
+class LearnedRange(TrainedHead, StepModel):
     """A variance between beta_tilde and beta_{t|s}, interpolated in the logarithm; for DDPM steps (eta = 1) alone.
 
     Args:
-        denoiser: the mean network, for its shapes.
-        head: makes v's head from ``(feature_channels, data_shape)``.
+        denoiser, head: as in :class:`TrainedHead`; the head's output is ``2 v - 1``.
+    Raises:
+        ValueError: if the schedule has one step only.
     """
 
-    fitting = "train"
-    cut_last = False
-
     def __init__(self, denoiser: Denoiser, head: HeadFactory) -> None:
-        super().__init__(denoiser)
+        super().__init__(denoiser, head)
         if denoiser.schedule.num_steps < 2:
-            raise ValueError("schedule.num_steps = 1 leaves no range between beta_tilde and beta: give at least 2")
-        self.head = head(denoiser.feature_channels, denoiser.data_shape)
-
-    def check_step(self, eta: float) -> None:
-        if eta != 1:
             raise ValueError(
-                f"sampler.eta = {eta} has no meaning for var=iddpm, which learns the variance of a DDPM step: "
-                "set sampler=ddpm or sampler.eta=1, or choose another var"
+                "schedule.num_steps must be at least 2 for var=iddpm (got 1): one step leaves no range between "
+                "beta_tilde and beta"
             )
 
-    def transition(
-        self, kernel: ReverseKernel, denoiser: Denoiser, prediction: Prediction, x_t: Tensor, t: Tensor
-    ) -> Covariance:
-        v = (self.head(prediction.features, t).to(x_t.dtype) + 1) / 2
+    def transition(self, kernel: ReverseKernel, denoiser: Denoiser, prediction: Prediction) -> Covariance:
+        v, x_t = (self.head_output(denoiser, prediction) + 1) / 2, prediction.x_t
         log_beta, log_beta_tilde = per_sample(kernel.beta.log(), x_t), per_sample(kernel.lambda_sq.log(), x_t)
         return DiagonalCovariance((v * log_beta + (1 - v) * log_beta_tilde).exp())
 
-    def loss(self, denoiser: Denoiser, prediction: Prediction, eps: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def loss(self, denoiser: Denoiser, prediction: Prediction, target: Tensor) -> Tensor:
         """L_vlb of the full chain's step from ``t`` to ``t - 1/N``, in nats; ``t`` is ``[B]`` on the grid (Eq. 4-7)."""
-        schedule = denoiser.schedule
+        schedule, level, x_t = denoiser.schedule, prediction.level, prediction.x_t
         first = 1 / schedule.num_steps
-        is_last_step = t < 1.5 * first
+        is_last_step = level.t < 1.5 * first
         # beta_tilde is 0 at the last step; it is given that of the step before (their posterior_log_variance_clipped)
-        clipped_t = torch.where(is_last_step, t + first, t)
-        clipped = ReverseKernel.between(schedule, clipped_t - first, clipped_t).lambda_sq
-        kernel = ReverseKernel.between(schedule, (t - first).clamp(min=0), t)
+        clipped_t = torch.where(is_last_step, level.t + first, level.t)
+        clipped = ReverseKernel.from_levels(schedule.levels(clipped_t - first), schedule.levels(clipped_t)).lambda_sq
+        kernel = ReverseKernel.from_levels(schedule.levels((level.t - first).clamp(min=0)), level)
         log_beta, log_beta_tilde = per_sample(kernel.beta.log(), x_t), per_sample(clipped.log(), x_t)
-        v = (self.head(prediction.features, t).to(x_t.dtype) + 1) / 2
+        v = (self.head_output(denoiser, prediction) + 1) / 2
         log_variance = v * log_beta + (1 - v) * log_beta_tilde
-        x_0 = (x_t - per_sample(schedule.sigma(t), x_t) * eps) / per_sample(schedule.alpha(t), x_t)
-        mean_q = kernel.mean(x_0, eps)
+        x_0 = denoiser.parameterization.x0(x_t, target, level)
+        mean_q = kernel.mean(x_0, denoiser.parameterization.eps(x_t, target, level))
         mean_p = kernel.mean(prediction.x0, prediction.eps).detach()
         kl = gaussian_kl(mean_q, log_beta_tilde, mean_p, log_variance)
-        decoder_log_variance = torch.where(
-            per_sample(is_last_step, x_t) > 0, log_variance, 0.0
-        )  # keeps gradients finite
+        # only the last step is decoded; elsewhere a variance of 1 keeps the gradient finite
+        decoder_log_variance = torch.where(per_sample(is_last_step, x_t).bool(), log_variance, 0.0)
+        grey_level = denoiser.data_range.grey_level
+        if grey_level is None:
+            raise ValueError("var=iddpm needs data with grey levels, whose mass its last step is trained on")
         return torch.where(is_last_step, -pixel_log_mass(x_0, mean_p, decoder_log_variance), kl)

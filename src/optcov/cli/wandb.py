@@ -1,7 +1,7 @@
-"""Weights & Biases: online when the user is logged in and the server answers, otherwise offline; it never asks.
+"""Weights & Biases as a logger: online when the user is logged in, otherwise offline; it never asks.
 
-What is logged can be read without W&B, too (``metrics.csv``, ``results.json``, pictures), so that no failure of W&B may
-cost a run anything.
+Everything that is logged is also in the run's folder (``metrics.csv``, ``results.json``, pictures): a failure of W&B
+never costs a run anything.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import logging
 import netrc
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,20 +28,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Mode = Literal["auto", "online", "offline", "disabled"]
-TAGS = ("var", "sampler", "data", "schedule", "guidance")  # the groups whose choices, if any, a run is tagged with
+TAGS = ("var", "sampler", "data", "schedule", "guidance")  # groups whose choices become tags of a run
 CURVES = ["mean", "q05", "q95", "upper"]  # of variance.csv: C over pixels and images, and its bound
 STEP = "trainer/global_step"  # Lightning's name for the number of optimizer steps
-OFFLINE = "logging offline, send it later with `wandb sync`"
+START_LIMIT = 20.0  # seconds for the server to answer at the start of a run
 UPLOAD_LIMIT = 120.0  # seconds at the end of a run; W&B would wait longer for a server that is gone
 
 
-class Dashboard(WandbLogger):
-    """A W&B run as a Lightning logger; where W&B fails, that is said once and the run goes on.
+class WandbRun(WandbLogger):
+    """A W&B run as a Lightning logger; an error of W&B is reported once, and the run goes on.
 
     Args:
-        folder: whose name the run has, and where all waits that is not sent yet.
-        mode: ``auto``, ``online``, ``offline`` or ``disabled``; the environment's WANDB_MODE goes first.
-        settings: further ones of ``wandb.init``.
+        folder: of the run, where W&B keeps what is not sent yet.
+        mode: ``auto``, ``online``, ``offline`` or ``disabled``; the environment's WANDB_MODE takes precedence.
+        settings: further arguments of ``wandb.init``.
     Raises:
         ValueError: if the mode is none of these, or is ``online`` and W&B does not start.
     """
@@ -52,13 +50,13 @@ class Dashboard(WandbLogger):
         super().__init__(experiment=_start(mode, dir=str(folder), **settings))
         self._complained = False
         self._moved = "WANDB_DATA_DIR" not in os.environ
-        if self._moved:  # where tables wait for `wandb sync`: the home directory, if W&B may choose
+        if self._moved:  # where tables wait for `wandb sync`: by default the home directory
             os.environ["WANDB_DATA_DIR"] = str(folder.absolute() / "wandb")
-        with self._spared():  # Lightning defines the axis of those runs alone that it starts itself
+        with self._spared():  # Lightning defines an axis only for runs that it starts itself
             step = self.experiment.define_metric(STEP)
             for stage in ("mean/*", "variance/*", "classifier/*"):
                 self.experiment.define_metric(stage, step_metric=step)
-            # the best is the one or the other
+            # the best score is the smallest or the largest
             self.experiment.define_metric("track/*", step_metric=step, summary="min,max,last")
 
     def log_hyperparams(self, params: Any) -> None:
@@ -74,7 +72,7 @@ class Dashboard(WandbLogger):
             super().log_image(key, images, step, **kwargs)
 
     def log_run(self, results: dict[str, Any], folder: Path) -> None:
-        """What a finished run left in its folder: samples, a row of results beside them, the variance over t."""
+        """Log what a finished run left in its folder: samples, a row of results beside them, the variance over t."""
         import pandas as pd
 
         with self._spared():
@@ -93,7 +91,7 @@ class Dashboard(WandbLogger):
             self.experiment.log(charts)
 
     def log_sweep(self, folder: Path) -> None:
-        """All runs of a sweep: a table with their samples, each metric against steps, the variances over t."""
+        """Log all runs of a sweep: a table with their samples, each metric against steps, the variances over t."""
         import pandas as pd
 
         with self._spared():
@@ -106,7 +104,7 @@ class Dashboard(WandbLogger):
                 means = named.pivot_table(metric, "num_steps", "label", sort=False).sort_index()
                 curves = {str(label): mean.dropna() for label, mean in means.items()}
                 charts[f"{metric}_against_steps"] = _lines(curves, f"{metric} against steps", "steps")
-            firsts = named.groupby("label", sort=False)["run"].first()  # of one label, all runs have one variance
+            firsts = named.groupby("label", sort=False)["run"].first()  # all runs of a label have the same variance
             paths = {str(label): folder / run / "variance.csv" for label, run in firsts.items()}
             curves = {
                 label: pd.read_csv(path).set_index("t")["mean"] for label, path in paths.items() if path.is_file()
@@ -120,7 +118,7 @@ class Dashboard(WandbLogger):
             self.experiment.log(charts | {path.stem: wandb.Image(str(path)) for path in folder.glob("*.png")})
 
     def close(self, failed: bool = False) -> None:
-        """Finish the run, and say where it is."""
+        """Finish the run, and log its address."""
         import wandb
 
         ended = False
@@ -139,10 +137,10 @@ class Dashboard(WandbLogger):
     def _spared(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # whatever W&B meets: a full disk, or a service of its own that was killed
+        except Exception as error:  # any failure of W&B: a full disk, or a service process that was killed
             if not self._complained:
                 log.warning(
-                    "W&B fails (%s: %s): the run goes on without it, and its folder holds all results",
+                    "W&B fails (%s: %s): the run goes on without it, and its folder has all results",
                     type(error).__name__,
                     error,
                 )
@@ -165,21 +163,21 @@ def wandb_logger(
     group: str | None = None,
     tags: list[str] | None = None,
     mode: Mode = "auto",
-) -> Dashboard:
-    """Start a W&B run that has the folder's name, as a Lightning logger.
+) -> WandbRun:
+    """Start a W&B run with the name of the run's folder, as a Lightning logger.
 
     Args:
         project, entity: as in ``wandb.init``.
         save_dir: the run's folder.
-        group: joins runs in the dashboard; the name of the sweep, in a sweep, where None.
-        tags: beside the run's choice of var, sampler, data, schedule and, where it is not none, guidance.
-        mode: ``auto``, ``online``, ``offline`` or ``disabled``; the environment's WANDB_MODE goes first.
+        group: joins runs in the dashboard; None for the name of the sweep, in a sweep.
+        tags: added to the run's choice of var, sampler, data, schedule and, unless it is none, guidance.
+        mode: ``auto``, ``online``, ``offline`` or ``disabled``; the environment's WANDB_MODE takes precedence.
     Raises:
         ValueError: if the mode is none of these, or is ``online`` and W&B does not start.
     """
     chosen = choices() if HydraConfig.initialized() else {}
     sweep, folder = sweep_folder(), Path(save_dir)
-    return Dashboard(
+    return WandbRun(
         folder,
         mode,
         project=project,
@@ -197,7 +195,7 @@ def log_sweep(folder: Path, settings: DictConfig) -> None:
         folder: of the sweep.
         settings: ``logger.wandb`` of its jobs.
     """
-    dashboard = Dashboard(
+    run = WandbRun(
         folder,
         settings.mode,
         project=settings.project,
@@ -206,57 +204,39 @@ def log_sweep(folder: Path, settings: DictConfig) -> None:
         group=settings.group or folder.name,
         tags=[*settings.tags, "table"],
     )
-    dashboard.log_sweep(folder)
-    dashboard.close()
+    run.log_sweep(folder)
+    run.close()
 
 
 def _start(mode: str, **arguments: Any) -> Any:
-    """``wandb.init``, offline where the mode is ``auto`` and the server can not be used."""
-    import wandb  # a good part of a second, for those who log to it
+    """``wandb.init``; offline if the mode is ``auto`` and the user is not logged in, or the server does not answer."""
+    import wandb  # takes most of a second
 
     mode = os.environ.get("WANDB_MODE", mode)
     if mode not in get_args(Mode):
-        raise ValueError(f"logger.wandb.mode = {mode} is unknown: give one of {', '.join(get_args(Mode))}")
-    settings = wandb.Settings(silent=True, console="off", finish_timeout=UPLOAD_LIMIT)  # a run ends with its place
-    chosen: Any = mode
-    if mode == "auto":
-        chosen = "online" if logged_in() and reachable() else "offline"
-        if chosen == "offline" and logged_in():
-            log.warning("W&B: logged in, but %s does not answer: %s", server(), OFFLINE)
+        raise ValueError(f"logger.wandb.mode must be one of {', '.join(get_args(Mode))} (got {mode})")
+    settings = wandb.Settings(silent=True, console="off", init_timeout=START_LIMIT, finish_timeout=UPLOAD_LIMIT)
+    chosen: Any = mode if mode != "auto" else "online" if logged_in() else "offline"
     try:
         return wandb.init(**arguments, mode=chosen, settings=settings)
-    except wandb.Error as error:  # a wrong key, or a server that answers nothing but its address
+    except wandb.Error as error:  # a wrong key, or a server that does not answer
         if chosen != "online":
             raise
+        reason = str(error).partition("\n")[0]
         if mode == "online":
             raise ValueError(
-                f"logger.wandb.mode = online, but W&B does not start ({error}): set auto or offline"
+                f"logger.wandb.mode = online, but W&B does not start ({reason}): set auto or offline"
             ) from error
-        log.warning("W&B does not start (%s): %s", error, OFFLINE)
+        log.warning("W&B does not start (%s): logging offline, send it later with `wandb sync`", reason)
         return wandb.init(**arguments, mode="offline", settings=settings)
 
 
-def server() -> str:
-    """The address of W&B's server: the environment's WANDB_BASE_URL, or the public one."""
-    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-
-
 def logged_in() -> bool:
-    """Whether a key for the server is in the environment or in the netrc file."""
+    """Whether the environment or the netrc file has a key for W&B's server."""
     if os.environ.get("WANDB_API_KEY"):
         return True
+    server = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(urlparse(server()).hostname or "") is not None
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(server) is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-def reachable() -> bool:
-    """Whether the server answers within three seconds, with whatever."""
-    try:
-        urllib.request.urlopen(server(), timeout=3)
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True

@@ -11,13 +11,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from optcov.broadcast import per_sample
 from optcov.covariance import Covariance
+from optcov.data_range import DataRange
+from optcov.schedule.levels import per_sample
 
-LogMass = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``(x_0, mean, log_variance) -> [B]``, the log mass of each sample's bins: :func:`pixel_log_mass` or its like."""
-
-HALF_BIN = 1 / 255  # 256 grey levels over [-1, 1] lie 2/255 apart
+LogMass = Callable[[Tensor, Tensor, Tensor, DataRange], Tensor]
+"""``(x_0, mean, log_variance, data_range) -> [B]``: the log mass of each sample's bins, as :func:`pixel_log_mass`."""
 
 
 def gaussian_kl(mean_q: Tensor, log_variance_q: Tensor, mean_p: Tensor, log_variance_p: Tensor) -> Tensor:
@@ -52,31 +51,56 @@ def gaussian_kl_between(difference: Tensor, variance_q: Tensor, covariance_p: Co
     return (excess + ratio.logdet().double() + ratio.inv_quad(scaled).double()) / 2
 
 
-def pixel_log_mass(x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Log of the mass of ``N(mean, variance)`` in the bin of each pixel; the bins of -1 and 1 have open tails.
+def half_bin(data_range: DataRange) -> float:
+    """Half the distance of two grey levels, in units of the data.
+
+    Raises:
+        ValueError: if the data have no grey levels.
+    """
+    if data_range.grey_level is None:
+        raise ValueError(
+            "data_range must have grey levels for bits/dim (got none): latents and other continuous data have a "
+            "density, not a probability per pixel"
+        )
+    return data_range.grey_level / 2
+
+
+def pixel_log_mass(
+    x_0: Tensor,
+    mean: Tensor,
+    log_variance: Tensor,
+    data_range: DataRange = DataRange(),  # noqa: B008 (frozen)
+) -> Tensor:
+    """Log of the mass of ``N(mean, variance)`` in the bin of each pixel; the bins at both ends have open tails.
 
     The difference of two normal distribution functions is taken on the side where both are small, in logarithms, so
     that a pixel many standard deviations away still has a finite, exact value and gradient.
 
     Args:
-        x_0: 8-bit data in [-1, 1], ``[B, *event]``; mean, log_variance: broadcastable to it.
+        x_0: 8-bit data in ``data_range``, ``[B, *event]``; mean, log_variance: broadcastable to it.
+        data_range: its ends and grey levels.
     Returns:
         ``[B]`` nats, summed over pixels; at most 0.
     """
+    half, (low, high) = half_bin(data_range), _ends(data_range)
     centred, inverse_scale = x_0 - mean, (-0.5 * log_variance).exp()
-    lower, upper = (centred - HALF_BIN) * inverse_scale, (centred + HALF_BIN) * inverse_scale
+    lower, upper = (centred - half) * inverse_scale, (centred + half) * inverse_scale
     flip = lower > 0  # P(a < Z < b) = P(-b < Z < -a): keep both in the lower tail
     near, far = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
     log_near, log_far = torch.special.log_ndtr(near), torch.special.log_ndtr(far)
     gap = (log_far - log_near).clamp(max=-torch.finfo(x_0.dtype).tiny)
     inside = log_near + torch.log(-torch.expm1(gap))
-    half = HALF_BIN / 2
-    mass = torch.where(x_0 < -1 + half, torch.special.log_ndtr(upper), inside)
-    mass = torch.where(x_0 > 1 - half, torch.special.log_ndtr(-lower), mass)
+    mass = torch.where(x_0 < low + half / 2, torch.special.log_ndtr(upper), inside)
+    mass = torch.where(x_0 > high - half / 2, torch.special.log_ndtr(-lower), mass)
     return mass.flatten(1).sum(1)
 
 
-def pixel_log_mass_tanh(x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+def pixel_log_mass_tanh(
+    x_0: Tensor,
+    mean: Tensor,
+    log_variance: Tensor,
+    data_range: DataRange = DataRange(),  # noqa: B008 (frozen)
+) -> Tensor:
     """As :func:`pixel_log_mass`, ``Phi(z) ~ (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3))) / 2``, masses not below 1e-12.
 
     The approximation behind published bits/dim (Improved DDPM's implementation, arXiv:2102.09672), for comparison with
@@ -86,7 +110,15 @@ def pixel_log_mass_tanh(x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tens
     def normal_cdf(z: Tensor) -> Tensor:
         return (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) / 2
 
+    half, (low, high) = half_bin(data_range), _ends(data_range)
     centred, inverse_scale = x_0 - mean, (-0.5 * log_variance).exp()
-    below, above = (normal_cdf((centred + side * HALF_BIN) * inverse_scale) for side in (-1, 1))
-    mass = torch.where(x_0 < -0.999, above, torch.where(x_0 > 0.999, 1 - below, above - below))
+    below, above = (normal_cdf((centred + side * half) * inverse_scale) for side in (-1, 1))
+    margin = half / 4  # of rounding, as their 0.001 on [-1, 1]
+    mass = torch.where(x_0 < low + margin, above, torch.where(x_0 > high - margin, 1 - below, above - below))
     return mass.clamp(min=1e-12).log().flatten(1).sum(1)
+
+
+def _ends(data_range: DataRange) -> tuple[float, float]:
+    assert data_range.low is not None
+    assert data_range.high is not None
+    return data_range.low, data_range.high

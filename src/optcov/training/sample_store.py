@@ -1,8 +1,7 @@
-"""Samples on disk while they are being drawn: what was drawn before an interruption is not drawn again.
+"""Samples on disk while they are being drawn, so that an interrupted job does not draw them again.
 
-For each batch there is a file ``START-STOP.npz``, which holds the samples with these indices and the time they took.
-It gets its name once it is whole, and zip's checksums tell what was damaged since, so that the names say what is done.
-No more than a batch is in memory at once.
+Each batch is a file ``START-STOP.npz`` with the samples of these indices, and the time and network calls they took.  It
+is renamed into place only when complete; its CRC detects later corruption.  At most one batch is in memory.
 """
 
 from __future__ import annotations
@@ -15,20 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optcov.files import whole
+from optcov.denoiser import Cost
+from optcov.files import atomic_write
 from optcov.sampler import batches
 
 log = logging.getLogger(__name__)
 
 
-class DrawnSamples:
-    """The samples 0..count - 1 in a folder, drawn by any number of processes; iterates over chunks in order.
+class SampleStore:
+    """The samples 0..count - 1 in a folder, written by any number of processes; iterates over chunks in order.
 
     Args:
-        folder: which this class has for itself.
+        folder: used by this class alone.
         shape: of one sample.
-        count: how many samples; there may be files of more, which are left alone.
-        batch_size: samples in a file, at most.
+        count: how many samples; files with later indices are ignored.
+        batch_size: samples per file, at most.
     Raises:
         ValueError: if ``count`` or ``batch_size`` is below 1.
     """
@@ -38,29 +38,31 @@ class DrawnSamples:
         self.batches = batches(count, batch_size)
 
     def missing(self) -> list[range]:
-        """The batches that have yet to be drawn; files that are damaged are deleted, with a warning."""
+        """The batches still to be drawn; damaged files are deleted, with a warning."""
         there = np.zeros(self.batches[-1].stop, dtype=bool)
         for span, path in self._files():
-            if self._is_whole(span, path):
+            if self._is_complete(span, path):
                 there[span.start : span.stop] = True
             else:
                 log.warning("%s is damaged: its samples are drawn again", path)
                 path.unlink(missing_ok=True)  # another process may have been first
         return [batch for batch in self.batches if not there[batch.start : min(batch.stop, self.count)].all()]
 
-    def write(self, indices: range, images: Tensor, began: float, ended: float) -> None:
-        """Keep the samples of a batch.
+    def write(self, indices: range, images: Tensor, began: float, ended: float, cost: Cost) -> None:
+        """Store the samples of a batch.
 
         Args:
             indices: of the samples, ``[B]``.
             images: uint8 ``[B, *shape]``.
-            began, ended: when, in seconds of one clock.
+            began, ended: the time in seconds, by a clock that all processes share.
+            cost: of the batch.
         Raises:
-            OSError: if the file can not be written; there is none then.
+            OSError: if the file cannot be written; no partial file is left.
         """
         name = f"{indices.start:09d}-{indices.stop:09d}.npz"
-        with whole(self.folder / name) as path, path.open("wb") as file:
-            np.savez(file, images=images.cpu().numpy(), interval=np.array([began, ended]))
+        with atomic_write(self.folder / name) as path, path.open("wb") as file:
+            interval, calls = np.array([began, ended]), np.array([cost.nfe, cost.ne])
+            np.savez(file, images=images.cpu().numpy(), interval=interval, cost=calls)
 
     def __len__(self) -> int:
         return self.count
@@ -69,7 +71,7 @@ class DrawnSamples:
         """Chunks uint8 ``[b, *shape]`` of all samples, in order.
 
         Raises:
-            ValueError: if there are not all.
+            ValueError: if any are missing.
         """
         for path, keep in self._pieces():
             with np.load(path) as part:
@@ -85,7 +87,7 @@ class DrawnSamples:
         return torch.cat(chunks)[:count]
 
     def seconds(self) -> float:
-        """How long at least one process was at work on them, whenever that was; pauses do not count."""
+        """The time during which at least one process was drawing; pauses do not count."""
         intervals = []
         for path, _ in self._pieces():
             with np.load(path) as part:
@@ -96,13 +98,23 @@ class DrawnSamples:
             until = max(until, ended)
         return seconds
 
+    def cost(self) -> tuple[float, float]:
+        """Network evaluations and network equivalents of one sample, on average: see :class:`optcov.denoiser.Cost`."""
+        total = np.zeros(2)
+        for path, keep in self._pieces():
+            with np.load(path) as part:
+                rows = np.arange(len(part["images"]))[keep]
+                total += part["cost"] * (len(rows) / len(part["images"]))
+        nfe, ne = (total / self.count).tolist()
+        return nfe, ne
+
     def _files(self) -> list[tuple[range, Path]]:
-        """All files, the longest first of those that begin alike."""
+        """All files by first index, longer ones first."""
         files = [(range(*map(int, path.stem.split("-"))), path) for path in self.folder.glob("*-*.npz")]
         return sorted(files, key=lambda file: (file[0].start, -file[0].stop))
 
     def _pieces(self) -> Iterator[tuple[Path, slice]]:
-        """Which rows of which files make up the samples in order; files of two batch sizes may overlap."""
+        """Files and rows that make up the samples in order; files of two batch sizes may overlap."""
         position = 0
         for span, path in self._files():
             if span.start > position or position >= self.count:
@@ -112,14 +124,15 @@ class DrawnSamples:
                 position = span.stop
         if position < self.count:
             raise ValueError(
-                f"{self.folder} holds no sample {position} although all processes have drawn theirs: "
+                f"{self.folder} lacks sample {position} although all processes are done: "
                 "give an output_dir that all of them share"
             )
 
-    def _is_whole(self, span: range, path: Path) -> bool:
+    def _is_complete(self, span: range, path: Path) -> bool:
         try:
             with np.load(path) as part:  # reading compares the checksums
-                images, interval = part["images"], part["interval"]
-        except Exception:  # whatever a damaged file makes the reader say
+                images, interval, cost = part["images"], part["interval"], part["cost"]
+        except Exception:  # a damaged file can make the reader raise almost anything
             return False
-        return (images.dtype, images.shape, interval.shape) == (np.uint8, (len(span), *self.shape), (2,))
+        shapes = (images.shape, interval.shape, cost.shape)
+        return images.dtype == np.uint8 and shapes == ((len(span), *self.shape), (2,), (2,))

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from optcov.training import DrawnSamples
+from optcov.denoiser import Cost
+from optcov.training import SampleStore
 
 SHAPE = (1, 3, 5)
 
@@ -17,16 +18,17 @@ def image(i: int) -> Tensor:
     return torch.full(SHAPE, i, dtype=torch.uint8)
 
 
-def some(folder: Path, count: int = 23, batch_size: int = 5) -> DrawnSamples:
-    return DrawnSamples(folder, SHAPE, count, batch_size)
+def some(folder: Path, count: int = 23, batch_size: int = 5) -> SampleStore:
+    return SampleStore(folder, SHAPE, count, batch_size)
 
 
-def write(drawn: DrawnSamples, *batches: range) -> None:
+def write(drawn: SampleStore, *batches: range) -> None:
     for batch in batches:
-        drawn.write(batch, torch.stack([image(i) for i in batch]), batch.start, batch.stop)
+        images, cost = torch.stack([image(i) for i in batch]), Cost(3 * len(batch), 4 * len(batch))
+        drawn.write(batch, images, batch.start, batch.stop, cost)
 
 
-def levels(drawn: DrawnSamples) -> list[int]:
+def levels(drawn: SampleStore) -> list[int]:
     """The index that each sample of the set says it is."""
     chunks = list(drawn)
     assert all(chunk.dtype == torch.uint8 and chunk.shape[1:] == SHAPE and chunk.is_contiguous() for chunk in chunks)
@@ -49,6 +51,7 @@ def test_all_in_order_once_drawn_in_any_order(tmp_path: Path):
     assert levels(drawn) == list(range(23))
     assert drawn.first(7)[:, 0, 0, 0].tolist() == list(range(7))
     assert len(drawn.first(99)) == 23
+    assert drawn.cost() == pytest.approx((3, 4))
     assert [len(chunk) for chunk in drawn] == [5, 5, 5, 5, 3]
 
 
@@ -112,18 +115,18 @@ def test_a_gap_is_no_set_of_samples(tmp_path: Path):
     """As on two machines that share no folder."""
     drawn = some(tmp_path)
     write(drawn, *drawn.batches[:2], *drawn.batches[3:])
-    with pytest.raises(ValueError, match="no sample 10"):
+    with pytest.raises(ValueError, match="lacks sample 10"):
         list(drawn)
 
 
 def test_seconds_are_those_at_work_of_whichever_process(tmp_path: Path):
     drawn, images = some(tmp_path, 20), torch.zeros(5, *SHAPE, dtype=torch.uint8)
     for batch, began, ended in zip(drawn.batches, (100, 101, 500, 503), (104, 105, 502, 504), strict=True):
-        drawn.write(batch, images, began, ended)
+        drawn.write(batch, images, began, ended, Cost())
     assert drawn.seconds() == 5 + 2 + 1
 
 
 def test_none_at_all_are_refused(tmp_path: Path):
-    for count, batch_size, named in ((0, 5, "count = 0"), (5, 0, "batch_size = 0")):
+    for count, batch_size, named in ((0, 5, r"count .*\(got 0\)"), (5, 0, r"batch_size .*\(got 0\)")):
         with pytest.raises(ValueError, match=named):
             some(tmp_path, count, batch_size)

@@ -1,8 +1,9 @@
-"""The curve of a strategy: ``Cov[x_0 | x_t]`` and the variance of a step against time, between their bounds.
+"""The profile of a strategy: ``Cov[x_0 | x_t]`` and the variance of a step against time, between their bounds.
 
-    0 <= C <= min(1, r),   lambda^2 <= Sigma_{s|t} <= lambda^2 + c^2 min(1, r),   r = sigma_t^2 / alpha_t^2
+    0 <= C <= min(b, r),   lambda^2 <= Sigma_{s|t} <= lambda^2 + c^2 min(b, r),   r = sigma_t^2 / alpha_t^2
 
-for data in [-1, 1] and averages over x_t: Analytic-DPM (arXiv:2201.06503), Theorem 2 (r is its Eq. 11, 1 its Eq. 12).
+for averages over x_t and data whose variance is at most b, 1 on [-1, 1]: Analytic-DPM (arXiv:2201.06503), Theorem 2
+(r is its Eq. 11, b its Eq. 12).
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optcov.denoiser import Denoiser, Prediction, noise_variance
+from optcov.denoiser import Denoiser
+from optcov.guidance.base import Guidance
 from optcov.kernel import ReverseKernel
 from optcov.seeds import Stream, derive_seed
 from optcov.variance.analytic import even_in_log_snr
@@ -20,63 +22,53 @@ from optcov.variance.base import VarianceStrategy
 COLUMNS = ("t", "s", "mean", "q05", "q95", "upper", "step_lower", "step_mean", "step_upper")
 
 
-def num_curve_images(dimensions: int) -> int:
-    """How many images :func:`variance_curve` is worth: 4096 values at each time, from 8 images or more."""
+def num_profile_images(dimensions: int) -> int:
+    """How many images :func:`variance_profile` needs: 4096 values at each time, from 8 images or more."""
     return max(8, -(-4096 // dimensions))
 
 
 @torch.no_grad()
-def variance_curve(
+def variance_profile(
     denoiser: Denoiser,
     strategy: VarianceStrategy,
     images: Tensor,
     stride: float,
     seed: int = 0,
     num_times: int = 32,
+    guidance: Guidance | None = None,
+    condition: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The diagonal of C, eigenvalues clamped to [0, 1] as steps use it, and the DDPM step (eta = 1) that it makes.
+    """The diagonal of C, bounded as steps use it, and the DDPM step (eta = 1) that it makes.
 
     Args:
         denoiser, strategy: a mean network and its fitted variance, in eval mode, on the device of the images.
-        images: clean data in [-1, 1], ``[B, *event]``; each keeps one noise over all times.
+        images: clean data in the denoiser's range, ``[B, *event]``; each keeps one noise over all times.
         stride: the length of a step in (0, 1], 1/K for K even ones; it ends at ``s = t - stride``, or 1/N before that.
         seed: of the noise.
         num_times: at most this many times in (1/N, 1], even in log SNR.
+        guidance, condition: as samples will have them.
     Returns:
         float64 ``[K]`` on the CPU for each name, ascending in t: ``t`` and ``s``; ``mean``, ``q05`` and ``q95`` of C's
-        diagonal over pixels and images, and ``upper``, its bound min(1, r); ``step_lower``, ``step_mean`` and
+        diagonal over pixels and images, and ``upper``, its bound min(b, r); ``step_lower``, ``step_mean`` and
         ``step_upper``, the variance of the step: lambda^2, the mean over pixels and images, and the bound.
     """
+    guidance = guidance or Guidance()
     schedule = denoiser.schedule
     nodes = even_in_log_snr(schedule, num_times)
     t = nodes[nodes > 1].double() / schedule.num_steps
-    s = (t - stride).clamp(min=1 / schedule.num_steps)
-    kernels = ReverseKernel.between(schedule, s, t)
+    levels = denoiser.levels(t)
+    kernels = ReverseKernel.from_levels(denoiser.levels((t - stride).clamp(min=1 / schedule.num_steps)), levels)
     generator = torch.Generator(images.device).manual_seed(derive_seed(seed, Stream.CURVE))
     eps = torch.randn(images.shape, dtype=images.dtype, device=images.device, generator=generator)
     rows = []
-    for i, time in enumerate(t.to(images.device)):
-        x_t = denoiser.diffuse(images, eps, time)
-        variance = _diagonal(denoiser, strategy, denoiser(x_t, time), x_t, time, kernels[i].to(images.device))
+    for i, level in enumerate(levels.to(images.device)):
+        prediction = guidance.predict(denoiser, strategy, denoiser.diffuse(images, eps, level), level, condition)
+        kernel = kernels[i].to(images.device)
+        variance = guidance.covariance(kernel, strategy, denoiser, prediction).diagonal()
         values = variance.double().cpu().numpy()
         rows.append([values.mean(), *np.quantile(values, [0.05, 0.95])])  # torch.quantile ends at 16 million values
     mean, q05, q95 = torch.tensor(rows, dtype=torch.float64).reshape(-1, 3).unbind(1)
-    upper = noise_variance(schedule, t).clamp(max=1)
+    upper = levels.noise_variance.clamp(max=denoiser.data_range.variance_bound)
     steps = (kernels.lambda_sq + kernels.c**2 * c for c in (torch.zeros_like(mean), mean, upper))
+    s = (t - stride).clamp(min=1 / schedule.num_steps)
     return dict(zip(COLUMNS, (t, s, mean, q05, q95, upper, *steps), strict=True))
-
-
-def _diagonal(
-    denoiser: Denoiser,
-    strategy: VarianceStrategy,
-    prediction: Prediction,
-    x_t: Tensor,
-    t: Tensor,
-    kernel: ReverseKernel,
-) -> Tensor:
-    """The diagonal of C, ``[B, *event]``; of a strategy that models the step, the C that would make such a step."""
-    if not strategy.models_step:
-        return strategy.covariance(denoiser, prediction, x_t, t).clamp(0.0, 1.0).diagonal()
-    # in float64: at large t the step differs from lambda^2 by a millionth part
-    step = strategy.transition(kernel, denoiser, prediction, x_t.double(), t).diagonal()
-    return (step - kernel.lambda_sq) / kernel.c**2

@@ -1,0 +1,128 @@
+"""The operations that every kind of covariance has.
+
+A kind is one file and one class.  Events have d dimensions in any shape, batches come first: ``[B, *event]``.  Nothing
+here has a default that changes the matrix: what is not overridden is exact, and costs d products.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from optcov.schedule.levels import per_sample
+
+DENSE_LIMIT = 4096  # dimensions above which no d x d matrix is made: 128 MiB a sample in float64
+
+
+class Noise(Protocol):
+    """A source of white noise, one stream per sample: see :class:`optcov.sampler.NoiseStream`."""
+
+    def draw(self, shape: tuple[int, ...] | None = None) -> Tensor:
+        """Standard normal ``[B, *shape]``; the shape of an event where None."""
+
+
+class Covariance(ABC):
+    """A batch of symmetric positive semi-definite matrices on events, one per sample.
+
+    Attributes:
+        is_diagonal: whether there are no correlations, so that :meth:`diagonal` is all there is.
+    """
+
+    is_diagonal: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def shape(self) -> torch.Size:
+        """``[B, *event]``."""
+
+    @property
+    def dim(self) -> int:
+        """d, the dimensions of an event."""
+        return self.shape[1:].numel()
+
+    @abstractmethod
+    def affine(self, scale: Tensor, shift: Tensor) -> Covariance:
+        """``scale * C + shift * I``; both 0-dimensional or ``[B]``, scale not negative."""
+
+    @abstractmethod
+    def bounded(self, high: float | Tensor | None) -> Covariance:
+        """A covariance with no diagonal entry above ``high``, and C itself where it has none.
+
+        It is the congruence ``S C S`` with ``S = diag(min(1, sqrt(high / C_ii)))``, which keeps correlations and stays
+        positive semi-definite; for isotropic and diagonal kinds that is the clamp.  Negative estimates become 0.
+
+        Args:
+            high: not negative, a number or 0-dimensional; None for no bound, where negative estimates become 0 alone.
+        """
+
+    @abstractmethod
+    def draw(self, noise: Noise) -> Tensor:
+        """A draw from ``N(0, C)``, ``[B, *event]``, which takes as many numbers from the stream as the kind needs."""
+
+    @abstractmethod
+    def diagonal(self) -> Tensor:
+        """Variance of each coordinate, ``[B, *event]``."""
+
+    @abstractmethod
+    def matvec(self, v: Tensor) -> Tensor:
+        """``C v`` for ``v`` of shape ``[B, *event]``."""
+
+    @abstractmethod
+    def solve(self, v: Tensor) -> Tensor:
+        """``C^{-1} v`` for ``v`` of shape ``[B, *event]``; not finite where C is singular."""
+
+    @abstractmethod
+    def logdet(self) -> Tensor:
+        """``log det C`` of each sample, ``[B]``; -inf where C is singular."""
+
+    @abstractmethod
+    def lerp(self, other: Covariance, weight: float) -> Covariance:
+        """``C + weight (other - C)``, with all correlations of both; beyond 0 and 1 it may need :meth:`bounded`."""
+
+    def inv_quad(self, v: Tensor) -> Tensor:
+        """``v^T C^{-1} v`` of each sample, ``[B]``, for ``v`` of shape ``[B, *event]``."""
+        return (v * self.solve(v)).flatten(1).sum(1)
+
+    def trace(self) -> Tensor:
+        """``tr C`` of each sample, ``[B]``."""
+        return self.diagonal().flatten(1).sum(1)
+
+    def inv_trace(self) -> Tensor:
+        """``tr C^{-1}`` of each sample, ``[B]``.  The default makes d calls of :meth:`solve`."""
+        like = self.diagonal()
+        unit = torch.eye(self.dim, dtype=like.dtype, device=like.device).reshape(self.dim, 1, *self.shape[1:])
+        return torch.stack([self.inv_quad(row.expand_as(like)) for row in unit]).sum(0)
+
+    def dense(self) -> Tensor:
+        """The matrices ``[B, d, d]``.  The default makes d calls of :meth:`matvec`.
+
+        Raises:
+            ValueError: if d is above :data:`DENSE_LIMIT`.
+        """
+        check_dense(self.dim)
+        like = self.diagonal()
+        unit = torch.eye(self.dim, dtype=like.dtype, device=like.device).reshape(self.dim, 1, *self.shape[1:])
+        return torch.stack([self.matvec(row.expand_as(like)).flatten(1) for row in unit], dim=-1)
+
+
+def check_dense(dim: int) -> None:
+    """Refuse a d x d matrix that is too large to make.
+
+    Raises:
+        ValueError: if ``dim`` is above :data:`DENSE_LIMIT`.
+    """
+    if dim > DENSE_LIMIT:
+        raise ValueError(
+            f"a dense covariance must have at most {DENSE_LIMIT} dimensions (got {dim}): use a structured or "
+            "matrix-free kind"
+        )
+
+
+def clamped(variance: Tensor, high: float | Tensor | None) -> Tensor:
+    """Variances within [0, high].  Numbers stay numbers: to make a tensor of one is to wait for a GPU."""
+    if isinstance(high, Tensor):
+        return variance.clamp(min=0).minimum(per_sample(high, variance))
+    return variance.clamp(0.0, high)

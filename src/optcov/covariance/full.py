@@ -1,0 +1,83 @@
+"""Dense matrices: the reference for every other kind, for the oracle and for small images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from optcov.covariance.base import Covariance, Noise, check_dense
+from optcov.schedule.levels import per_sample
+
+
+class FullCovariance(Covariance):
+    """``C`` itself.
+
+    Args:
+        matrix: symmetric ``[B, d, d]``; :meth:`bounded` projects an indefinite estimate on the positive semi-definite.
+        event_shape: shape of one sample, of d = prod(event_shape) dimensions.
+    Raises:
+        ValueError: if the shapes do not fit together, or d is above :data:`optcov.covariance.base.DENSE_LIMIT`.
+    """
+
+    def __init__(self, matrix: Tensor, event_shape: torch.Size | tuple[int, ...]) -> None:
+        self.matrix = matrix
+        self.event_shape = torch.Size(event_shape)
+        d = self.event_shape.numel()
+        check_dense(d)
+        if matrix.ndim != 3 or matrix.shape[1:] != (d, d):
+            raise ValueError(f"matrix must have shape [B, {d}, {d}] (got {tuple(matrix.shape)}): flatten the events")
+
+    @classmethod
+    def of(cls, covariance: Covariance) -> FullCovariance:
+        """The same covariance of any kind, as a dense matrix."""
+        return cls(covariance.dense(), covariance.shape[1:])
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((len(self.matrix), *self.event_shape))
+
+    def affine(self, scale: Tensor, shift: Tensor) -> FullCovariance:
+        identity = torch.eye(self.dim, dtype=self.matrix.dtype, device=self.matrix.device)
+        scaled = per_sample(scale, self.matrix) * self.matrix
+        return FullCovariance(scaled + per_sample(shift, self.matrix) * identity, self.event_shape)
+
+    def bounded(self, high: float | Tensor | None) -> FullCovariance:
+        values, vectors = torch.linalg.eigh(self.matrix)
+        matrix = (vectors * values.clamp(min=0)[:, None]) @ vectors.mT
+        if high is not None:
+            bound = per_sample(high, matrix[:, 0]) if isinstance(high, Tensor) else high
+            diagonal = matrix.diagonal(dim1=1, dim2=2)
+            scale = torch.where(diagonal > bound, (bound / diagonal).sqrt(), 1.0)
+            matrix = scale[:, :, None] * matrix * scale[:, None]
+        return FullCovariance(matrix, self.event_shape)
+
+    def draw(self, noise: Noise) -> Tensor:
+        # a root by eigenvalues, for a singular matrix has no Cholesky factor
+        z = noise.draw()
+        values, vectors = torch.linalg.eigh(self.matrix)
+        root: Tensor = (vectors * values.clamp(min=0).sqrt()[:, None]) @ vectors.mT
+        return (root.to(z.dtype) @ z.flatten(1)[..., None]).reshape(z.shape)
+
+    def diagonal(self) -> Tensor:
+        return self.matrix.diagonal(dim1=1, dim2=2).reshape(self.shape)
+
+    def matvec(self, v: Tensor) -> Tensor:
+        return (self.matrix.to(v.dtype) @ v.flatten(1)[..., None]).reshape(v.shape)
+
+    def solve(self, v: Tensor) -> Tensor:
+        solved: Tensor = torch.linalg.solve_ex(self.matrix.to(v.dtype), v.flatten(1)[..., None])[0]
+        return solved.reshape(v.shape)
+
+    def logdet(self) -> Tensor:
+        logdet: Tensor = torch.linalg.slogdet(self.matrix).logabsdet
+        return logdet
+
+    def lerp(self, other: Covariance, weight: float) -> FullCovariance:
+        return FullCovariance(torch.lerp(self.matrix, other.dense().to(self.matrix.dtype), weight), self.event_shape)
+
+    def inv_trace(self) -> Tensor:
+        inverse: Tensor = torch.linalg.inv_ex(self.matrix)[0]
+        return inverse.diagonal(dim1=1, dim2=2).sum(1)
+
+    def dense(self) -> Tensor:
+        return self.matrix

@@ -1,0 +1,66 @@
+"""The range that data live in: what clipping, the bound on a covariance, and grey levels mean for a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DataRange:
+    """Data in ``[low, high]``, with 256 grey levels from end to end where they are images.
+
+    Args:
+        low, high: the ends; None for data of unknown support, such as latents.
+        num_levels: of stored images, evenly spaced from low to high; None where there are none.
+    Raises:
+        ValueError: unless both ends are given with ``low < high``, or neither.
+    """
+
+    low: float | None = -1.0
+    high: float | None = 1.0
+    num_levels: int | None = 256
+
+    def __post_init__(self) -> None:
+        if (self.low is None) != (self.high is None) or (self.low is not None and not self.low < self.high):  # type: ignore[operator]
+            raise ValueError(
+                f"data_range must be two ends, low below high, or none (got {self.low} and {self.high}): "
+                "give such as (-1, 1), (0, 1), or None for data of unknown support"
+            )
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the support is known."""
+        return self.low is not None
+
+    @property
+    def variance_bound(self) -> float | None:
+        """The largest variance a coordinate can have, ``((high - low) / 2)^2`` (Popoviciu); None if unknown.
+
+        1 on [-1, 1]: Analytic-DPM (arXiv:2201.06503), Theorem 2.
+        """
+        return None if self.low is None or self.high is None else ((self.high - self.low) / 2) ** 2
+
+    @property
+    def grey_level(self) -> float | None:
+        """The distance of two grey levels in units of the data; None where there are none."""
+        if self.low is None or self.high is None or self.num_levels is None:
+            return None
+        return (self.high - self.low) / (self.num_levels - 1)
+
+    def clip(self, x_0: Tensor) -> Tensor:
+        """``x_0`` clamped to the support; itself where that is unknown."""
+        return x_0 if self.low is None or self.high is None else x_0.clamp(self.low, self.high)
+
+    def from_unit(self, images: Tensor) -> Tensor:
+        """Data on [-1, 1] in this range."""
+        if self.low is None or self.high is None or (self.low, self.high) == (-1, 1):
+            return images
+        return (images + 1) * ((self.high - self.low) / 2) + self.low
+
+    def to_unit(self, x_0: Tensor) -> Tensor:
+        """Data of this range on [-1, 1]; inverse of :meth:`from_unit`."""
+        if self.low is None or self.high is None or (self.low, self.high) == (-1, 1):
+            return x_0
+        return (x_0 - self.low) * (2 / (self.high - self.low)) - 1

@@ -1,0 +1,15 @@
+"""Likelihood: the terms of the variational bound, the bound itself, and the density of the probability-flow ODE."""
+
+from optcov.likelihood.ode import ProbabilityFlow
+from optcov.likelihood.terms import LogMass, gaussian_kl, gaussian_kl_between, pixel_log_mass, pixel_log_mass_tanh
+from optcov.likelihood.variational import VariationalBound
+
+__all__ = [
+    "LogMass",
+    "ProbabilityFlow",
+    "VariationalBound",
+    "gaussian_kl",
+    "gaussian_kl_between",
+    "pixel_log_mass",
+    "pixel_log_mass_tanh",
+]

@@ -1,0 +1,115 @@
+"""The variational bound on -log p(x_0) of a chain of reverse steps, for every covariance, trajectory and stride.
+
+    L = KL(q(x_N|x_0) || N(0, I)) + sum_i KL(q(x_{i-1}|x_i,x_0) || p(x_{i-1}|x_i)) - log p(x_0|x_1)
+
+over the nodes 1..K of the trajectory, with eta = 1.  Both Gaussians of a transition have mean ``(...) x_t + c x_0``,
+with x_0 and with its estimate m, so that they are ``c (x_0 - m)`` apart.  Each term is estimated at one draw of x_t.
+
+Sources: DDPM (arXiv:2006.11239), Eq. 5; the decoder and its variance, Analytic-DPM (arXiv:2201.06503), Appendix H.2:
+the Gaussian mass of each pixel's bin, of variance beta_tilde between the first two times of the full chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optcov.covariance.base import Noise
+from optcov.denoiser import Denoiser, Prediction
+from optcov.kernel import ReverseKernel
+from optcov.likelihood.terms import LogMass, gaussian_kl, gaussian_kl_between, half_bin, pixel_log_mass
+from optcov.schedule.levels import NoiseLevels, per_sample
+from optcov.variance.base import VarianceStrategy
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Data and what the network makes of their noisy form at one level; tensors ``[B, *event]``."""
+
+    x_0: Tensor
+    prediction: Prediction
+    mean: Tensor  # of x_0, as it enters the steps
+
+
+@dataclass(frozen=True)
+class VariationalBound:
+    """The terms of the bound, in nats per sample and float64.
+
+    Args:
+        denoiser, strategy: a mean network and its (fitted) variance, in eval mode, on one device.
+        clip_x0: clamp the predicted x_0 to the data's range in each step, as published results do.
+        log_mass: the log mass of a pixel's bin.
+    Raises:
+        ValueError: if the schedule has one step only, which leaves the decoder no variance, or the data have no grey
+            levels.
+    """
+
+    denoiser: Denoiser
+    strategy: VarianceStrategy
+    clip_x0: bool = True
+    log_mass: LogMass = pixel_log_mass
+
+    def __post_init__(self) -> None:
+        self.strategy.check_step(1.0)
+        half_bin(self.denoiser.data_range)
+        if self.denoiser.schedule.num_steps < 2:
+            raise ValueError(
+                "schedule.num_steps must be at least 2 for bits/dim (got 1): the decoder's variance is beta_tilde(1, 2)"
+            )
+
+    @torch.no_grad()
+    def terms(
+        self,
+        x_0: Tensor,
+        times: Tensor,
+        noise: Noise,
+        advance: Callable[[], object] = lambda: None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """One estimate of each term for each sample; the bound is their sum over the first dimension.
+
+        Args:
+            x_0: data on the grey levels of the denoiser's range, ``[B, *event]``.
+            times: ascending float64 ``[K]`` in (0, 1].
+            noise: one stream per sample, drawn from once for each time.
+            advance: called after each time, for a progress bar.
+            condition: labels, int64 ``[B]``, for a denoiser that knows classes.
+        Returns:
+            ``[K + 1, B]``: the decoder, the transitions to ``times[0] .. times[K - 2]``, the prior.
+        """
+        levels = self.denoiser.levels(times).to(x_0.device)
+        rows = []
+        for i, level in enumerate(levels):
+            noised = self.observe(x_0, level, noise, condition)
+            rows.append(self.decoder(noised) if i == 0 else self.transition(noised, levels[i - 1]))
+            advance()
+        return torch.stack([*rows, self.prior(x_0, levels[-1])])
+
+    def observe(self, x_0: Tensor, level: NoiseLevels, noise: Noise, condition: Tensor | None = None) -> Noised:
+        """Draw ``q(x_t | x_0)`` and ask the network, once for all terms that start at ``level``."""
+        prediction = self.denoiser(self.denoiser.diffuse(x_0, noise.draw().to(x_0.dtype), level), level, condition)
+        mean = self.denoiser.data_range.clip(prediction.x0) if self.clip_x0 else prediction.x0
+        return Noised(x_0, prediction, mean)
+
+    def transition(self, noised: Noised, s: NoiseLevels) -> Tensor:
+        """``KL(q(x_s | x_t, x_0) || p(x_s | x_t))``, ``[B]``, for ``0 < s < t``."""
+        kernel = ReverseKernel.from_levels(s, noised.prediction.level)
+        covariance = self.strategy.transition(kernel, self.denoiser, noised.prediction)
+        difference = per_sample(kernel.c, noised.x_0) * (noised.x_0 - noised.mean)
+        return gaussian_kl_between(difference, kernel.lambda_sq, covariance)
+
+    def decoder(self, noised: Noised) -> Tensor:
+        """``-log p(x_0 | x_t)`` of the step to 0, ``[B]``."""
+        first, second = self.denoiser.levels(self.denoiser.schedule.grid(noised.x_0.device)[:2])
+        log_variance = ReverseKernel.from_levels(first, second).lambda_sq.log()
+        data_range = self.denoiser.data_range
+        return -self.log_mass(noised.x_0.double(), noised.mean.double(), log_variance, data_range)
+
+    def prior(self, x_0: Tensor, level: NoiseLevels) -> Tensor:
+        """``KL(q(x_t | x_0) || N(0, prior_std^2 I))``, ``[B]``; the prior is what chains start from."""
+        zero = torch.zeros((), dtype=torch.float64, device=x_0.device)
+        log_variance = 2 * self.denoiser.schedule.prior_std(level).log()
+        return gaussian_kl(level.alpha * x_0.double(), 2 * level.sigma.log(), zero, log_variance)

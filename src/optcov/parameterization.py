@@ -1,0 +1,191 @@
+r"""What a network predicts: a target ``f`` with ``x_0 = c_skip x_t + c_out f``, so that ``C = c_out^2 Cov[f | x_t]``.
+
+| class      | f                                | c_skip                  | c_out                              |
+|------------|----------------------------------|-------------------------|------------------------------------|
+| `Eps`      | eps                              | 1 / alpha_t             | -sigma_t / alpha_t                 |
+| `X0`       | x_0                              | 0                       | 1                                  |
+| `V`        | alpha_t eps - sigma_t x_0        | alpha_t                 | -sigma_t                           |
+| `Velocity` | eps - x_0                        | 1 / (alpha_t + sigma_t) | -sigma_t / (alpha_t + sigma_t)     |
+| `EDM`      | F of arXiv:2206.00364, Eq. 7     | s_d^2 / (s^2 + s_d^2)   | s s_d / sqrt(s^2 + s_d^2)          |
+
+with ``s = sigma_t / alpha_t`` and, in EDM's row, ``x_t / alpha_t`` in place of ``x_t``: all but `V` hold on any path.
+Sources: DDPM (arXiv:2006.11239); progressive distillation (arXiv:2202.00512), Eq. 9, for v; flow matching
+(arXiv:2210.02747) for the velocity.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from optcov.schedule.base import NoiseSchedule
+from optcov.schedule.levels import NoiseLevels, per_sample
+from optcov.schedule.vp import VPSchedule
+
+
+class Parameterization(ABC):
+    """The meaning of a network's output."""
+
+    @abstractmethod
+    def c_skip(self, level: NoiseLevels) -> Tensor:
+        """Factor of x_t in x_0; float64, shape of the level."""
+
+    @abstractmethod
+    def c_out(self, level: NoiseLevels) -> Tensor:
+        """Factor of the output in x_0; float64, shape of the level."""
+
+    def c_out_sq(self, level: NoiseLevels) -> Tensor:
+        """``c_out^2``, by which a variance of the target becomes one of x_0; float64, shape of the level."""
+        return self.c_out(level) ** 2
+
+    def c_in(self, level: NoiseLevels) -> Tensor | None:
+        """Factor of x_t as the network is fed it; None for 1."""
+        return None
+
+    @abstractmethod
+    def target(self, x_0: Tensor, eps: Tensor, level: NoiseLevels) -> Tensor:
+        """f of clean data and its noise, or its conditional mean from theirs; all ``[B, *event]``."""
+
+    def expected_square(self, target: Tensor) -> Tensor:
+        """``E[f^2]`` where it is known without data, and else one draw of it; ``[B, *event]``."""
+        return target**2
+
+    def x0(self, x_t: Tensor, output: Tensor, level: NoiseLevels) -> Tensor:
+        """``E[x_0|x_t]`` from the output, ``[B, *event]``."""
+        return per_sample(self.c_skip(level), x_t) * x_t + per_sample(self.c_out(level), x_t) * output
+
+    def eps(self, x_t: Tensor, output: Tensor, level: NoiseLevels) -> Tensor:
+        """``E[eps|x_t]`` from the output, ``[B, *event]``."""
+        x0 = self.x0(x_t, output, level)
+        return (x_t - per_sample(level.alpha, x_t) * x0) / per_sample(level.sigma, x_t)
+
+    def check(self, schedule: NoiseSchedule) -> None:  # noqa: B027 (most hold on every path)
+        """Refuse a path on which the target says nothing of x_0.
+
+        Raises:
+            ValueError: in one sentence.
+        """
+
+
+class Eps(Parameterization):
+    """The noise: DDPM's parameterization, and that of the covariance papers."""
+
+    def c_skip(self, level: NoiseLevels) -> Tensor:
+        return 1 / level.alpha
+
+    def c_out(self, level: NoiseLevels) -> Tensor:
+        return -level.sigma / level.alpha
+
+    def c_out_sq(self, level: NoiseLevels) -> Tensor:
+        return level.noise_variance
+
+    def target(self, x_0: Tensor, eps: Tensor, level: NoiseLevels) -> Tensor:
+        return eps
+
+    def expected_square(self, target: Tensor) -> Tensor:
+        return torch.ones_like(target)
+
+    def x0(self, x_t: Tensor, output: Tensor, level: NoiseLevels) -> Tensor:
+        return (x_t - per_sample(level.sigma, x_t) * output) / per_sample(level.alpha, x_t)
+
+    def eps(self, x_t: Tensor, output: Tensor, level: NoiseLevels) -> Tensor:
+        return output
+
+    def check(self, schedule: NoiseSchedule) -> None:
+        if not bool(schedule.alpha(schedule.grid()[-1]) > 0):
+            raise ValueError(
+                "parameterization must be one that knows x_0 at t = 1, where this schedule leaves no signal (got eps): "
+                "set parameterization=velocity, parameterization=v or parameterization=x0"
+            )
+
+
+class X0(Parameterization):
+    """The clean data."""
+
+    def c_skip(self, level: NoiseLevels) -> Tensor:
+        return torch.zeros_like(level.alpha)
+
+    def c_out(self, level: NoiseLevels) -> Tensor:
+        return torch.ones_like(level.alpha)
+
+    def target(self, x_0: Tensor, eps: Tensor, level: NoiseLevels) -> Tensor:
+        return x_0
+
+    def x0(self, x_t: Tensor, output: Tensor, level: NoiseLevels) -> Tensor:
+        return output
+
+
+class V(Parameterization):
+    """The velocity of the angle between signal and noise, on variance-preserving paths."""
+
+    def c_skip(self, level: NoiseLevels) -> Tensor:
+        return level.alpha
+
+    def c_out(self, level: NoiseLevels) -> Tensor:
+        return -level.sigma
+
+    def target(self, x_0: Tensor, eps: Tensor, level: NoiseLevels) -> Tensor:
+        return per_sample(level.alpha, x_0) * eps - per_sample(level.sigma, x_0) * x_0
+
+    def eps(self, x_t: Tensor, output: Tensor, level: NoiseLevels) -> Tensor:
+        return per_sample(level.sigma, x_t) * x_t + per_sample(level.alpha, x_t) * output
+
+    def check(self, schedule: NoiseSchedule) -> None:
+        if not isinstance(schedule, VPSchedule):
+            raise ValueError(
+                f"parameterization must be eps, x0, velocity or edm on {type(schedule).__name__} (got v, which is "
+                "defined where alpha^2 + sigma^2 = 1): set parameterization=velocity"
+            )
+
+
+class Velocity(Parameterization):
+    """``dx_t/dt`` of the straight path, what flow matching predicts."""
+
+    def c_skip(self, level: NoiseLevels) -> Tensor:
+        return 1 / (level.alpha + level.sigma)
+
+    def c_out(self, level: NoiseLevels) -> Tensor:
+        return -level.sigma / (level.alpha + level.sigma)
+
+    def target(self, x_0: Tensor, eps: Tensor, level: NoiseLevels) -> Tensor:
+        return eps - x_0
+
+    def eps(self, x_t: Tensor, output: Tensor, level: NoiseLevels) -> Tensor:
+        total = per_sample(level.alpha + level.sigma, x_t)
+        return (x_t + per_sample(level.alpha, x_t) * output) / total
+
+
+class EDM(Parameterization):
+    """The preconditioned output F of EDM, of about unit variance at every level.
+
+    Args:
+        sigma_data: standard deviation of the data, s_d.
+    Raises:
+        ValueError: if it is not positive.
+    """
+
+    def __init__(self, sigma_data: float = 0.5) -> None:
+        if not 0 < sigma_data < float("inf"):
+            raise ValueError(f"parameterization.sigma_data must be positive (got {sigma_data}): give 0.5, as published")
+        self.sigma_data = sigma_data
+
+    def _total(self, level: NoiseLevels) -> Tensor:
+        """``sigma_t^2 + alpha_t^2 s_d^2``: the variance of x_t."""
+        return level.sigma**2 + (level.alpha * self.sigma_data) ** 2
+
+    def c_skip(self, level: NoiseLevels) -> Tensor:
+        return level.alpha * self.sigma_data**2 / self._total(level)
+
+    def c_out(self, level: NoiseLevels) -> Tensor:
+        return level.sigma * self.sigma_data / self._total(level).sqrt()
+
+    def c_in(self, level: NoiseLevels) -> Tensor:
+        return self._total(level).rsqrt()
+
+    def target(self, x_0: Tensor, eps: Tensor, level: NoiseLevels) -> Tensor:
+        # (x_0 - c_skip x_t) / c_out, without the subtraction that cancels where sigma is small
+        scale = self._total(level).rsqrt()
+        signal, noise = level.sigma / self.sigma_data * scale, level.alpha * self.sigma_data * scale
+        return per_sample(signal, x_0) * x_0 - per_sample(noise, x_0) * eps

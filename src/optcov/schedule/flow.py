@@ -1,0 +1,35 @@
+"""The straight path of flow matching and rectified flow: ``alpha_t = 1 - t``, ``sigma_t = t``.
+
+Source: flow matching (arXiv:2210.02747), Eq. 20 with sigma_min = 0, time reversed so that t = 1 is noise.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from optcov.schedule.base import NoiseSchedule
+
+
+class FlowSchedule(NoiseSchedule):
+    """``x_t = (1 - t) x_0 + t eps``; no signal is left at ``t = 1``, so networks predict velocity, v-like or x_0 there.
+
+    Args:
+        num_steps: N, times of the grid on which networks are trained and tables are kept.
+    """
+
+    def __init__(self, num_steps: int = 1000) -> None:
+        super().__init__(num_steps)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t.to(torch.float64)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t.to(torch.float64)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        t = t.to(torch.float64)
+        return 2 * (torch.log1p(-t) - t.log())
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return torch.sigmoid(-log_snr.to(torch.float64) / 2)

@@ -1,0 +1,84 @@
+"""Variance-preserving paths, ``alpha_t^2 + sigma_t^2 = 1``: those of DDPM and of the VP-SDE."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from optcov.schedule.base import NoiseSchedule
+from optcov.schedule.levels import NoiseLevels
+
+
+class VPSchedule(NoiseSchedule):
+    """A path given by the logarithm of its signal amplitude alone.
+
+    Args:
+        num_steps: N, the number of steps of the discrete process; at least 1.
+    """
+
+    @abstractmethod
+    def log_alpha(self, t: Tensor) -> Tensor:
+        """Logarithm of the signal's amplitude; float64, shape of ``t``; 0 at ``t = 0``."""
+
+    @abstractmethod
+    def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
+        """The inverse of :meth:`log_alpha`; float64, any shape; values below ``log_alpha(1)`` give 1."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.log_alpha(t).exp()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        twice = 2 * self.log_alpha(t)
+        return twice - (-torch.expm1(twice)).log()
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        # alpha_t^2 = sigmoid(log_snr), as the path preserves variance
+        return self.time_of_log_alpha(torch.nn.functional.logsigmoid(log_snr.to(torch.float64)) / 2)
+
+    def prior_std(self, level: NoiseLevels) -> Tensor:
+        """1: the published samplers of these paths start from white noise at any time."""
+        return torch.ones_like(level.sigma)
+
+    def variance_between(self, s: Tensor, t: Tensor) -> Tensor:
+        return -torch.expm1(2 * (self.log_alpha(t) - self.log_alpha(s)))
+
+
+class DiscreteSchedule(VPSchedule):
+    """A schedule given by the variances of its N steps; log alpha is linear in t between them (as in DPM-Solver).
+
+    Args:
+        beta: float64 ``[N]``, beta_n = Var of ``q(x_n | x_{n-1})``, each in (0, 1).
+    Raises:
+        ValueError: if a beta lies outside of (0, 1).
+    """
+
+    def __init__(self, beta: Tensor) -> None:
+        super().__init__(len(beta))
+        if not bool(((beta > 0) & (beta < 1)).all()):
+            raise ValueError(
+                f"num_steps must be larger (got {len(beta)}): it gives this schedule step variances from "
+                f"{float(beta.min()):.3g} to {float(beta.max()):.3g}, which must lie between 0 and 1; take more steps, "
+                "or schedule=cosine or schedule=vp_sde, which hold for any number"
+            )
+        table = torch.cat([beta.new_zeros(1), 0.5 * torch.log1p(-beta).cumsum(0)])
+        self._log_alpha = {table.device: table}
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return self.interpolate(self._table_on(t.device), t)
+
+    def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
+        falling = -self._table_on(log_alpha.device)
+        lower = (torch.searchsorted(falling, -log_alpha.contiguous()) - 1).clamp(0, self.num_steps - 1)
+        weight = (-log_alpha - falling[lower]) / (falling[lower + 1] - falling[lower])
+        return (lower + weight.clamp(0, 1)) / self.num_steps
+
+    def _table_on(self, device: torch.device) -> Tensor:
+        """One copy per device, so that a sampling loop never waits for the host."""
+        if device not in self._log_alpha:
+            self._log_alpha[device] = next(iter(self._log_alpha.values())).to(device)
+        return self._log_alpha[device]
