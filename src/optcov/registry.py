@@ -33,9 +33,8 @@ def make(group: str, name: str, /, **settings: Any) -> Any:
     known = options(group)
     if name not in known:
         raise ValueError(f"{group} must be one of {', '.join(known)} (got {name!r}){_remedy(name, known)}")
-    node = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
-    assert isinstance(node, dict)
-    found = {str(key): _part(value) for key, value in node.items() if key not in ("_target_", "_partial_")}
+    node = _node(group, name)
+    found = {key: _part(value) for key, value in node.items() if key not in ("_target_", "_partial_")}
     module, _, attribute = str(node["_target_"]).rpartition(".")
     target = getattr(import_module(module), attribute)
     if node.get("_partial_"):
@@ -52,9 +51,7 @@ def make(group: str, name: str, /, **settings: Any) -> Any:
 
 def settings_of(group: str, name: str) -> list[str]:
     """The settings of an option."""
-    node = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
-    assert isinstance(node, dict)
-    return [str(key) for key in node if key not in ("_target_", "_partial_")]
+    return [key for key in _node(group, name) if key not in ("_target_", "_partial_")]
 
 
 def resolve(group: str, wanted: Any, /, **settings: Any) -> Any:
@@ -66,6 +63,14 @@ def resolve(group: str, wanted: Any, /, **settings: Any) -> Any:
             f"settings must be left out for a {group} that exists (got {', '.join(settings)}): give its name instead"
         )
     return wanted
+
+
+def _node(group: str, name: str) -> dict[str, Any]:
+    """What an option's file says, on top of what those options of its group say that it names in ``defaults``."""
+    node = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    assert isinstance(node, dict)
+    below = (_node(group, base) for base in node.pop("defaults", []) if base != "_self_")
+    return {str(key): value for part in (*below, node) for key, value in part.items()}
 
 
 def _part(value: Any) -> Any:
