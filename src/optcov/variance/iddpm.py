@@ -48,7 +48,7 @@ class LearnedRange(TrainedHead, StepModel):
                 "schedule.num_steps must be at least 2 for var=iddpm (got 1): one step leaves no range between "
                 "beta_tilde and beta"
             )
-        if denoiser.data_range.grey_level is None:
+        if denoiser.data_range.grey_level is None and not isinstance(self.head, OwnHead):
             raise ValueError(
                 "data_range must have grey levels for var=iddpm (got none): its last step is trained on the mass of a "
                 "pixel, so choose another var, such as npr_dpm"
