@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 bin := .venv/bin
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test check docs docs-serve
+.PHONY: demo test check picture docs docs-serve
 
 demo: .venv/.installed
 	$(bin)/python train.py model=unet var=sn_dpm
@@ -17,6 +17,9 @@ check: .venv/.installed
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
+
+picture: .venv/.installed  # of the README, from the newest run of digits
+	$(bin)/python -m benchmarks.picture
 
 docs: .venv/.installed-docs
 	$(bin)/mkdocs build --strict
