@@ -10,6 +10,7 @@ import torch
 
 from optcov.denoiser import Denoiser
 from optcov.oracle import GaussianMixture, OracleNetwork
+from optcov.parameterization import Parameterization
 from optcov.schedule import CosineSchedule, LinearSchedule, NoiseSchedule, SqrtLinearSchedule, VPSDESchedule
 
 torch.set_num_threads(1)
@@ -38,11 +39,14 @@ def mixture() -> GaussianMixture:
 
 
 @pytest.fixture(scope="session")
-def make_oracle() -> Callable[[GaussianMixture, NoiseSchedule], Denoiser]:
-    """Builds the exact denoiser of a mixture."""
+def make_oracle() -> Callable[..., Denoiser]:
+    """Builds the exact denoiser of a mixture, which predicts eps unless told otherwise."""
 
-    def make(mixture: GaussianMixture, schedule: NoiseSchedule) -> Denoiser:
-        return Denoiser(OracleNetwork((mixture.means.shape[1],), mixture, schedule), schedule).eval()
+    def make(
+        mixture: GaussianMixture, schedule: NoiseSchedule, parameterization: Parameterization | None = None
+    ) -> Denoiser:
+        network = OracleNetwork((mixture.dim,), mixture, schedule, parameterization=parameterization)
+        return Denoiser(network, schedule, parameterization).eval()
 
     return make
 

@@ -1,5 +1,9 @@
-"""Between the first network call and the last, host and device exchange nothing: on a GPU each time would be a wait."""
+"""What depends on time alone is computed before the first network call; then host and device exchange nothing.
 
+On a GPU each exchange would be a wait.
+"""
+
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,19 +13,23 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from optcov.denoiser import Denoiser
 from optcov.guidance import ClassifierFreeGuidance, ClassifierGuidance, Guidance
 from optcov.model import Classifier
+from optcov.parameterization import X0
 from optcov.sampler import DDPMSampler, ImageBar, NoiseStream
-from optcov.schedule import LinearSchedule, VPSDESchedule
+from optcov.schedule import FlowSchedule, LinearSchedule, NoiseLevels, NoiseSchedule, VESchedule, VPSDESchedule
 from optcov.trajectory import LogSNRTrajectory
 from optcov.variance.analytic import Analytic
+from optcov.variance.base import Calibrated, VarianceStrategy
 from optcov.variance.fixed import BetaTilde
 
 CONF = Path(__file__).parents[2] / "conf"
 SAMPLERS, VARIANCES = (sorted((CONF / group).glob("*.yaml")) for group in ("sampler", "var"))
+PATHS = {"linear": LinearSchedule(100), "vp_sde": VPSDESchedule(100), "flow": FlowSchedule(100), "ve": VESchedule(100)}
 READS = {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.equal}
 SENDS = {torch.ops.aten.lift_fresh}  # a tensor made of numbers, whose copy to a GPU is waited for, too
 
@@ -40,6 +48,8 @@ class ReadBack(TorchDispatchMode):
 
 
 class Arming(nn.Module):
+    """Arms the watch at its first call, when all preparations are over."""
+
     data_shape, feature_channels = (3,), 3
 
     def __init__(self, mode: ReadBack, num_classes: int | None = None) -> None:
@@ -51,6 +61,38 @@ class Arming(nn.Module):
         return x_t.tanh() if labels is None else (x_t + labels[:, None]).tanh(), x_t
 
 
+@pytest.fixture
+def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of what any schedule was asked, in order."""
+    asked: list[str] = []
+
+    def watch(schedule: type[NoiseSchedule], name: str) -> None:
+        answer: Callable[..., Any] = getattr(schedule, name)
+
+        def watched(*arguments: Any) -> Any:
+            asked.append(name)
+            return answer(*arguments)
+
+        monkeypatch.setattr(schedule, name, watched)
+
+    for schedule in {type(path) for path in PATHS.values()}:
+        for name in ("alpha", "sigma", "log_snr", "time", "levels"):
+            watch(schedule, name)
+    return asked
+
+
+def times(schedule: NoiseSchedule) -> Tensor:
+    return LogSNRTrajectory(t_max=0.98).times(schedule, 8)
+
+
+def strategy_of(denoiser: Denoiser, uses_variance: bool, labels: Tensor | None = None) -> VarianceStrategy:
+    if not uses_variance:
+        return BetaTilde(denoiser)
+    strategy = Analytic(denoiser, per_pixel=True)
+    strategy.calibrate(denoiser, [torch.rand(8, 3)], labels=labels)
+    return strategy
+
+
 def test_a_read_back_is_found():
     with ReadBack() as mode:
         mode.armed = True
@@ -58,21 +100,25 @@ def test_a_read_back_is_found():
     assert len(mode.found) == 1
 
 
-@pytest.mark.parametrize("path", SAMPLERS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("schedule", [LinearSchedule(100), VPSDESchedule(100)], ids=["linear", "vp_sde"])
-def test_the_loop_reads_nothing_back(path: Path, schedule):
-    sampler = instantiate(OmegaConf.load(path), num_steps=8)
-    mode = ReadBack()
-    denoiser = Denoiser(Arming(mode), schedule)
-    strategy = BetaTilde(denoiser)
-    if sampler.uses_variance:
-        strategy = Analytic(denoiser, per_pixel=True)
-        strategy.calibrate(denoiser, [torch.rand(8, 3)])
-        mode.armed = False
-    times = LogSNRTrajectory().times(schedule, 8)
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [(p, n) for p in SAMPLERS for n in PATHS if p.stem != "euler_maruyama" or n in ("linear", "vp_sde")],
+    ids=lambda value: value if isinstance(value, str) else value.stem,
+)
+def test_the_loop_reads_nothing_back_and_asks_no_schedule(path: Path, name: str, evaluations: list[str]):
+    sampler, mode = instantiate(OmegaConf.load(path), num_steps=8), ReadBack()
+    denoiser = Denoiser(Arming(mode), PATHS[name], X0())
+    strategy = strategy_of(denoiser, sampler.uses_variance)
+    mode.armed = False
+    nodes = times(denoiser.schedule)
+    evaluations.clear()
     with mode:
-        sampler.sample(denoiser, strategy, times, NoiseStream(0, range(4), (3,)))
+        states = sampler.steps(denoiser, strategy, nodes, NoiseStream(0, range(4), (3,)))
+        at_calls = [len(evaluations) for _ in states]
+    assert len(at_calls) == sampler.num_updates(8)
     assert mode.found == []
+    assert at_calls[0] > 0
+    assert set(at_calls) == {at_calls[0]}
 
 
 @pytest.mark.parametrize(
@@ -84,35 +130,52 @@ def test_the_loop_reads_nothing_back(path: Path, schedule):
     ],
     ids=["none", "classifier_free", "classifier"],
 )
-def test_guidance_reads_nothing_back(guide):
-    mode, schedule = ReadBack(), LinearSchedule(100)
-    raw = Denoiser(Arming(mode, 4), schedule)
-    strategy = Analytic(raw, per_pixel=True)
-    labels = torch.arange(4)
-    strategy.calibrate(raw, [torch.rand(4, 3)], labels=labels)
+def test_nor_does_guidance(guide: Callable[..., Guidance], evaluations: list[str]):
+    mode, labels = ReadBack(), torch.arange(4)
+    denoiser = Denoiser(Arming(mode, 4), PATHS["linear"])
+    strategy = strategy_of(denoiser, True, labels.repeat(2))
+    guidance, nodes = guide(denoiser, 4), times(denoiser.schedule)
     mode.armed = False
-    denoiser, guided = guide(raw, 4).bind(raw, strategy, labels)
+    evaluations.clear()
+    noise = NoiseStream(0, range(4), (3,))
     with mode:
-        DDPMSampler(8).sample(denoiser, guided, LogSNRTrajectory().times(schedule, 8), NoiseStream(0, range(4), (3,)))
+        states = DDPMSampler(8).steps(denoiser, strategy, nodes, noise, guidance=guidance, condition=labels)
+        at_calls = [len(evaluations) for _ in states]
     assert mode.found == []
+    assert set(at_calls) == {at_calls[0]}
 
 
 @pytest.mark.parametrize("path", VARIANCES, ids=lambda path: path.stem)
-def test_no_variance_reads_back_and_no_bar(path: Path):
+def test_no_variance_reads_back_and_no_bar(path: Path, evaluations: list[str]):
     """Between the nodes of the schedule, where tables are interpolated."""
     mode = ReadBack()
-    denoiser = Denoiser(Arming(mode), VPSDESchedule(100))
+    denoiser = Denoiser(Arming(mode), PATHS["vp_sde"])
     config = OmegaConf.to_container(OmegaConf.load(path))
     if "head" in config:
         config["head"] = {"_target_": "optcov.model.ComplexHead", "_partial_": True}
-    strategy = instantiate(config, denoiser=denoiser)
-    if strategy.fitting == "calibrate":
+    strategy: VarianceStrategy = instantiate(config, denoiser=denoiser)
+    if isinstance(strategy, Calibrated):
         strategy.calibrate(denoiser, [torch.rand(8, 3)])
-        mode.armed = False
-    times = LogSNRTrajectory().times(denoiser.schedule, 8)
-    with ImageBar(denoiser, 8, 4) as bar, mode:
-        bar.begin(4)
-        DDPMSampler(8).sample(denoiser, strategy, times, NoiseStream(0, range(4), (3,)))
-        bar.end()
+    mode.armed = False
+    nodes = times(denoiser.schedule)
+    evaluations.clear()
+    with ImageBar(8, 4) as bar, mode:
+        states = DDPMSampler(8).steps(denoiser, strategy, nodes, NoiseStream(0, range(4), (3,)))
+        at_calls = [len(evaluations) for _ in bar.watch(states, 4)]
     assert mode.armed
     assert mode.found == []
+    assert set(at_calls) == {at_calls[0]}
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_level_of_a_chain_is_that_of_its_time_alone(name: str):
+    """On a device of one's own, in the opposite order, or put together from parts."""
+    nodes = torch.rand(37, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.99 + 0.01
+    levels = PATHS[name].levels(nodes)
+    assert len(levels) == 37
+    for other in (levels.to("cpu"), levels.flip().flip(), NoiseLevels.cat([levels[0], levels[1:30], levels[30:]])):
+        for t, level in zip(nodes, other, strict=True):
+            alone = PATHS[name].levels(t)
+            assert level.t.ndim == 0
+            for field in ("t", "alpha", "sigma", "log_snr", "noise_variance"):
+                assert_close(getattr(level, field), getattr(alone, field), rtol=1e-14, atol=1e-15)

@@ -42,6 +42,17 @@ def test_noise_is_white():
         assert abs((z * other).mean()) < 4 / z.numel() ** 0.5
 
 
+def test_draws_of_another_shape_come_from_the_same_streams():
+    """As many numbers as a covariance needs: beside one for each pixel, such as a few for a matrix of low rank."""
+    stream, alone = NoiseStream(3, [5, 2, 9], (4, 4)), NoiseStream(3, [2], (4, 4))
+    mixed = [stream.draw(), stream.draw((7,)), stream.draw(()), stream.draw()]
+    assert [tuple(z.shape) for z in mixed] == [(3, 4, 4), (3, 7), (3,), (3, 4, 4)]
+    for z, expected in zip(mixed, [alone.draw(), alone.draw((7,)), alone.draw(()), alone.draw()], strict=True):
+        assert torch.equal(z[1:2], expected)
+    numbers = torch.cat([z.flatten() for z in mixed])
+    assert len(numbers.unique()) == len(numbers)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dtype_and_shape(dtype: torch.dtype):
     z = NoiseStream(0, [4, 2], (3, 5, 5), dtype=dtype).draw()

@@ -5,6 +5,7 @@ Their tables are float32; each is given ours.  Time n of ours is index n - 1 of 
 
 import importlib
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.testing import assert_close
 
 from optcov.denoiser import Denoiser
 from optcov.oracle import GaussianMixture, OracleNetwork
+from optcov.parameterization import Parameterization, Velocity
 from optcov.sampler import (
     DDIMSampler,
     DDPMSampler,
@@ -23,7 +25,7 @@ from optcov.sampler import (
     Sampler,
     UniPCSampler,
 )
-from optcov.schedule import CosineSchedule, LinearSchedule, NoiseSchedule
+from optcov.schedule import CosineSchedule, FlowSchedule, LinearSchedule, NoiseSchedule
 from optcov.trajectory import DDIMStrideTrajectory, EvenTrajectory
 from optcov.variance.base import VarianceStrategy
 from optcov.variance.fixed import Beta, BetaTilde
@@ -45,7 +47,7 @@ class Float64Torch:
 @pytest.fixture(autouse=True)
 def _float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Some of their coefficients are made in the default dtype, and some samplers cast x to float32."""
-    for name in ("dpmsolver_multistep", "euler_discrete"):
+    for name in ("dpmsolver_multistep", "euler_discrete", "flow_match_euler_discrete"):
         module = importlib.import_module(f"diffusers.schedulers.scheduling_{name}")
         monkeypatch.setattr(module, "torch", Float64Torch())
     torch.set_default_dtype(torch.float64)
@@ -56,9 +58,11 @@ def _float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 class Recorder(nn.Module):
     """The exact network, which remembers what it was asked."""
 
-    def __init__(self, mixture: GaussianMixture, schedule: NoiseSchedule) -> None:
+    def __init__(
+        self, mixture: GaussianMixture, schedule: NoiseSchedule, parameterization: Parameterization | None = None
+    ) -> None:
         super().__init__()
-        self.network = OracleNetwork((DIM,), mixture, schedule)
+        self.network = OracleNetwork((DIM,), mixture, schedule, parameterization=parameterization)
         self.data_shape, self.feature_channels = (DIM,), self.network.feature_channels
         self.asked: list[Tensor] = []
 
@@ -103,7 +107,7 @@ def given_our_sigmas(scheduler, schedule: NoiseSchedule, times: Tensor, repeat: 
 def theirs(denoiser: Denoiser, indices: Tensor, x: Tensor, step: Callable[[Tensor, int, Tensor], Tensor]) -> list:
     visited = [x]
     for index in indices.tolist():
-        eps = denoiser(x, torch.tensor((index + 1) / denoiser.schedule.num_steps)).eps
+        eps = denoiser(x, denoiser.levels(torch.tensor((index + 1) / denoiser.schedule.num_steps))).eps
         x = step(eps, index, x)
         visited.append(x)
     return visited
@@ -197,7 +201,44 @@ def test_euler_and_heun(denoiser: Denoiser, sampler: type[Sampler], num_steps: i
     x = draws[0] / alpha[0]
     peer_x = [draws[0]]
     for i, index in enumerate(peer.timesteps):
-        eps = denoiser(peer_x[-1], (index + 1) / schedule.num_steps).eps
+        eps = denoiser(peer_x[-1], denoiser.levels((index + 1) / schedule.num_steps)).eps
         x = peer.step(eps, index, x).prev_sample
         peer_x.append(x * alpha[i + 1])
     assert_same(visited(sampler(num_steps), denoiser, times, draws), peer_x)
+
+
+FLOW_PEERS = {
+    "euler": (EulerSampler, "FlowMatchEulerDiscreteScheduler", {}),
+    **{
+        f"{kind}_{order}": (
+            partial(ours, order=order),
+            f"{peer}MultistepScheduler",
+            {"solver_order": order, "prediction_type": "flow_prediction", "use_flow_sigmas": True},
+        )
+        for kind, ours, peer in (("dpm", DPMSolverPPSampler, "DPMSolver"), ("unipc", UniPCSampler, "UniPC"))
+        for order in (1, 2)
+    },
+}
+
+
+@pytest.mark.parametrize("t_max", [0.98, 1.0])
+@pytest.mark.parametrize("num_steps", [2, 10])
+@pytest.mark.parametrize("name", FLOW_PEERS)
+def test_flow(mixture: GaussianMixture, name: str, num_steps: int, t_max: float):
+    """Their sigma is our t, and their networks say ``eps - x_0``.  Their logarithms end below t = 1."""
+    make, peer_name, options = FLOW_PEERS[name]
+    if t_max == 1 and options:
+        t_max = 1 - 1e-9  # where their sigma still has a logarithm: as near to ours as 1e-9
+    times = torch.linspace(0.02, t_max, num_steps)
+    schedule = FlowSchedule(1000)
+    denoiser = Denoiser(Recorder(mixture, schedule, Velocity()), schedule, Velocity())
+    peer = getattr(diffusers, peer_name)(1000, **options)
+    peer.set_timesteps(num_steps)
+    peer.sigmas = torch.cat([times.flip(0), torch.zeros(1)])
+    peer.timesteps = times.flip(0) * 1000
+    draws = white(1, COUNT, DIM)
+    peer_x = [t_max * draws[0]]
+    for t in peer.timesteps:
+        output = denoiser(peer_x[-1], denoiser.levels(t / 1000)).output
+        peer_x.append(peer.step(output, t, peer_x[-1]).prev_sample)
+    assert_same(visited(make(num_steps), denoiser, times, draws), peer_x)

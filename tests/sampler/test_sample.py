@@ -108,15 +108,16 @@ def test_a_compiled_network_is_compiled_once():
 def test_samples_can_be_trained_on():
     denoiser, strategy = unet()
     x = draw(denoiser, strategy, DDPMSampler(2), 3, 2).requires_grad_()
-    denoiser(x, torch.tensor(0.5, dtype=torch.float64)).x0.square().sum().backward()
+    denoiser(x, denoiser.levels(torch.tensor(0.5))).x0.square().sum().backward()
     assert x.grad is not None
     assert x.grad.isfinite().all()
 
 
 def test_bad_counts_are_refused():
     denoiser, strategy = unet()
-    for count, batch_size, named in ((0, 4, "count = 0"), (-1, 4, "count = -1"), (4, 0, "batch_size = 0")):
-        with pytest.raises(ValueError, match=named):
+    for count, batch_size, named in ((0, 4, "count"), (-1, 4, "count"), (4, 0, "batch_size")):
+        got = min(count, batch_size)
+        with pytest.raises(ValueError, match=rf"^{named} must be at least 1 \(got {got}\): "):
             draw(denoiser, strategy, DDPMSampler(2), count, batch_size)
 
 
@@ -135,17 +136,22 @@ def test_the_bar_counts_images_and_moves_with_every_network_call(monkeypatch: py
     times = EvenTrajectory().times(denoiser.schedule, 2)
     sample(denoiser, BetaTilde(denoiser), HeunSampler(2), times, 7, batch_size=4)
     assert seen == [1, 2, 4, 4, 5, 6, 7, 7]  # of 8: the last batch reaches beyond
-    assert not denoiser._forward_hooks
 
 
 def test_the_bar_of_several_processes_and_of_what_was_there(monkeypatch: pytest.MonkeyPatch):
+    """Each of two processes draws 10 of the 60 that are left, in steps that count for both."""
     monkeypatch.setattr("sys.stderr", io.StringIO())
-    denoiser = Denoiser(Elementwise(), CosineSchedule(30))
-    with ImageBar(denoiser, 1, 100, done=40, processes=2) as bar:
-        for expected in (60, 80, 100, 100):
-            bar.begin(10)
-            bar.end()
-            assert bar.bar.n == expected
+    with ImageBar(2, 100, done=40, processes=2) as bar:
+        seen = [(state, bar.bar.n) for _ in range(4) for state in bar.watch("ab", 10)]
+        assert bar.bar.n == 100
+    assert seen == [("a", 50), ("b", 60), ("a", 70), ("b", 80), ("a", 90), ("b", 100), ("a", 100), ("b", 100)]
+
+
+def test_a_solver_of_fewer_steps_than_told_fills_its_share_of_the_bar(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    with ImageBar(5, 20) as bar:
+        assert list(bar.watch("abc", 10)) == ["a", "b", "c"]
+        assert bar.bar.n == 10
 
 
 def test_without_progress_nothing_is_said(capfd: pytest.CaptureFixture[str]):

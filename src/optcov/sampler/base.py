@@ -136,8 +136,9 @@ class Sampler(ABC):
             guidance, condition: towards labels, int64 ``[B]``; None for none.
             start: x at ``times[-1]``, ``[B, *event]``; drawn from the prior where None.
         Raises:
-            ValueError: if ``times`` is empty.
+            ValueError: if ``times`` is empty, or the sampler has no use for the strategy or the schedule.
         """
+        self.check(strategy, denoiser.schedule)
         if len(times) == 0:
             raise ValueError("times must hold at least one time (got none): give those of a trajectory")
         levels = denoiser.levels(times.cpu()).flip()
@@ -248,7 +249,7 @@ def sample(
     if labels is None and guidance is not None:
         raise ValueError("labels must be given with guidance (got None): give the class of each sample")
     if labels is not None and len(labels) != count:
-        raise ValueError(f"labels must be one for each of {count} samples (got {len(labels)})")
+        raise ValueError(f"labels must be one for each of {count} samples (got {len(labels)}): give as many of each")
     if labels is not None:  # the last batch may reach beyond
         labels = torch.cat([labels, labels.new_zeros(parts[-1].stop - count)]).to(device)
     guidance = (guidance or Guidance(denoiser)).to(device).eval()

@@ -44,7 +44,10 @@ class DPMSolverSampler(SingleStepSampler):
 
     def calls(self, schedule: NoiseSchedule, levels: NoiseLevels) -> list[Call]:
         calls, node = [], 0
-        for order in self.orders(len(levels) - 1):
+        orders = self.orders(len(levels) - 1)
+        if len(levels) > 1 and not bool(levels[0].alpha > 0):
+            orders = [1, *self.orders(len(levels) - 2)]  # the step from a level without signal takes one call
+        for order in orders:
             calls += _step(schedule, levels[node], levels[node + order], order)
             node += order
         return [*calls, last_call(levels[-1])]

@@ -43,10 +43,12 @@ class ChurnSampler(SingleStepSampler):
         super().__init__(num_steps)
         if churn < 0:
             raise ValueError(f"sampler.churn must not be negative (got {churn}): give 0 for none, or a positive number")
-        if churn_min < 0 or (churn_max is not None and churn_max < churn_min):
+        if churn_min < 0:
+            raise ValueError(f"sampler.churn_min must not be negative (got {churn_min}): give 0 for no lower bound")
+        if churn_max is not None and churn_max < churn_min:
             raise ValueError(
-                f"sampler.churn_max must be at least churn_min >= 0 (got churn_min = {churn_min}, churn_max = "
-                f"{churn_max}): give two noise levels in order, or churn_max=null for no bound"
+                f"sampler.churn_max must be at least sampler.churn_min = {churn_min} (got {churn_max}): give a higher "
+                "noise level, or null for no upper bound"
             )
         if churn_noise < 0:
             raise ValueError(f"sampler.churn_noise must not be negative (got {churn_noise}): give 1, or a little more")
@@ -61,7 +63,7 @@ class ChurnSampler(SingleStepSampler):
             return levels, [None] * len(levels)
         ratio = (-levels.log_snr / 2).exp()
         within = (ratio >= self.churn_min) & (ratio <= self.churn_max)
-        gamma = torch.where(within, min(self.churn / len(levels), math.sqrt(2) - 1), 0.0)
+        gamma = min(self.churn / len(levels), math.sqrt(2) - 1) * within.double()
         times = torch.where(within, schedule.time(-2 * (ratio * (1 + gamma)).log()), levels.t).maximum(levels.t)
         raised = schedule.levels(times)
         higher = (-raised.log_snr / 2).exp()

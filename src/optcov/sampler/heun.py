@@ -12,7 +12,8 @@ from optcov.schedule.levels import NoiseLevels
 class HeunSampler(ChurnSampler):
     """Euler's step, then again with the average of the predictions at both ends; Euler alone in the step to 0.
 
-    Second order; ``2 K - 1`` network calls for K steps.  Arguments as in :class:`ChurnSampler`.
+    Second order; ``2 K - 1`` network calls for K steps, and one fewer from a time without any signal, whose step is
+    Euler's.  Arguments as in :class:`ChurnSampler`.
     """
 
     def num_updates(self, num_times: int) -> int:
