@@ -183,7 +183,7 @@ def test_candidates_keep_both_ends_and_bound_the_steps(make_oracle):
 
 @pytest.mark.parametrize("trajectory", [OptimalTrajectory(), OptimalNLLTrajectory()])
 def test_times_before_the_fit_are_refused(trajectory):
-    with pytest.raises(ValueError, match="call its fit before its times"):
+    with pytest.raises(ValueError, match="must be fitted before it has times"):
         trajectory.times(LinearSchedule(100), 5)
     with pytest.raises(ValueError, match=r"sampler\.num_steps must lie in .* = 100 \(got 101\)"):
         trajectory.check(LinearSchedule(100), 101)
