@@ -297,7 +297,7 @@ def test_orders_of_dpm_solver_share_all_calls(order: int, calls: int):
         assert orders == published[calls]
 
 
-@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("step", [1, 3, 8])
 def test_langevin_steps_have_the_known_stationary_variance(step: int):
     """With g = (x - alpha mu) / v they tend to ``v (1 + alpha_{s|r}^2 snr^2)``, wherever they start.
 
