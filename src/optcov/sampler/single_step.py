@@ -96,9 +96,11 @@ class SingleStepSampler(Sampler):
 
     @abstractmethod
     def calls(self, schedule: NoiseSchedule, levels: NoiseLevels) -> list[Call]:
-        """All network calls from ``levels[0]`` down, the last of them :func:`last_call`."""
+        """All network calls from ``levels[0]``, where some signal is left, down to :func:`last_call`."""
 
     def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> CallPlan:
+        if len(levels) > 1 and not bool(levels[0].alpha > 0):
+            return CallPlan.of([first_call(levels[0], levels[1]), *self.calls(schedule, levels[1:])])
         return CallPlan.of(self.calls(schedule, levels))
 
     def step(self, model: Model, plan: CallPlan, state: State) -> State:
