@@ -21,8 +21,8 @@ from optcov.schedule.levels import NoiseLevels
 class DPMSolverSampler(SingleStepSampler):
     """K network calls: ``K - 1`` in steps of the order from the largest time to tau_1, one for the step to 0.
 
-    A step of order p takes p calls and so spans p intervals of the trajectory; its calls between the ends lie evenly in
-    lambda, wherever the trajectory has its nodes.
+    A step of order p makes p calls, and so spans p intervals of the trajectory.  Its inner calls are spaced evenly in
+    lambda, not at the nodes of the trajectory.
 
     Args:
         num_steps: K.

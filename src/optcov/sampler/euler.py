@@ -18,9 +18,9 @@ from optcov.schedule.levels import NoiseLevels
 
 
 class ChurnSampler(SingleStepSampler):
-    """Steps in EDM's coordinates, each with or without churn.
+    """Steps in EDM's coordinates, with or without churn.
 
-    Churn first raises the noise of a step from ``sigma_hat = sigma_t / alpha_t`` to ``(1 + gamma) sigma_hat``,
+    Before a step, churn raises the noise from ``sigma_hat = sigma_t / alpha_t`` to ``(1 + gamma) sigma_hat``,
     ``gamma = min(churn / K, sqrt(2) - 1)``, by fresh noise; never above that of t = 1, where networks end.
 
     Args:
