@@ -3,4 +3,4 @@
 from optcov.cli.main import main
 
 if __name__ == "__main__":
-    main("evaluate", __file__)
+    main("evaluate")

@@ -3,4 +3,4 @@
 from optcov.cli.main import main
 
 if __name__ == "__main__":
-    main("train", __file__)
+    main("train")

@@ -31,6 +31,7 @@ from benchmarks import (
     guided_digits,
     mathematics,
     metrics,
+    precision,
     sampling,
     scaling,
     startup,
@@ -54,7 +55,7 @@ ROWS: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "sizes": scaling.sizes,
     "gpu": gpu.gpu,
 }
-ALONE = {"guided_covariance": guided_covariance, "guided_digits FILE ...": guided_digits}
+ALONE = {"guided_covariance": guided_covariance, "guided_digits FILE ...": guided_digits, "precision": precision}
 COLUMNS = ("", "setting", "ours", "peer", "unit", "ratio (low to high)", "goal", "MiB ours, peer", "note")
 
 

@@ -15,12 +15,12 @@ import sys
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from optcov.cli.build import build
-from optcov.cli.main import register_resolvers
+from optcov.cli.run_folder import Saved
 from optcov.denoiser import Denoiser
+from optcov.keys import Config
 from optcov.metric import VariationalNLL
 from optcov.schedule import NoiseSchedule
 from optcov.training.store import Checkpoint
@@ -74,10 +74,8 @@ def ripple(curve: Tensor) -> str:
 
 
 def main(run: str, num_images: int = 128) -> None:
-    register_resolvers()
-    config = OmegaConf.load(Path(run) / ".hydra" / "config.yaml")
-    assert isinstance(config, DictConfig)
-    parts = build(config)
+    saved = Saved.read(Path(run))
+    parts = build(Config.model_validate(saved.values | {"choices": saved.choices}))
     denoiser, data, schedule = parts.denoiser.eval(), parts.data, parts.denoiser.schedule
     denoiser.load_state_dict(Checkpoint.load(Path(run) / "checkpoints" / "mean.safetensors", "mean", "run").weights)
     replay = Replay(denoiser.network)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from optcov.bound import VariationalBound
 from scipy.special import log_ndtr, logsumexp
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 from torch.testing import assert_close
 
-from optcov.bound import VariationalBound
 from optcov.covariance import Covariance, DiagonalCovariance, IsotropicCovariance
 from optcov.denoiser import Denoiser, Prediction
 from optcov.kernel import ReverseKernel

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from optcov.flow import ProbabilityFlow
 from torch.testing import assert_close
 
 from optcov.data.pixels import to_uint8
 from optcov.denoiser import Denoiser
-from optcov.flow import ProbabilityFlow
 from optcov.metric import FlowNLL
 from optcov.oracle import GaussianMixture
 from optcov.schedule import LinearSchedule, NoiseSchedule, VPSDESchedule

@@ -1,3 +1,28 @@
-"""optcov: the optimal reverse-process covariance of diffusion models."""
+"""optcov: the optimal reverse-process covariance of diffusion models.
+
+denoiser = optcov.load(network, ...)                        # any callable (x, t) -> prediction
+strategy = optcov.fit("sn_dpm", denoiser, images)
+samples = optcov.sample(denoiser, strategy, num_steps=10, count=64)
+bits = optcov.bits_per_dim(denoiser, strategy, images)
+"""
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["bits_per_dim", "fit", "load", "sample"]
+
+if TYPE_CHECKING:
+    from optcov.verbs import bits_per_dim, fit, load, sample
+
+
+def __getattr__(name: str) -> Any:
+    """Import a verb, and PyTorch with it, when it is first used: the command line checks its words without."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from optcov import verbs
+
+    return getattr(verbs, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

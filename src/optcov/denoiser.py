@@ -10,6 +10,7 @@ null label K.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -90,6 +91,7 @@ class Denoiser(nn.Module):
         time_offset: the network is fed ``(n + time_offset) * 1000 / N``; 0 as in DDPM's CIFAR-10 network, -1 for
             networks that count from 0.
         data_range: where the data live.
+        time: what the network is fed at a level instead, a function of it: see :mod:`optcov.model.time`.
     Attributes:
         cost: network evaluations, counted at each call.
     Raises:
@@ -103,13 +105,14 @@ class Denoiser(nn.Module):
         parameterization: Parameterization | None = None,
         time_offset: int = 0,
         data_range: DataRange | None = None,
+        time: Callable[[NoiseLevels], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.schedule = schedule
         self.parameterization = parameterization or Eps()
         self.parameterization.check(schedule)
-        self.time_offset = time_offset
+        self.time_offset, self.time = time_offset, time
         self.data_range = data_range or DataRange()
         self.cost = Cost()
 
@@ -134,6 +137,8 @@ class Denoiser(nn.Module):
 
     def network_time(self, level: NoiseLevels) -> Tensor:
         """What the network is fed at a level; float64, shape of the level."""
+        if self.time is not None:
+            return self.time(level)
         return (level.t * self.schedule.num_steps + self.time_offset) * 1000 / self.schedule.num_steps
 
     def forward(self, x_t: Tensor, level: NoiseLevels, condition: Tensor | None = None) -> Prediction:
@@ -208,3 +213,8 @@ class Denoiser(nn.Module):
         if condition is None:
             return self.network(scaled, time)  # type: ignore[no-any-return]
         return self.network(scaled, time, condition)  # type: ignore[no-any-return]
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The device of a module; the CPU for one without weights or buffers."""
+    return next((tensor.device for tensor in [*module.parameters(), *module.buffers()]), torch.device("cpu"))

@@ -3,6 +3,7 @@ r"""What a network predicts: a target ``f`` with ``x_0 = c_skip x_t + c_out f``,
 | class      | f                                | c_skip                  | c_out                              |
 |------------|----------------------------------|-------------------------|------------------------------------|
 | `Eps`      | eps                              | 1 / alpha_t             | -sigma_t / alpha_t                 |
+| `Score`    | grad log p(x_t), -eps / sigma_t  | 1 / alpha_t             | sigma_t^2 / alpha_t                |
 | `X0`       | x_0                              | 0                       | 1                                  |
 | `V`        | alpha_t eps - sigma_t x_0        | alpha_t                 | -sigma_t                           |
 | `Velocity` | eps - x_0                        | 1 / (alpha_t + sigma_t) | -sigma_t / (alpha_t + sigma_t)     |
@@ -96,9 +97,28 @@ class Eps(Parameterization):
     def check(self, schedule: NoiseSchedule) -> None:
         if not bool(schedule.alpha(schedule.grid()[-1]) > 0):
             raise ValueError(
-                "parameterization must be one that knows x_0 at t = 1, where this schedule leaves no signal (got eps): "
-                "set parameterization=velocity, parameterization=v or parameterization=x0"
+                "parameterization must be one that knows x_0 at t = 1, where this schedule leaves no signal (got eps "
+                "or score): set parameterization=velocity, parameterization=v or parameterization=x0"
             )
+
+
+class Score(Parameterization):
+    """``grad log p_t(x_t) = -E[eps|x_t] / sigma_t``, as score-SDE networks answer (arXiv:2011.13456)."""
+
+    def c_skip(self, level: NoiseLevels) -> Tensor:
+        return 1 / level.alpha
+
+    def c_out(self, level: NoiseLevels) -> Tensor:
+        return level.sigma**2 / level.alpha
+
+    def target(self, x_0: Tensor, eps: Tensor, level: NoiseLevels) -> Tensor:
+        return -eps / per_sample(level.sigma, x_0)
+
+    def eps(self, x_t: Tensor, output: Tensor, level: NoiseLevels) -> Tensor:
+        return -per_sample(level.sigma, x_t) * output
+
+    def check(self, schedule: NoiseSchedule) -> None:
+        Eps().check(schedule)
 
 
 class X0(Parameterization):

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
+from hydra import initialize_config_dir
 from safetensors.torch import load_file
 from torch import Tensor
 
-from optcov.cli.main import main, register_resolvers
+from optcov.cli.main import CONF, compose_config, main, register_resolvers
+from optcov.keys import Config
 
 ROOT = Path(__file__).parents[2]
 UNET = [
@@ -82,12 +81,11 @@ class CLI:
     def raw(self, *arguments: str, task: Any = "train") -> None:
         """Run with these arguments and no others."""
         before = Path.cwd(), dict(os.environ), sys.argv
-        GlobalHydra.instance().clear()
         try:
             os.environ.pop("HYDRA_FULL_ERROR", None)
             sys.argv = [f"{task}.py", *arguments]
             os.chdir(self.folder)
-            main(task, str(ROOT / f"{task}.py"))
+            main(task)
         finally:
             os.chdir(before[0])
             os.environ.clear()
@@ -95,12 +93,11 @@ class CLI:
             sys.argv = before[2]
 
 
-def composed(*arguments: str, tiny: bool = True) -> DictConfig:
+def composed(*arguments: str, tiny: bool = True) -> Config:
     """The config of train.py with these arguments, without a run; of a tiny network, where it is not said otherwise."""
     register_resolvers()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", ["output_dir=nowhere", *(_besides(arguments) if tiny else []), *arguments])
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose_config([*(_besides(arguments) if tiny else []), *arguments])
 
 
 def contents(folder: Path) -> dict[str, str]:

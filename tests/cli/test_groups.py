@@ -7,15 +7,13 @@ import pytest
 import torch
 from command_line import CLI, ROOT, composed, results
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig
 
-from optcov.cli.build import Parts, build
-from optcov.cli.preflight import check
+from optcov.cli.build import build
+from optcov.keys import Config
+from optcov.parts import Parts
 from optcov.sampler import sample
 
 CONF = ROOT / "conf"
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
-
 GROUPS = sorted(
     path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "mode")
 )  # mode: sample.py
@@ -25,7 +23,7 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-GIVEN_BY_US = {"denoiser", "data_shape", "feature_channels", "num_classes", "self", "args", "kwargs"}
+GIVEN_BY_US = {"config", "denoiser", "data_shape", "feature_channels", "num_classes", "self", "args", "kwargs"}
 # what an option needs beside it
 BESIDE = {
     "model=oracle": ["data=gaussian_mixture"],
@@ -43,23 +41,21 @@ def test_the_groups_are_those_of_the_design():
 
 @pytest.mark.parametrize("choice", [f"{group}={option}" for group in GROUPS for option in options(group)])
 def test_every_option_composes_passes_the_preflight_and_shows_all_that_can_be_set(choice: str):
-    cfg = composed(choice, *BESIDE.get(choice, []), tiny=False)
-    config = check(cfg)
+    config = composed(choice, *BESIDE.get(choice, []), tiny=False).model_dump()
     assert "${" not in str(config)
     group = choice.partition("=")[0]
     if group == "experiment":
         return
-    for node in [cfg[group]] if "_target_" in cfg[group] else list(cfg[group].values()):
+    for node in [config[group]] if "_target_" in config[group] else list(config[group].values()):
         target = get_object(node["_target_"])
         if target.__module__.startswith("optcov"):
             hidden = set(inspect.signature(target).parameters) - GIVEN_BY_US - set(node)
             assert not hidden, f"{choice} does not list {hidden}"
 
 
-def fitted(*arguments: str) -> tuple[DictConfig, Parts]:
+def fitted(*arguments: str) -> tuple[Config, Parts]:
     """The parts of a tiny config; what calibrates is calibrated on few images, heads keep their first weights."""
     cfg = composed(*arguments)
-    check(cfg)
     parts = build(cfg)
     torch.manual_seed(0)
     for parameter in parts.denoiser.parameters():  # the last layer starts at zero: let it say something
@@ -70,7 +66,7 @@ def fitted(*arguments: str) -> tuple[DictConfig, Parts]:
     return cfg, parts
 
 
-def drawn(cfg: DictConfig, parts: Parts, steps: int) -> torch.Tensor:
+def drawn(cfg: Config, parts: Parts, steps: int) -> torch.Tensor:
     """Two samples in a number of steps."""
     times = instantiate(cfg.trajectory).times(parts.denoiser.schedule, steps)
     assert times.diff().gt(0).all()
@@ -78,16 +74,10 @@ def drawn(cfg: DictConfig, parts: Parts, steps: int) -> torch.Tensor:
     return sample(parts.denoiser, parts.strategy, parts.sampler, times, 2, progress=False)
 
 
-def is_refused(pair: tuple[str, str]) -> bool:
-    """Pairs without meaning: iddpm learns the variance of a DDPM step."""
-    return pair == ("iddpm", "ddim")
-
-
 @pytest.mark.parametrize("head", options("head"))
 @pytest.mark.parametrize("beside", [[], ["data=gaussian_mixture", "model=mlp"]], ids=["images", "vectors"])
 def test_every_head_reads_every_kind_of_data(head: str, beside: list[str]):
     cfg = composed(f"head={head}", *beside)
-    check(cfg)
     parts = build(cfg)
     assert drawn(cfg, parts, 3).isfinite().all()
 
@@ -139,8 +129,7 @@ def test_every_entry_point_shows_its_config(run: CLI, name: str, capsys: pytest.
     for group in GROUPS:
         assert group == "experiment" or f"\n{group}:" in f"\n{shown}"
     assert "seed: 0" in shown
-    with pytest.raises(SystemExit, match="0"):
-        run.raw("--help", task=task)
+    run.raw("--help", task=task)
     shown = capsys.readouterr().out
     assert "python train.py model=unet var=sn_dpm" in shown
     assert "var: " in shown
@@ -151,5 +140,4 @@ def test_every_entry_point_shows_its_config(run: CLI, name: str, capsys: pytest.
 def test_a_new_file_in_a_group_is_all_that_an_option_needs(tmp_path: Path):
     """An optimizer by ``_target_``, as a user would add one."""
     cfg = composed("optimizer._target_=torch.optim.SGD", "~optimizer.betas", "~optimizer.weight_decay")
-    check(cfg)
     assert instantiate(cfg.optimizer).func is torch.optim.SGD

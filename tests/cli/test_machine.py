@@ -1,15 +1,14 @@
 """Threads and memory format as the machine suggests, or as the config says."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
+from command_line import composed
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
-from omegaconf import OmegaConf
 
 from optcov.cli import machine
-from optcov.cli.machine import available_threads, settle
+from optcov.cli.machine import Machine, available_threads, configure_machine
 from optcov.denoiser import Denoiser
 from optcov.model import UNet
 from optcov.schedule import LinearSchedule
@@ -22,13 +21,10 @@ def _threads_of_tests(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(1)
 
 
-def settled(**changes: object) -> Denoiser:
-    cfg = OmegaConf.create(
-        {"num_threads": 1, "channels_last": "auto", "sample_precision": None, "trainer": {"precision": "32-true"}}
-        | changes
-    )
+def settled(*arguments: str) -> Denoiser:
+    config = composed(*([] if any("num_threads" in each for each in arguments) else ["num_threads=1"]), *arguments)
     denoiser = Denoiser(UNet((3, 8, 8), channels=8), LinearSchedule(100))
-    settle(cfg, denoiser, torch.device("cpu"))
+    configure_machine(config, denoiser, Machine.of(config))
     return denoiser
 
 
@@ -40,37 +36,30 @@ def is_channels_last(denoiser: Denoiser) -> bool:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, True),
-        ({"channels_last": False}, False),
-        ({"trainer": {"precision": "bf16-mixed"}}, False),
-        ({"trainer": {"precision": "bf16-mixed"}, "channels_last": True}, True),
+        ([], True),
+        (["channels_last=false"], False),
+        (["trainer.precision=bf16-mixed"], False),
+        (["trainer.precision=bf16-mixed", "channels_last=true"], True),
     ],
 )
-def test_memory_format_follows_the_config(changes: dict[str, object], expected: bool):
-    denoiser = settled(**changes)
+def test_memory_format_follows_the_config(changes: list[str], expected: bool):
+    denoiser = settled(*changes)
     assert is_channels_last(denoiser) == expected
     features = denoiser(torch.randn(2, 3, 8, 8), torch.tensor(0.5, dtype=torch.float64)).features
     assert features.is_contiguous() != expected  # the format of the weights is that of the maps
 
 
 def test_what_was_chosen_is_told_in_one_line(caplog: pytest.LogCaptureFixture):
-    with caplog.at_level("INFO"):
-        settled(sample_precision="bf16-mixed")
-    (line,) = caplog.messages
+    with caplog.at_level("INFO", logger="optcov"):
+        settled("sample_precision=bf16-mixed")
+    (line,) = [each.getMessage() for each in caplog.records if each.name.startswith("optcov")]
     assert line == "cpu, 1 thread(s), channels last, training in 32-true, sampling in bf16-mixed"
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 5), ("900000 100000", 5), (None, 5)],
-)
-def test_threads_stay_within_the_quota_of_a_container(
-    text: str | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    quota = tmp_path / "cpu.max"
-    if text is not None:
-        quota.write_text(text)
-    monkeypatch.setattr(machine, "QUOTA", quota)
+@pytest.mark.parametrize(("cores", "expected"), [(2, 2), (1, 1), (9, 5)])
+def test_threads_stay_within_what_a_container_allows(cores: int, expected: int, monkeypatch: pytest.MonkeyPatch):
+    """joblib reads the quota of a container's cgroup."""
+    monkeypatch.setattr(machine, "cpu_count", lambda: cores)
     monkeypatch.setattr(machine, "OWN_THREADS", 5)
     monkeypatch.setattr(machine, "FOR_EACH_PROCESS", False)
     assert available_threads() == expected
@@ -81,14 +70,14 @@ def test_threads_stay_within_the_quota_of_a_container(
 
 def test_auto_forgets_the_threads_of_an_earlier_job(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(machine, "OWN_THREADS", 2)
-    monkeypatch.setattr(machine, "QUOTA", Path("nowhere"))
+    monkeypatch.setattr(machine, "cpu_count", lambda: 2)
     for num_threads, expected in ((1, 1), ("auto", 2)):
-        settled(num_threads=num_threads)
+        settled(f"num_threads={num_threads}")
         assert torch.get_num_threads() == expected
 
 
 def test_lightning_leaves_the_threads_of_its_processes_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    settled(num_threads=3)
+    settled("num_threads=3")
     _set_num_threads_if_needed(num_processes=1)  # as each launcher calls it
     assert torch.get_num_threads() == 3

@@ -8,11 +8,11 @@ import torch
 from PIL import Image, ImageSequence
 from torch import Tensor, nn
 
-from optcov.cli.build import Parts
-from optcov.cli.modes import ImageInterpolation, Interpolation, Mode, TrajectoryPicture, to_picture
 from optcov.data.base import DataSource, Split
 from optcov.data.pixels import from_uint8, to_uint8
 from optcov.denoiser import Denoiser
+from optcov.parts import Parts
+from optcov.report.modes import ImageInterpolation, Interpolation, Mode, TrajectoryPicture, to_picture
 from optcov.sampler import DDPMSampler, EulerSampler, HeunSampler, NoiseStream, Sampler
 from optcov.schedule import CosineSchedule
 from optcov.trajectory import EvenTrajectory

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from optcov.cli import fit
 from optcov.cli.build import build
-from optcov.cli.identity import plan
-from optcov.cli.preflight import check
+from optcov.cli.fit import plan_fits
 from optcov.training import StageProgressBar, VarianceStage
 from optcov.training.store import identity_key
 
@@ -139,7 +138,7 @@ def test_a_damaged_entry_of_the_cache_is_trained_anew(
 def identity(*arguments: str) -> Any:
     """What determines the mean network that a command line asks for."""
     cfg = composed(*arguments)
-    return plan(cfg, check(cfg), build(cfg)).mean
+    return plan_fits(cfg, build(cfg)).mean
 
 
 @pytest.mark.parametrize(
@@ -165,9 +164,8 @@ def test_and_not_by_what_did_not(setting: str):
 
 def test_where_the_data_lie_is_no_part_of_what_they_are():
     cfg = composed()
-    config, parts = check(cfg), build(cfg)
-    moved = config | {"data": config["data"] | {"root": "/elsewhere", "num_workers": 7}}
-    assert plan(cfg, moved, parts).mean == plan(cfg, config, parts).mean
+    moved = cfg.model_copy(update={"data": cfg.data | {"root": "/elsewhere", "cache_dir": "/fast"}})
+    assert plan_fits(moved, build(cfg)).mean == plan_fits(cfg, build(cfg)).mean
 
 
 @pytest.mark.parametrize("var", ["sn_dpm", "npr_dpm", "iddpm"])
@@ -181,10 +179,10 @@ def test_the_second_stage_leaves_the_mean_alone(run: CLI, monkeypatch: pytest.Mo
         assert all(module.training for module in stage.strategy.modules())
         return stage_step(stage, *args)
 
-    def recorded(cfg: Any, stage: Any, *args: Any) -> None:
+    def recorded(job: Any, stage: Any, *args: Any) -> None:
         network = stage.denoiser
         before = {name: value.clone() for name, value in network.state_dict().items()}
-        run_stage(cfg, stage, *args)
+        run_stage(job, stage, *args)
         states.append((before, network.state_dict()))
 
     monkeypatch.setattr(VarianceStage, "training_step", step)

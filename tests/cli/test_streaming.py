@@ -17,10 +17,10 @@ from command_line import CLI, contents, files, results
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from optcov import added
-from optcov.cli.draw import write_npz
+from optcov import upgrade
 from optcov.metric import FrechetPixelDistance
 from optcov.model import UNet
+from optcov.report.export import write_npz
 from optcov.training import SampleStore, SamplingStage
 
 COUNT = ["num_samples=14", "sample_batch_size=3"]  # five batches, the last of them beyond the end
@@ -191,18 +191,17 @@ def test_an_unfinished_run_may_change_what_its_samples_do_not_depend_on(
 def test_what_an_earlier_version_began_is_finished(
     run: CLI, interrupt: Callable[[int], None], count_calls: Callable[..., list[Any]]
 ):
-    """Neither the run's config nor that of its samples has the keys that were added since."""
+    """The run's config has neither the keys that were added since nor the choices."""
     arguments = ["var=beta", *COUNT]
     interrupt(3)
     with pytest.raises(SystemExit):
         run(*arguments)
-    for path in (run.folder / "run" / ".hydra" / "config.yaml", run.folder / "run" / ".parts" / "identity.json"):
-        text = path.read_text()
-        config: Any = OmegaConf.to_container(OmegaConf.create(text)) if path.suffix == ".yaml" else json.loads(text)
-        for key in ("device", *added.CONFIG):
-            config.pop(key, None)
-        config.get("optimizer", {}).pop("fused", None)
-        path.write_text(json.dumps(config))  # which is YAML as well
+    path = run.folder / "run" / ".hydra" / "config.yaml"
+    config: Any = OmegaConf.to_container(OmegaConf.create(path.read_text()))
+    for key in ("choices", *upgrade.CONFIG):
+        del config[key]
+    del config["optimizer"]["fused"]
+    path.write_text(json.dumps(config))  # which is YAML as well
     for later in ("conditional=true", "sample_precision=bf16-mixed"):
         assert "another config" in run.refused(*arguments, later)
     steps = count_calls(SamplingStage, "predict_step")

@@ -43,10 +43,10 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         stage, calibrate = fit.run_stage, Analytic.calibrate
 
-        def run_stage(cfg, stage_, *rest):
+        def run_stage(job, stage_, *rest):
             fits.append("mean" if isinstance(stage_, MeanStage) else type(stage_.strategy).__name__)
             assert isinstance(stage_, (MeanStage, VarianceStage))
-            return stage(cfg, stage_, *rest)
+            return stage(job, stage_, *rest)
 
         def counted(strategy, *rest):
             fits.append(type(strategy).__name__)
@@ -135,7 +135,7 @@ def test_a_sweep_run_again_does_only_what_is_missing(run: CLI, count_calls):
     lost = next(folder.glob("*_sn_dpm_*_3"))
     for path in (lost / "results.json", folder / "table.md", folder / "table.csv"):
         path.unlink()
-    stages, evaluations = count_calls(fit, "run_stage"), count_calls(tasks, "_evaluate")
+    stages, evaluations = count_calls(fit, "run_stage"), count_calls(tasks, "evaluate_run")
     run.raw(*arguments)
     assert not stages
     assert len(evaluations) == 1

@@ -143,7 +143,7 @@ def test_a_best_of_another_score_is_forgotten():
 
     def tracking(*arguments: str) -> Tracker:
         cfg = composed(*TRACKED, *arguments)
-        settings: Tracking = instantiate(cfg.callbacks.tracking)
+        settings: Tracking = instantiate(cfg.callbacks["tracking"])
         return settings.tracker(cfg, build(cfg), {})
 
     callback = tracking()

@@ -2,14 +2,16 @@
 
 import csv
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
-from command_line import CLI, TINY, UNET, contents, results, weights
+from command_line import CLI, TINY, UNET, composed, contents, results, weights
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from PIL import Image
 
-from optcov.cli import curve, fit
+from optcov.cli import evaluate, fit, tasks
 from optcov.training.store import Checkpoint
 
 # DESIGN section 3, "A run's folder"
@@ -51,6 +53,18 @@ def test_results_hold_the_contract(trained):
     assert found["output_dir"] == str(trained)
 
 
+def test_a_composed_config_is_trained_by_a_call(tmp_path: Path):
+    """Without a command line, and without Hydra's own job."""
+    config = composed("var=beta", f"cache_dir={tmp_path}/cache").model_copy(
+        update={"output_dir": str(tmp_path / "run")}
+    )
+    HydraConfig.instance().cfg = None
+    found = tasks.train(config)
+    assert found["metrics"]["fd_pixel_8"] > 0
+    assert found == results(tmp_path / "run")
+    assert (found["var"], found["overrides"]["num_samples"]) == ("beta", "8")
+
+
 def test_losses_of_both_stages_and_the_score_are_in_metrics_csv(trained):
     rows = list(csv.DictReader((trained / "metrics.csv").open()))
     for stage in ("mean/loss", "variance/loss"):
@@ -70,7 +84,7 @@ def test_samples_png_shows_the_samples(trained):
 
 
 def test_variance_png_shows_the_curve(run: CLI, drawn_curves: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(curve, "plot_variance", drawn_curves)
+    monkeypatch.setattr(evaluate, "plot_variance", drawn_curves)
     picture = Image.open(run("var=beta") / "variance.png").convert("RGB")
     assert min(picture.size) > 500
     assert (31, 119, 180) in {color for _, color in picture.getcolors(1 << 20)}  # a line in matplotlib's first color

@@ -131,13 +131,13 @@ def logged(history: list[dict[str, Any]], key: str) -> list[Any]:
 def curves(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
     """The variance over t that every run leaves in its folder."""
     curve = {"t": [0.25, 0.5, 1.0], "mean": [0.1, 0.4, 0.9], "upper": [0.2, 1.0, 1.0]}
-    evaluate = tasks._evaluate
+    evaluated_run = tasks.evaluate_run
 
-    def evaluated(cfg: Any, parts: Any, folder: Path) -> Any:
-        pd.DataFrame(curve | {"s": 0.1}).to_csv(folder / "variance.csv", index=False)
-        return evaluate(cfg, parts, folder)
+    def evaluated(run: Any) -> Any:
+        pd.DataFrame(curve | {"s": 0.1}).to_csv(run.folder / "variance.csv", index=False)
+        return evaluated_run(run)
 
-    monkeypatch.setattr(tasks, "_evaluate", evaluated)
+    monkeypatch.setattr(tasks, "evaluate_run", evaluated)
     return curve
 
 
@@ -314,7 +314,7 @@ def test_a_failed_run_is_finished_as_failed(run: CLI, monkeypatch: pytest.Monkey
     def fails(*args: Any) -> None:
         raise OSError(28, "No space left on device", "somewhere")
 
-    monkeypatch.setattr(tasks, "_evaluate", fails)
+    monkeypatch.setattr(tasks, "evaluate_run", fails)
     run.refused("var=beta", "logger=wandb")
     assert wandb.run is None
     assert read(run.folder / "run").exit_code not in (None, 0)

@@ -4,16 +4,16 @@ import math
 
 import pytest
 import torch
-from optcov.data_range import DataRange
-from optcov.parameterization import X0
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from optcov.data.pixels import to_uint8
+from optcov.data_range import DataRange
 from optcov.denoiser import Denoiser
 from optcov.metric import FlowNLL, VariationalNLL
 from optcov.model import UNet
 from optcov.oracle import GaussianMixture, OracleNetwork
+from optcov.parameterization import X0
 from optcov.schedule import CosineSchedule
 from optcov.trajectory import EvenTrajectory
 from optcov.variance.fixed import Beta

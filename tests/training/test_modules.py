@@ -6,17 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Trainer
-from optcov.data_range import DataRange
-from optcov.parameterization import X0
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from optcov.covariance import Covariance
+from optcov.data_range import DataRange
 from optcov.denoiser import Denoiser, Prediction
 from optcov.model import UNet
+from optcov.parameterization import X0
 from optcov.sampler import DDIMSampler, DDPMSampler, Sampler
 from optcov.schedule import LinearSchedule
-from optcov.training import MeanStage, SampleStore, SamplingStage
+from optcov.training import MeanStage, SampleStore, SamplingStage, Stage, StageSettings
+from optcov.training.modules import learning_rate_factor
 from optcov.trajectory import EvenTrajectory
 from optcov.variance.base import VarianceStrategy
 from optcov.variance.fixed import Beta, BetaTilde
@@ -30,7 +31,7 @@ QUIET = {
 def trained(precision: str, **settings: bool) -> torch.Tensor:
     torch.manual_seed(0)
     denoiser = Denoiser(UNet((1, 8, 8), channels=8), LinearSchedule(100))
-    stage = MeanStage(denoiser, partial(torch.optim.AdamW, lr=1e-2, **settings))
+    stage = MeanStage(denoiser, StageSettings(partial(torch.optim.AdamW, lr=1e-2, **settings)))
     trainer = Trainer(precision=precision, max_steps=4, gradient_clip_val=0.1, **QUIET)
     trainer.fit(stage, torch.randn(16, 4, 1, 8, 8, generator=torch.Generator().manual_seed(1)))
     return torch.cat([weight.detach().flatten() for weight in denoiser.parameters()])
@@ -65,7 +66,7 @@ RANGES = [DataRange(), DataRange(0.0, 1.0), DataRange(-3.0, 5.0)]
 def test_a_stage_trains_on_the_range_of_the_denoiser(data_range: DataRange):
     """Batches come on [-1, 1]; a network that answers them exactly has no loss."""
     denoiser = Denoiser(Grey(data_range), LinearSchedule(100), X0(), data_range=data_range)
-    stage = MeanStage(denoiser, torch.optim.SGD)
+    stage = MeanStage(denoiser, StageSettings(torch.optim.SGD))
     grey = torch.full((5, 1, 2, 2), 51 / 127.5 - 1)
     assert float(stage.training_step(grey, 0)) == pytest.approx(0, abs=1e-10)
     assert float(stage.training_step(grey + 2 / 255, 0)) == pytest.approx(4 * float(data_range.grey_level or 0) ** 2)
@@ -87,7 +88,7 @@ def test_samples_are_stored_as_grey_levels_with_what_they_cost(tmp_path: Path, d
     denoiser = Denoiser(Grey(data_range), LinearSchedule(100), X0(), data_range=data_range)
     store = drawn(tmp_path, denoiser, BetaTilde(denoiser), DDIMSampler(4))
     assert torch.cat(list(store)).unique().tolist() == [51]
-    assert store.cost() == (4, 4)
+    assert store.cost() == {"nfe": 4, "ne": 4}
 
 
 def test_a_strategy_may_take_gradients_while_samples_are_drawn(tmp_path: Path):
@@ -103,5 +104,40 @@ def test_a_strategy_may_take_gradients_while_samples_are_drawn(tmp_path: Path):
     plain = drawn(tmp_path / "plain", denoiser, Beta(denoiser), DDPMSampler(4))
     curious = drawn(tmp_path / "curious", denoiser, Curious(denoiser), DDPMSampler(4))
     assert torch.equal(torch.cat(list(plain)), torch.cat(list(curious)))
-    assert plain.cost() == (4, 4)
-    assert curious.cost()[1] > 4
+    assert plain.cost() == {"nfe": 4, "ne": 4}
+    assert curious.cost()["ne"] > 4
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_zero():
+    factors = [learning_rate_factor(step, 100, warmup_steps=9, cooldown=0.5) for step in range(101)]
+    assert_close(factors[:11], [(step + 1) / 10 for step in range(10)] + [1.0])
+    assert factors[10:51] == [1.0] * 41
+    assert_close(factors[50:], [(100 - step) / 50 for step in range(50, 101)])
+    assert [learning_rate_factor(step, 100, cooldown=0.0) for step in (0, 99, 200)] == [1.0] * 3
+    assert_close(learning_rate_factor(25, 100, cooldown=1.0), 0.75)
+
+
+def test_a_stage_steps_at_the_learning_rate_of_its_cooldown():
+    """SGD on a loss of slope 1 moves by its learning rates, so that the weight's path shows them."""
+
+    class Line(Stage):
+        def __init__(self) -> None:
+            denoiser = Denoiser(torch.nn.Identity(), LinearSchedule())
+            super().__init__(denoiser, StageSettings(partial(torch.optim.SGD, lr=1.0), cooldown=1.0))
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+            self.path: list[float] = []
+
+        def per_sample_loss(self, *_: object) -> torch.Tensor:
+            raise NotImplementedError
+
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            self.path.append(self.weight.item())
+            return self.weight
+
+    stage = Line()
+    trainer = Trainer(
+        accelerator="cpu", max_steps=4, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(stage, torch.zeros(4, 1))
+    assert_close([*stage.path, stage.weight.item()], [0.0, -1.0, -1.75, -2.25, -2.5])

@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from optcov.training import Checkpoint, CheckpointError, Entry, store
+from optcov import checkpoint as files
+from optcov.training import Checkpoint, CheckpointError, Entry
 from optcov.training.store import identity_key
 
 IDENTITY = {"model": {"channels": 8, "mult": [1, 2]}, "seed": 0, "lr": 1e-3, "ema": None}
@@ -44,7 +45,7 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: py
         partial.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(store, "save_file", fails)
+    monkeypatch.setattr(files, "save_file", fails)
     with pytest.raises((OSError, KeyboardInterrupt)):
         Checkpoint("mean", IDENTITY, {"a": torch.zeros(1)}).save(path)
     assert path.read_bytes() == before

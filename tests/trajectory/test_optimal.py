@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from optcov.bound import VariationalBound
 from torch import Tensor
 
-from optcov.bound import VariationalBound
 from optcov.oracle import GaussianMixture
 from optcov.sampler.noise import NoiseStream
 from optcov.schedule import CosineSchedule, LinearSchedule, NoiseSchedule

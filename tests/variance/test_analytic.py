@@ -12,6 +12,7 @@ from optcov.denoiser import Denoiser
 from optcov.oracle import GaussianMixture
 from optcov.schedule import NoiseSchedule, VPSDESchedule
 from optcov.variance.analytic import Analytic
+from optcov.variance.base import Calibrated, Trained
 
 SCHEDULE = VPSDESchedule(6)
 VARIANTS = [(False, False), (True, False), (False, True), (True, True)]
@@ -36,11 +37,11 @@ def bias(eps: Tensor) -> Tensor:
 
 def expectation(mixture: GaussianMixture, schedule: NoiseSchedule, t: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
     """``E[f(e(x_t))]`` with the exact e, by quadrature over the plane."""
-    axis = torch.linspace(-6, 6, 301, dtype=torch.float64)
+    axis = torch.linspace(-6, 6, 121, dtype=torch.float64)
     x_t = torch.cartesian_prod(axis, axis)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     weight = mixture.log_density(x_t, alpha, sigma).exp()
-    assert_close(weight.sum() * 0.04**2, torch.tensor(1.0, dtype=torch.float64), rtol=1e-5, atol=0)
+    assert_close(weight.sum() * 0.1**2, torch.tensor(1.0, dtype=torch.float64), rtol=1e-5, atol=0)
     return weight / weight.sum() @ f(-sigma * mixture.score(x_t, alpha, sigma))
 
 
@@ -55,7 +56,7 @@ def exact_table(mixture: GaussianMixture, biased: bool) -> Tensor:
     return torch.stack([at(t) for t in SCHEDULE.grid()])
 
 
-def batches(mixture: GaussianMixture, seed: int, count: int = 8, size: int = 100) -> Iterator[Tensor]:
+def batches(mixture: GaussianMixture, seed: int, count: int = 2, size: int = 100) -> Iterator[Tensor]:
     g = torch.Generator().manual_seed(seed)
     return (mixture.sample(size, g) for _ in range(count))
 
@@ -68,7 +69,7 @@ def reduce(table: Tensor, per_pixel: bool) -> Tensor:
 def test_table_is_the_exact_conditional_variance(mixture, make_oracle, per_pixel: bool, imperfect: bool):
     denoiser = make_oracle(mixture, SCHEDULE)
     strategy = Analytic(denoiser, per_pixel, imperfect)
-    strategy.calibrate(denoiser, batches(mixture, 1, 20, 1000), seed=2)
+    strategy.calibrate(denoiser, batches(mixture, 1, 8, 1000), seed=2)
     exact = reduce(exact_table(mixture, biased=False), per_pixel)
     assert strategy.eps_variance.dtype == torch.float64
     error = strategy.eps_variance[1:] - exact
@@ -81,7 +82,7 @@ def test_table_is_the_exact_conditional_variance(mixture, make_oracle, per_pixel
 def test_imperfect_variant_measures_the_error_of_a_biased_mean(mixture, make_oracle, per_pixel: bool):
     denoiser = Denoiser(Biased(make_oracle(mixture, SCHEDULE).network), SCHEDULE)
     strategy = Analytic(denoiser, per_pixel, imperfect_mean=True)
-    strategy.calibrate(denoiser, batches(mixture, 3, 20, 1000), seed=4)
+    strategy.calibrate(denoiser, batches(mixture, 3, 8, 1000), seed=4)
     exact = reduce(exact_table(mixture, biased=True), per_pixel)
     z = (strategy.eps_variance[1:] - exact) / strategy.eps_variance_se[1:]
     assert z.abs().max() < 4
@@ -92,10 +93,12 @@ def test_imperfect_variant_measures_the_error_of_a_biased_mean(mixture, make_ora
 @variants
 def test_standard_errors_are_honest(mixture, make_oracle, per_pixel: bool, imperfect: bool):
     denoiser = make_oracle(mixture, SCHEDULE)
+    network = denoiser.network  # 256 features that nobody reads take most of the time
+    network.frequencies, network.phases = network.frequencies[:, :1], network.phases[:1]
     exact = reduce(exact_table(mixture, biased=False), per_pixel)
     scores = []
     for seed in range(160):
-        strategy = Analytic(denoiser, per_pixel, imperfect)
+        strategy = Analytic(denoiser, per_pixel, imperfect, batch_size=1200)  # one call
         strategy.calibrate(denoiser, batches(mixture, 100 + seed), seed=seed)
         scores.append((strategy.eps_variance[1:] - exact) / strategy.eps_variance_se[1:])
     z = torch.stack(scores)
@@ -116,9 +119,9 @@ def test_covariance_is_r_times_the_table(mixture, make_oracle, per_pixel: bool, 
     t = n.double() / 6
     r = (1 - SCHEDULE.alpha(t) ** 2) / SCHEDULE.alpha(t) ** 2
     expected = r[:, None] * strategy.eps_variance[n].reshape(3, -1).expand(3, 2)
-    each = strategy.covariance(denoiser, denoiser(x_t, t), x_t, t).diagonal()
+    each = strategy.covariance(denoiser, denoiser(x_t, SCHEDULE.levels(t))).diagonal()
     assert_close(each, expected, rtol=1e-10, atol=0)
-    one = strategy.covariance(denoiser, denoiser(x_t, t[1]), x_t, t[1]).diagonal()
+    one = strategy.covariance(denoiser, denoiser(x_t, SCHEDULE.levels(t[1]))).diagonal()
     assert_close(one, expected[1].expand(3, 2), rtol=1e-10, atol=0)
 
 
@@ -132,5 +135,7 @@ def test_calibration_is_kept_and_repeats(mixture, make_oracle):
     loaded = Analytic(denoiser)
     loaded.load_state_dict(first.state_dict())
     assert torch.equal(loaded.eps_variance, first.eps_variance)
+    assert isinstance(first, Calibrated)
+    assert not isinstance(first, Trained)
     first.calibrate(denoiser, batches(mixture, 1), seed=2)  # a second pass replaces the first
     assert torch.equal(first.eps_variance, other.eps_variance)

@@ -1,14 +1,18 @@
 """Improved DDPM's learned range against the two ends of the range and independently written divergences."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
-from optcov.denoiser import Prediction
+from optcov.data_range import DataRange
+from optcov.denoiser import Denoiser
 from optcov.kernel import ReverseKernel
-from optcov.schedule import LinearSchedule, NoiseSchedule
+from optcov.schedule import LinearSchedule, NoiseSchedule, VPSDESchedule
+from optcov.variance.base import CovarianceModel, StepModel, Trained
 from optcov.variance.iddpm import LearnedRange
 
 SCHEDULE = LinearSchedule(50)
@@ -42,12 +46,12 @@ def test_step_interpolates_in_the_logarithm(mixture, make_oracle, pair: tuple[in
     denoiser = make_oracle(mixture, SCHEDULE)
     s, t = torch.tensor(pair, dtype=torch.float64) / 50
     beta_tilde, beta = ends(SCHEDULE, s, t)
-    kernel = ReverseKernel.between(SCHEDULE, s, t)
+    kernel = ReverseKernel.from_levels(SCHEDULE.levels(s), SCHEDULE.levels(t))
     x_t = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
-    prediction = denoiser(x_t, t)
+    prediction = denoiser(x_t, SCHEDULE.levels(t))
     for output, variance in [(-1, beta_tilde), (0, (beta * beta_tilde).sqrt()), (1, beta), (0.5, None)]:
         variance = beta**0.75 * beta_tilde**0.25 if variance is None else variance
-        step = learned_range(denoiser, output).transition(kernel, denoiser, prediction, x_t, t)
+        step = learned_range(denoiser, output).transition(kernel, denoiser, prediction)
         assert_close(step.diagonal(), variance.expand(1, 2), rtol=1e-8, atol=0)
 
 
@@ -65,7 +69,7 @@ def test_loss_is_the_divergence_from_the_forward_posterior(mixture, make_oracle)
     t = torch.tensor([2, 3, 25, 50], dtype=torch.float64) / 50
     s = t - 1 / 50
     x_0, eps, x_t = noisy(t)
-    prediction = denoiser(x_t, t)
+    prediction = denoiser(x_t, SCHEDULE.levels(t))
     output = torch.tensor([0.3, -0.8], dtype=torch.float64)
     beta_tilde, beta = (v[:, None] for v in ends(SCHEDULE, s, t))
     scale_0 = (SCHEDULE.alpha(s) / (1 - SCHEDULE.alpha(t) ** 2))[:, None] * beta  # DDPM, Eq. 7
@@ -73,7 +77,7 @@ def test_loss_is_the_divergence_from_the_forward_posterior(mixture, make_oracle)
     v = (output + 1) / 2
     model = Normal(scale_0 * prediction.x0 + scale_t * x_t, (beta**v * beta_tilde ** (1 - v)).sqrt())
     expected = kl_divergence(Normal(scale_0 * x_0 + scale_t * x_t, beta_tilde.sqrt()), model).sum(1)
-    loss = learned_range(denoiser, output).loss(denoiser, prediction, eps, x_t, t)
+    loss = learned_range(denoiser, output).loss(denoiser, prediction, eps)
     assert_close(loss, expected, rtol=1e-6, atol=1e-8)  # nats; differences of near-equal means
 
 
@@ -82,7 +86,7 @@ def test_loss_of_the_last_step_is_the_decoder(mixture, make_oracle):
     denoiser = make_oracle(mixture, SCHEDULE)
     t = torch.full((3,), 1 / 50, dtype=torch.float64)
     x_0, eps, x_t = noisy(t)
-    prediction = denoiser(x_t, t)
+    prediction = denoiser(x_t, SCHEDULE.levels(t))
     output = torch.tensor([0.3, -0.8], dtype=torch.float64)
     beta_tilde = ends(SCHEDULE, t, 2 * t)[0][:, None]
     beta = ends(SCHEDULE, 0 * t, t)[1][:, None]
@@ -91,7 +95,7 @@ def test_loss_of_the_last_step_is_the_decoder(mixture, make_oracle):
     above = torch.where(x_0 > 0.999, 1.0, model.cdf(x_0 + 1 / 255))
     below = torch.where(x_0 < -0.999, 0.0, model.cdf(x_0 - 1 / 255))
     expected = -(above - below).log().sum(1)
-    loss = learned_range(denoiser, output).loss(denoiser, prediction, eps, x_t, t)
+    loss = learned_range(denoiser, output).loss(denoiser, prediction, eps)
     assert torch.isfinite(loss).all()
     assert_close(loss, expected, rtol=1e-6, atol=1e-8)
 
@@ -101,11 +105,11 @@ def test_mixed_times_are_scored_sample_by_sample(mixture, make_oracle):
     t = torch.tensor([1, 2, 30, 1], dtype=torch.float64) / 50
     _, eps, x_t = noisy(t)
     strategy = learned_range(denoiser, 0.2)
-    together = strategy.loss(denoiser, denoiser(x_t, t), eps, x_t, t)
+    together = strategy.loss(denoiser, denoiser(x_t, SCHEDULE.levels(t)), eps)
     assert together.shape == (4,)
     for i in range(4):
         one = slice(i, i + 1)
-        alone = strategy.loss(denoiser, denoiser(x_t[one], t[one]), eps[one], x_t[one], t[one])
+        alone = strategy.loss(denoiser, denoiser(x_t[one], SCHEDULE.levels(t[one])), eps[one])
         assert_close(together[one], alone, rtol=1e-8, atol=1e-10)
 
 
@@ -114,21 +118,47 @@ def test_gradient_reaches_the_head_and_not_the_mean(mixture, make_oracle, n: int
     denoiser = make_oracle(mixture, SCHEDULE)
     t = torch.full((3,), n / 50, dtype=torch.float64)
     _, eps, x_t = noisy(t)
-    exact = denoiser(x_t, t)
-    x0, e = exact.x0.clone().requires_grad_(), exact.eps.clone().requires_grad_()
+    exact = denoiser(x_t, SCHEDULE.levels(t))
+    leaves = {name: getattr(exact, name).clone().requires_grad_() for name in ("x0", "eps", "output")}
     strategy = learned_range(denoiser, 0.1)
-    strategy.loss(denoiser, Prediction(x0, e, exact.features), eps, x_t, t).sum().backward()
-    for leaf in (x0, e):
+    strategy.loss(denoiser, replace(exact, **leaves), eps).sum().backward()
+    for leaf in leaves.values():
         assert leaf.grad is None or not leaf.grad.any()
     (head,) = strategy.parameters()
     assert torch.isfinite(head.grad).all()
     assert head.grad.abs().min() > 0
 
 
+def test_the_decoder_knows_the_range_of_the_data(mixture, make_oracle):
+    """The bins of 256 grey levels on [0, 1] are half as wide, and the tails open at 0 and 1."""
+    data_range = DataRange(0.0, 1.0)
+    denoiser = Denoiser(make_oracle(mixture, SCHEDULE).network, SCHEDULE, data_range=data_range)
+    t = torch.full((3,), 1 / 50, dtype=torch.float64)
+    x_0, eps, _ = noisy(t)
+    x_0 = data_range.from_unit(x_0)
+    prediction = denoiser(denoiser.diffuse(x_0, eps, SCHEDULE.levels(t)), SCHEDULE.levels(t))
+    beta_tilde, beta = ends(SCHEDULE, t, 2 * t)[0][:, None], ends(SCHEDULE, 0 * t, t)[1][:, None]
+    model = Normal(prediction.x0, (beta * beta_tilde) ** 0.25)
+    above = torch.where(x_0 > 0.999, 1.0, model.cdf(x_0 + 0.5 / 255))
+    below = torch.where(x_0 < 0.001, 0.0, model.cdf(x_0 - 0.5 / 255))
+    loss = learned_range(denoiser, 0.0).loss(denoiser, prediction, eps)
+    assert_close(loss, -(above - below).log().sum(1), rtol=1e-6, atol=1e-8)
+
+
+def test_refuses_data_without_grey_levels_and_a_single_step(mixture, make_oracle):
+    latents = Denoiser(make_oracle(mixture, SCHEDULE).network, SCHEDULE, data_range=DataRange(None, None, None))
+    with pytest.raises(ValueError, match=r"data_range must have grey levels for var=iddpm \(got none\)"):
+        learned_range(latents, 0.0)
+    with pytest.raises(ValueError, match=r"schedule\.num_steps must be at least 2 for var=iddpm \(got 1\)"):
+        learned_range(make_oracle(mixture, VPSDESchedule(1)), 0.0)
+
+
 @pytest.mark.parametrize("eta", [0.0, 0.5])
 def test_refuses_other_steps_than_ddpm(mixture, make_oracle, eta: float):
     strategy = learned_range(make_oracle(mixture, SCHEDULE), 0.0)
-    assert strategy.fitting == "train"
+    assert isinstance(strategy, Trained)
+    assert isinstance(strategy, StepModel)
+    assert not isinstance(strategy, CovarianceModel)
     strategy.check_step(1.0)
     with pytest.raises(ValueError, match=rf"eta.*{eta}|{eta}.*eta"):
         strategy.check_step(eta)

@@ -1,35 +1,55 @@
-"""Errors that a user can mend: one sentence that names the key, the value and the remedy."""
+"""Errors that a user can fix: one sentence, "KEY must be WHAT (got VALUE): REMEDY."."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-
-from hydra.errors import InstantiationException
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-REFUSALS = (ValueError, MisconfigurationException)
+from difflib import get_close_matches
+from typing import Any
 
 
 class ConfigError(ValueError):
-    """A configuration can not be run; the message is the whole story."""
+    """A config cannot be run; the message is the whole story."""
+
+
+def must(key: str, what: str, value: Any, remedy: str) -> ConfigError:
+    """A bad value: ``KEY must be WHAT (got VALUE): REMEDY``."""
+    return ConfigError(f"{key} must be {what} (got {value}): {remedy}")
+
+
+def did_you_mean(name: str, valid: Iterable[Any], otherwise: str | None = None) -> str:
+    """The nearest of the valid names as a remedy; where none is near another remedy, or all of them."""
+    names = sorted(map(str, valid))
+    near = get_close_matches(name, names, n=2)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return otherwise or f"choose one of {', '.join(names)}"
 
 
 @contextmanager
-def refusals(key: str) -> Iterator[None]:
+def config_errors(key: str) -> Iterator[None]:
     """Turn a ValueError raised inside, by a constructor or a check, into a ConfigError that names ``key``."""
     try:
         yield
     except ConfigError:
         raise
-    except InstantiationException as error:
-        if not isinstance(error.__cause__, REFUSALS):
+    except Exception as error:
+        # Hydra wraps what a constructor raises; Lightning has an exception of its own, which takes seconds to import
+        cause = error.__cause__ if type(error).__name__ == "InstantiationException" else error
+        if not isinstance(cause, ValueError) and type(cause).__name__ != "MisconfigurationException":
             raise
-        raise ConfigError(_named(key, error.__cause__)) from error
-    except REFUSALS as error:
-        raise ConfigError(_named(key, error)) from error
+        message = str(cause)
+        raise ConfigError(message if message.startswith(key) else f"{key}: {message}") from error
 
 
-def _named(key: str, error: BaseException) -> str:
-    message = str(error)
-    return message if message.startswith(key) else f"{key}: {message}"
+def sentence(error: Exception) -> str:
+    """What to tell the user of an error, in one line."""
+    if isinstance(error, ConfigError) or type(error).__name__ == "CheckpointError":
+        return str(error)
+    if isinstance(error, RuntimeError) and ("inline_container" in str(error) or "iostream" in str(error)):
+        return "a file could not be written whole (as on a full disk): free space, or set hydra.run.dir or cache_dir"
+    if isinstance(error, OSError) and error.errno is not None:
+        remedy = "free space, correct its permissions, or set hydra.run.dir or cache_dir"
+        return f"{error.filename or 'the output folder'} cannot be written or read ({error.strerror}): {remedy}"
+    first = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first} (set HYDRA_FULL_ERROR=1 to see where it was raised)"

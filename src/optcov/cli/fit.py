@@ -1,24 +1,25 @@
-"""The fits of a run, each done once and found again by what determined it."""
+"""The fits of a run: what determines each, by which it is found again, or a checkpoint that is given instead."""
 
 from __future__ import annotations
 
 import logging
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
 from torch import nn
 
-from optcov.cli.build import Parts
-from optcov.cli.errors import refusals
-from optcov.cli.identity import Plan, load_into
-from optcov.cli.trainer import computing, make_callbacks, make_trainer
+from optcov.cli.build import Run
+from optcov.cli.errors import config_errors
+from optcov.cli.tracking import Tracking
+from optcov.keys import NETWORK, TRAINING, Config, difference, select
+from optcov.parts import Parts
 from optcov.seeds import Stream, derive_seed
 from optcov.training import (
     Checkpoint,
@@ -28,120 +29,210 @@ from optcov.training import (
     MeanStage,
     Stage,
     StageProgressBar,
+    StageSettings,
     VarianceStage,
 )
-from optcov.training.store import Identity, Kind, rank_zero
-from optcov.variance.base import VarianceStrategy
+from optcov.training.store import FORMAT, CheckpointError, Identity, Kind, identity_key, rank_zero
+from optcov.variance.base import Calibrated, Trained
 
 log = logging.getLogger(__name__)
+CHECKPOINTS: dict[str, Kind] = {"mean_ckpt": "mean", "var_ckpt": "variance", "classifier_ckpt": "classifier"}
 
 
-def fit_mean(cfg: DictConfig, parts: Parts, plan: Plan, loggers: list[Logger]) -> Checkpoint | None:
-    """Stage 1: put the trained weights into ``parts.denoiser``.
+@dataclass(frozen=True)
+class FitPlan:
+    """What determines the fits of a run, and the checkpoints it was given instead.
 
-    Returns:
-        The checkpoint, or None for a network without weights.
+    Args:
+        mean, variance, classifier: the identities; None where there is nothing to fit.
+        given: loaded into the run's modules already.
     """
 
-    def train(entry: Entry) -> None:
-        optimizer = instantiate(cfg.optimizer)
-        stage = MeanStage(parts.denoiser, optimizer, cfg.warmup_steps, cfg.seed, cfg.label_dropout)
-        run_stage(cfg, stage, parts, loggers, entry, "1/3 mean network")
-
-    if plan.mean is None or "mean" in plan.given:
-        return plan.given.get("mean")
-    return _find_or_fit(cfg, "mean", plan.mean, parts.denoiser, train)
+    mean: Identity | None
+    variance: Identity | None
+    classifier: Identity | None
+    given: dict[Kind, Checkpoint]
 
 
-def fit_variance(cfg: DictConfig, parts: Parts, plan: Plan, loggers: list[Logger]) -> Checkpoint | None:
-    """Stage 2: put what was fitted into ``parts.strategy``, on the mean network that is in ``parts.denoiser``.
+def plan_fits(config: Config, parts: Parts, own: Mapping[str, Path] | None = None) -> FitPlan:
+    """Work out what is to be fitted, and load the checkpoints that were given instead; nothing is written.
+
+    Args:
+        config: checked.
+        parts: whose denoiser, strategy and classifier take given weights.
+        own: a run's checkpoints, for keys of the config that name none.
+    Raises:
+        CheckpointError: if a given checkpoint cannot be used.
+    """
+    given: dict[Kind, Checkpoint] = {}
+    measured = ["var_ckpt"] if isinstance(parts.strategy, Calibrated) else []  # without learning a null label
+
+    def load(key: str, module: nn.Module, expected: Identity, problems: Mapping[str, str]) -> Checkpoint | None:
+        """A given checkpoint, loaded; refused if its identity differs in the name of a problem."""
+        asked, kind = getattr(config, key), CHECKPOINTS[key]
+        path = asked or (own or {}).get(key)
+        if path is None:
+            return None
+        given[kind] = checkpoint = Checkpoint.load(Path(path), kind, key)
+        for name, problem in problems.items():
+            theirs, ours = checkpoint.identity.get(name), expected[name]
+            if theirs != ours:
+                leave = key if asked else "mean_ckpt"  # the run's own variance fits its own mean
+                raise CheckpointError(
+                    f"{key} = {path} was {problem or f'trained with {difference(name, theirs, ours)}'}: "
+                    f"give one that goes with these settings, or leave {leave} out"
+                )
+        knows_no_null_label = checkpoint.identity.get("label_dropout") == 0 and key not in measured
+        if knows_no_null_label and parts.guidance is not None and parts.guidance.uses_null_label:
+            raise CheckpointError(
+                f"{key} = {path} was trained with label_dropout = 0 and knows no null label, which guidance = "
+                "classifier_free wants: give one trained with label_dropout=0.1, or set guidance.weight=1"
+            )
+        return load_into(module, checkpoint, f"{key} = {path}")
+
+    values, num_classes = config.model_dump(), parts.denoiser.num_classes
+    network = select(values, lambda what: what & NETWORK)
+    del network["conditional"]
+    network |= {"num_classes": num_classes, "data_shape": list(parts.denoiser.data_shape)}
+    training = {"format": FORMAT} | select(values, lambda what: what & TRAINING)
+    training["data"] |= parts.data.identity()  # what the files hold
+    dropout = {} if num_classes is None else {"label_dropout": training["label_dropout"]}
+    del training["label_dropout"]  # which concerns networks that know classes
+
+    mean = variance = classifier = None
+    if list(parts.denoiser.parameters()):
+        loaded = load("mean_ckpt", parts.denoiser, network, dict.fromkeys(network, ""))
+        mean = network | training | dropout if loaded is None else loaded.identity
+    if parts.guidance is not None and parts.guidance.classifier is not None:
+        asked = {"guidance.classifier": config.guidance["classifier"], "schedule": config.schedule}
+        load("classifier_ckpt", parts.guidance.classifier, asked, dict.fromkeys(asked, ""))
+        classifier = asked | training
+    if isinstance(parts.strategy, Calibrated | Trained):
+        asked = {"mean": network if mean is None else identity_key(mean), "var": config.var}
+        problems = {"mean": "fitted to another mean network", "var": "fitted to other settings of var"}
+        load("var_ckpt", parts.strategy, asked, problems)
+        variance = asked | training | dropout | {"variance_steps": config.variance_steps}
+    return FitPlan(mean, variance, classifier, given)
+
+
+def load_into(module: nn.Module, checkpoint: Checkpoint, name: str) -> Checkpoint:
+    """Put a checkpoint's weights into a module.
+
+    Args:
+        name: of the checkpoint, for the error.
+    Returns:
+        The checkpoint.
+    Raises:
+        CheckpointError: if they are of another network.
+    """
+    try:
+        module.load_state_dict(checkpoint.weights)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{name} holds the weights of another network: {str(error).splitlines()[-1].strip()}"
+        ) from error
+    return checkpoint
+
+
+def fit(run: Run, plan: FitPlan, kind: Kind, loggers: list[Logger]) -> Checkpoint | None:
+    """Put fitted weights into the denoiser, the strategy or the classifier of a run: given, found again, or fitted.
 
     Returns:
-        The checkpoint, or None for a strategy with nothing to fit.
+        The checkpoint, or None where there is nothing to fit.
     """
-    strategy = parts.strategy
-
-    def train(entry: Entry) -> None:
-        optimizer = instantiate(cfg.optimizer)
-        stage = VarianceStage(parts.denoiser, strategy, optimizer, cfg.warmup_steps, cfg.seed, cfg.label_dropout)
-        run_stage(cfg, stage, parts, loggers, entry, f"2/3 variance ({type(strategy).__name__})")
-
-    def calibrate(entry: Entry) -> None:
-        with computing(make_trainer(cfg)) as device:
-            clean, labels = parts.calibration(strategy.num_images, device)
-            batches = torch.split(clean, parts.data.batch_size)
-            strategy.calibrate(parts.denoiser.to(device).eval(), batches, cfg.seed, labels)
-
-    if plan.variance is None or "variance" in plan.given:
-        return plan.given.get("variance")
-    fit = train if strategy.fitting == "train" else calibrate
-    return _find_or_fit(cfg, "variance", plan.variance, strategy, fit)
-
-
-def fit_classifier(cfg: DictConfig, parts: Parts, plan: Plan, loggers: list[Logger]) -> Checkpoint | None:
-    """Put a trained classifier into ``parts.guidance``.
-
-    Returns:
-        The checkpoint, or None for guidance without one.
-    """
+    identity = getattr(plan, kind)
+    if identity is None or kind in plan.given:
+        return plan.given.get(kind)
+    config, parts = run.config, run.parts
     classifier = parts.guidance.classifier if parts.guidance is not None else None
-
-    def train(entry: Entry) -> None:
-        assert classifier is not None
-        stage = ClassifierStage(parts.denoiser, classifier, instantiate(cfg.optimizer), cfg.warmup_steps, cfg.seed)
-        run_stage(cfg, stage, parts, loggers, entry, "classifier")
-
-    if classifier is None or plan.classifier is None or "classifier" in plan.given:
-        return plan.given.get("classifier")
-    return _find_or_fit(cfg, "classifier", plan.classifier, classifier, train)
-
-
-def fit_trajectory(cfg: DictConfig, parts: Parts) -> None:
-    """Let a trajectory that depends on the fitted model see it; seconds, so that nothing is kept but the times."""
-    trajectory = parts.trajectory
-    if trajectory.num_images == 0:
-        return
-    with refusals("trajectory"), computing(make_trainer(cfg)) as device:
-        clean, labels = parts.calibration(trajectory.num_images, device)
-        trajectory.fit(
-            parts.denoiser.to(device).eval(),
-            parts.strategy.to(device).eval(),
-            list(torch.split(clean, cfg.sample_batch_size)),
-            derive_seed(cfg.seed, Stream.TRAJECTORY),
-            labels,
-        )
-
-
-def _find_or_fit(
-    cfg: DictConfig, kind: Kind, identity: Identity, module: nn.Module, fit: Callable[[Entry], None]
-) -> Checkpoint:
-    entry = Entry(Path(cfg.cache_dir), kind, identity)
+    module = {"mean": parts.denoiser, "variance": parts.strategy, "classifier": classifier}[kind]
+    assert module is not None
+    calibrated = kind == "variance" and isinstance(parts.strategy, Calibrated)
+    entry = Entry(Path(config.cache_dir), kind, identity)
     with entry.lock():
         checkpoint = entry.load()
         if checkpoint is None:
             log.info("%s: fitting (will be kept as %s)", kind, entry.path)
-            fit(entry)
+            if calibrated:
+                _calibrate(run)
+            else:
+                run_stage(run, *_stage(run, kind), loggers, entry)
             checkpoint = Checkpoint(kind, identity, module.state_dict())
             if rank_zero():
                 checkpoint.save(entry.path)
                 shutil.rmtree(entry.resume_folder, ignore_errors=True)
             return checkpoint
     log.info("%s: found %s", kind, entry.path)
-    is_tracked = kind == "mean" or (isinstance(module, VarianceStrategy) and module.fitting == "train")
-    if "tracking" in cfg.callbacks and is_tracked:
+    if "tracking" in config.callbacks and kind != "classifier" and not calibrated:
         log.info("%s: fitted before, so that there is nothing to track; another cache_dir fits it again", kind)
-    return load_into(module, checkpoint, f"cache_dir = {cfg.cache_dir}")
+    return load_into(module, checkpoint, f"cache_dir = {config.cache_dir}")
 
 
-def run_stage(
-    cfg: DictConfig, stage: Stage, parts: Parts, loggers: list[Logger], entry: Entry, description: str
-) -> None:
-    """Train a stage to its last step, from where an interrupted run left it; the averaged weights are in it then."""
-    keep = ModelCheckpoint(
-        entry.resume_folder, "resume", every_n_train_steps=cfg.checkpoint_every, enable_version_counter=False
+def _stage(run: Run, kind: Kind) -> tuple[Stage, str]:
+    """The stage that trains weights of a kind, and what it is called."""
+    config, parts = run.config, run.parts
+    settings = StageSettings(
+        instantiate(config.optimizer), config.warmup_steps, config.cooldown, config.seed, config.label_dropout
     )
-    callbacks = make_callbacks(cfg, parts, entry.identity)
-    trainer = make_trainer(cfg, logger=loggers, callbacks=[*callbacks, StageProgressBar(description), keep])
+    if kind == "mean":
+        return MeanStage(parts.denoiser, settings), "1/3 mean network"
+    if kind == "variance":
+        assert isinstance(parts.strategy, Trained)
+        stage = VarianceStage(parts.denoiser, parts.strategy, settings)
+        return stage, f"2/3 variance ({type(parts.strategy).__name__})"
+    assert parts.guidance is not None
+    assert parts.guidance.classifier is not None
+    return ClassifierStage(parts.denoiser, parts.guidance.classifier, settings), "classifier"
+
+
+def _calibrate(run: Run) -> None:
+    parts, strategy = run.parts, run.parts.strategy
+    assert isinstance(strategy, Calibrated)
+    with run.machine.training() as device:
+        clean, labels = parts.calibration(strategy.num_images, device)
+        batches = torch.split(clean, parts.data.batch_size)
+        strategy.calibrate(parts.denoiser.to(device).eval(), batches, run.config.seed, labels)
+
+
+def fit_trajectory(run: Run) -> None:
+    """Fit a trajectory that depends on the model, and settle the times.  It takes seconds, so it is not cached."""
+    config, parts, trajectory = run.config, run.parts, run.parts.trajectory
+    with config_errors("trajectory"), run.machine.training() as device:
+        if trajectory.num_images:
+            clean, labels = parts.calibration(trajectory.num_images, device)
+            denoiser, strategy = parts.denoiser.to(device).eval(), parts.strategy.to(device).eval()
+            batches = list(torch.split(clean, config.sample_batch_size))
+            trajectory.fit(denoiser, strategy, batches, derive_seed(config.seed, Stream.TRAJECTORY), labels)
+        parts.times  # noqa: B018 (computed once, and refused here)
+
+
+def make_callbacks(config: Config, parts: Parts, identity: Identity) -> list[Callback]:
+    """Lightning callbacks of the config, for one stage.
+
+    Args:
+        config, parts: of the run.
+        identity: what determines the weights of the stage.
+    Raises:
+        ConfigError: if a run of these parts cannot be tracked.
+    """
+    with config_errors("callbacks"):
+        callbacks: list[Callback | Tracking] = [instantiate(callback) for callback in config.callbacks.values()]
+        for callback in callbacks:
+            if isinstance(callback, Tracking):
+                callback.check(parts)
+    return [each.tracker(config, parts, identity) if isinstance(each, Tracking) else each for each in callbacks]
+
+
+def run_stage(run: Run, stage: Stage, description: str, loggers: list[Logger], entry: Entry) -> None:
+    """Train a stage to its last step, from where an interrupted run left it; the averaged weights are in it then."""
+    config, parts = run.config, run.parts
+    keep = ModelCheckpoint(
+        entry.resume_folder, "resume", every_n_train_steps=config.checkpoint_every, enable_version_counter=False
+    )
+    callbacks = make_callbacks(config, parts, entry.identity)
+    steps = config.variance_steps if stage.name == "variance" else None
+    own = {} if steps is None else {"max_steps": steps}
+    trainer = run.trainer(logger=loggers, callbacks=[*callbacks, StageProgressBar(description), keep], **own)
     try:
         trainer.fit(
             stage,
@@ -163,7 +254,7 @@ def _resumable(folder: Path) -> Path | None:
                 raise zipfile.BadZipFile
         step = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
     except Exception as error:  # whatever a damaged file makes the reader say
-        log.warning("%s can not be read (%s): starting from the first step", path, type(error).__name__)
+        log.warning("%s cannot be read (%s): starting from the first step", path, type(error).__name__)
         return None
     log.info("resuming from step %d", step)
     return path

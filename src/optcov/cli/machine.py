@@ -1,69 +1,127 @@
-"""What follows the machine: threads, memory format, and the precision of sampling; each is a key of the config."""
+"""What follows the machine: its device, threads, memory format and precision."""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from joblib import cpu_count
+from lightning import Fabric
 
+from optcov.cli.errors import ConfigError, config_errors
 from optcov.denoiser import Denoiser
+from optcov.keys import Config
 
 log = logging.getLogger(__name__)
 
-QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU time in a period, and the period
 OWN_THREADS = torch.get_num_threads()  # PyTorch's choice, before a job of this process makes another
 FOR_EACH_PROCESS = "OMP_NUM_THREADS" in os.environ  # that choice was made by whoever set it, for each process
 
 
-def settle(cfg: DictConfig, denoiser: Denoiser, device: torch.device, processes: int = 1) -> None:
-    """Apply ``num_threads`` and ``channels_last``, where ``auto`` is what was measured to be fastest, and tell.
+@dataclass(frozen=True)
+class Machine:
+    """Where and how precisely this process computes.
+
+    Args:
+        device: of this process.
+        processes: on this machine, which share its cores.
+        fabric, sampling_fabric: Lightning's, in the precision of training and of sampling.
+    """
+
+    device: torch.device
+    processes: int
+    fabric: Fabric
+    sampling_fabric: Fabric
+
+    @classmethod
+    def of(cls, config: Config) -> Machine:
+        """The machine that a config asks for.
+
+        Raises:
+            ConfigError: if this machine or its versions cannot do what the config asks, or a sweep cannot.
+        """
+        trainer = config.trainer
+        if trainer["max_steps"] < 1:
+            raise ConfigError(f"trainer.max_steps = {trainer['max_steps']} trains nothing: give at least 1")
+        training, sampling = (_fabric(config, p) for p in (trainer["precision"], config.sampling_precision))
+        if training.device.type == "mps":
+            raise ConfigError(
+                f"trainer.accelerator = {trainer['accelerator']} finds Apple's MPS, which has no float64 for "
+                "schedules: set trainer=cpu"
+            )
+        launcher = getattr(training.strategy, "launcher", None)
+        if config.sweep is not None and type(launcher).__name__ == "_SubprocessScriptLauncher":
+            raise ConfigError(
+                f"trainer.strategy = {trainer['strategy']} would start the whole sweep again in each of its processes: "
+                "set trainer.strategy=ddp_fork, or start the jobs one by one"
+            )
+        return cls(training.device, training.world_size // trainer["num_nodes"], training, sampling)
+
+    @property
+    def name(self) -> str:
+        """Of the device, for results."""
+        on_gpu = self.device.type == "cuda"
+        return torch.cuda.get_device_name(self.device) if on_gpu else f"{torch.get_num_threads()} CPU threads"
+
+    @contextmanager
+    def training(self) -> Iterator[torch.device]:
+        """Compute in the precision of training, on the device that this gives."""
+        with self.fabric.autocast():
+            yield self.device
+
+    @contextmanager
+    def sampling(self) -> Iterator[torch.device]:
+        """The same in the precision of sampling."""
+        with self.sampling_fabric.autocast():
+            yield self.device
+
+
+def _fabric(config: Config, precision: Any) -> Fabric:
+    if str(precision).endswith("-true") and precision != "32-true":
+        raise ConfigError(
+            f"trainer.precision = {precision} would keep weights or schedules in half or double precision: "
+            "set 32-true, bf16-mixed or 16-mixed"
+        )
+    names = ("accelerator", "devices", "strategy", "num_nodes")
+    try:
+        with config_errors("trainer"):
+            return Fabric(**{name: config.trainer[name] for name in names}, precision=precision)
+    except RuntimeError as error:  # as where there is no GPU
+        raise ConfigError(f"trainer.accelerator = {config.trainer['accelerator']}: {error}") from error
+
+
+def configure_machine(config: Config, denoiser: Denoiser, machine: Machine) -> None:
+    """Apply ``num_threads`` and ``channels_last``, where ``auto`` is what was measured to be fastest, and say so.
 
     Neither changes a result by more than the order of sums does.  The precision of sampling does: in bfloat16 a sample
     depends, by rounding, on its batch, so that it is chosen by the user alone.
-
-    Args:
-        cfg: composed.
-        denoiser: on any device.
-        device: where it will compute.
-        processes: on this machine, which share its cores.
     """
-    threads = available_threads(processes) if cfg.num_threads == "auto" else cfg.num_threads
+    threads = available_threads(machine.processes) if config.num_threads == "auto" else config.num_threads
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # or Lightning sets another number where it starts processes
+    on_cpu, precision = machine.device.type == "cpu", config.trainer["precision"]
     # in bfloat16, channels-last gains nothing forward and loses a tenth backward; on GPUs norms would undo it
-    auto = device.type == "cpu" and cfg.trainer.precision in ("32-true", 32, "32")
-    channels_last = auto if cfg.channels_last == "auto" else cfg.channels_last
+    auto = on_cpu and precision in ("32-true", 32, "32")
+    channels_last = auto if config.channels_last == "auto" else config.channels_last
     if channels_last:
         denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    sampling = cfg.sample_precision or cfg.trainer.precision
-    hint = ""
-    if device.type == "cpu" and sampling != "bf16-mixed" and denoiser.feature_channels >= 64 and has_bfloat16():
+    sampling, hint = config.sampling_precision, ""
+    if on_cpu and sampling != "bf16-mixed" and denoiser.feature_channels >= 64 and has_bfloat16():
         hint = " (sample_precision=bf16-mixed is faster on this CPU)"
-    log.info(
-        "%s, %d thread(s), %s, training in %s, sampling in %s%s",
-        device.type,
-        threads,
-        "channels last" if channels_last else "channels first",
-        cfg.trainer.precision,
-        sampling,
-        hint,
-    )
+    layout = "channels last" if channels_last else "channels first"
+    kind = machine.device.type
+    log.info("%s, %d thread(s), %s, training in %s, sampling in %s%s", kind, threads, layout, precision, sampling, hint)
 
 
 def available_threads(processes: int = 1) -> int:
     """PyTorch's own choice, or fewer where a container may use fewer cores than it sees; of each of some processes."""
-    threads = OWN_THREADS
-    try:
-        limit, period = QUOTA.read_text().split()
-        if limit != "max":
-            threads = min(threads, math.ceil(int(limit) / int(period)))
-    except (OSError, ValueError):  # not in a container, or not on Linux
-        pass
+    threads: int = min(OWN_THREADS, cpu_count())
     return max(1, threads if FOR_EACH_PROCESS else threads // processes)
 
 

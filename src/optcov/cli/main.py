@@ -1,23 +1,31 @@
-"""The entry points: Hydra around a task, and errors of one sentence."""
+"""The entry points: a config is composed and checked before anything heavy is imported; an error is one sentence."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import hydra
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import CompactHydraException
+from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-Task = Literal["train", "sample", "evaluate"]
-CONFIGS = {"train": "config", "sample": "sample", "evaluate": "evaluate", "compare": "report"}  # of task, in conf/
+from optcov.cli.check import check
+from optcov.cli.errors import ConfigError, must, sentence
+from optcov.cli.explain import explain
+from optcov.cli.restore import CONF, restored, store_run
+from optcov.keys import Config
+
+Task = Literal["train", "sample", "evaluate", "report", "prepare"]
+CONFIGS = {"train": "config", "prepare": "config"}  # of a task, where it is not the task's name
 log = logging.getLogger(__name__)
 
 
@@ -28,107 +36,128 @@ def register_resolvers() -> None:
 
 
 def report_dir(runs: Any, otherwise: str) -> str:
-    """Where a report goes: of one multirun into its folder, else into one of its own."""
+    """Where a report goes: that of one multirun into its folder, others into a folder of their own."""
     is_multirun = isinstance(runs, str) and (Path(runs) / "multirun.yaml").is_file()
     return str(runs) if is_multirun else otherwise
 
 
-def main(script_task: Task, script: str) -> None:
-    """Run a task with the command line's overrides.
+def command() -> None:
+    """``optcov TASK KEY=VALUE ...``."""
+    # Lightning starts the other processes of a job with the arguments that are left
+    task = os.environ.get("OPTCOV_TASK", "") if "LOCAL_RANK" in os.environ else ""
+    task = task or (sys.argv.pop(1) if len(sys.argv) > 1 else "--help")
+    usage = f"optcov {{{','.join(get_args(Task))}}} KEY=VALUE ...   (optcov train --help lists groups and keys)"
+    if task in ("--help", "-h"):
+        print(f"usage: {usage}")
+        return
+    if task not in get_args(Task):
+        sys.exit(f"error: {task} is not a task: {usage}")
+    os.environ["OPTCOV_TASK"] = task
+    main(task)  # type: ignore[arg-type]
 
-    Args:
-        script_task: what to run; ``evaluate`` with ``runs=`` reports over these.
-        script: the calling file, beside which ``conf`` lies.
-    """
+
+def main(task: Task) -> None:
+    """Run a task with the overrides of the command line; ``evaluate`` with ``runs=`` reports over these."""
     register_resolvers()
     # large tensors come in large pages: without, 7 % of a U-Net's time on a CPU goes into touching new memory
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    # Hydra shows the frames of a failed job unless it is told to raise: it raises here, and _sentence decides
-    wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1" and "OPTCOV_CHILD" not in os.environ
-    os.environ.update(HYDRA_FULL_ERROR="1", OPTCOV_CHILD="1")
-    failed: list[Exception] = []
-    conf = Path(script).resolve().parent / "conf"
-    keys = {argument.partition("=")[0] for argument in sys.argv[1:]}
-    reports = script_task == "evaluate" and "runs" in keys
-    task = "compare" if reports else script_task
-
-    @hydra.main(version_base="1.3", config_path=str(conf), config_name=CONFIGS[task])
-    def entry(cfg: DictConfig) -> None:
-        from optcov.cli import tasks  # torch and Lightning take seconds: a typo is answered before
-
-        try:
-            getattr(tasks, task)(cfg)
-        except Exception as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                log.error("%s", _sentence(error) or f"{type(error).__name__}: {error}")  # in the job's own log
-                raise  # Hydra finishes the other jobs, and raises it again
-            failed.append(error)  # past Hydra, which would add a line of its own
-
+    wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
-        if reports and "run" in keys:
-            from optcov.cli.errors import ConfigError
-
-            raise ConfigError(
-                "run and runs are both given: run=FOLDER scores a run again, runs=FOLDER reports over runs"
-            )
-        if task in ("sample", "evaluate"):
-            sys.argv[1:] = with_run_overrides(sys.argv[1:])
-        entry()
-        if failed:
-            raise failed[0]
+        _run(task, sys.argv[1:])
     except KeyboardInterrupt as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":  # one of several processes speaks
             sys.exit(1)
         sys.exit(f"stopped: {str(error) or 'the same command continues from the last checkpoint'}")
     except Exception as error:
-        sentence = None if wants_trace else _sentence(error)
-        if sentence is None:
+        if wants_trace:
             raise
-        sys.exit(f"error: {sentence}")
+        sys.exit(f"error: {sentence(error)}")
 
 
-def with_run_overrides(arguments: list[str]) -> list[str]:
-    """Add the overrides of the run named by ``run=PATH`` to the command line's, which go first.
+def _run(task: Task, arguments: Sequence[str]) -> None:
+    parser = get_args_parser()
+    args = parser.parse_args(arguments)
+    overrides, keys = list(args.overrides), {override.partition("=")[0] for override in args.overrides}
+    if task == "evaluate" and "runs" in keys:
+        if "run" in keys:
+            raise ConfigError("run and runs are both given: run=FOLDER scores a run, runs=FOLDER reports over runs")
+        task = "report"
+    shows = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
+    if task in ("sample", "evaluate") and "run" not in keys and not shows:
+        beside = ", or runs=[FOLDER,FOLDER] for a report" if task == "evaluate" else ""
+        raise must("run", "the folder of a run", "nothing", f"give run=FOLDER, which train.py has printed{beside}")
+    if args.config_dir is not None:
+        if not Path(args.config_dir).is_dir():
+            raise must("--config-dir", "a folder", args.config_dir, "correct its name")
+        overrides.append(f"hydra.searchpath=['file://{Path(args.config_dir).absolute()}']")
+    began, failed = list[bool](), list[Exception]()
 
-    Choosing another option of a group drops what the run had set inside it. A run has checkpoints of its own, whatever
-    it was given.
+    def job(cfg: DictConfig) -> None:
+        began.append(True)
+        try:
+            _do(task, cfg)
+        except Exception as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                log.error("%s", sentence(error))  # in the job's own log
+                raise  # Hydra finishes the other jobs, and raises it again
+            failed.append(error)  # past Hydra, which would add a line of its own
+
+    with initialize_config_dir(str(CONF), job_name=task, version_base="1.3"):
+        name = args.config_name or CONFIGS.get(task, task)
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        try:
+            if task in ("sample", "evaluate") and "run" in keys:
+                name = store_run(task, overrides, args.config_dir)
+            if args.help:
+                hydra.app_help(config_name=name, args_parser=parser, args=args)
+            elif args.hydra_help:
+                hydra.hydra_help(config_name=name, args_parser=parser, args=args)
+            elif args.cfg:
+                hydra.show_cfg(name, overrides, cfg_type=args.cfg, package=args.package, resolve=args.resolve)
+            elif args.info:
+                hydra.show_info(args.info, config_name=name, overrides=overrides)
+            elif args.shell_completion:
+                hydra.shell_completion(config_name=name, overrides=overrides)
+            elif task == "prepare":
+                _start(task, compose_config(overrides))
+            else:
+                start = hydra.multirun if args.multirun else hydra.run
+                mode = f"hydra.mode={'MULTIRUN' if args.multirun else 'RUN'}"
+                start(config_name=name, task_function=job, overrides=[*overrides, mode])
+        except (HydraException, ValueError, OmegaConfBaseException) as error:
+            if began or isinstance(error, ConfigError):
+                raise
+            raise ConfigError(explain(error, overrides, name, args.multirun)) from error
+    if failed:
+        raise failed[0]
+
+
+def compose_config(overrides: Sequence[str]) -> Config:
+    """The checked config of ``train.py`` with these overrides, without a run; Hydra must be initialized.
+
+    Raises:
+        ConfigError, HydraException: if there is no such config.
     """
-    from optcov.cli.errors import ConfigError
-
-    runs = [argument.removeprefix("run=") for argument in arguments if argument.startswith("run=")]
-    if not runs and not any(argument.startswith("-") for argument in arguments):
-        raise ConfigError(
-            "run is missing: give run=FOLDER, the folder that train.py printed when it ended (or, to evaluate.py, "
-            "runs=FOLDER of a multirun or runs=[FOLDER,FOLDER] for a report)"
-        )
-    if not runs:  # --help and its kind
-        return arguments
-    saved = Path(runs[0]) / ".hydra" / "overrides.yaml"
-    if not saved.is_file():
-        raise ConfigError(f"run = {runs[0]} is no folder of a run (no {saved}): give one that train.py has printed")
-    parser = OverridesParser.create()
-    given = [o.key_or_group for o in parser.parse_overrides([a for a in arguments if not a.startswith("-")])]
-    kept = []
-    for line in map(str, OmegaConf.load(saved)):
-        key = parser.parse_override(line).key_or_group
-        of_the_run = key == "output_dir" or key.startswith("hydra") or key.endswith("_ckpt")
-        if key not in given and key.partition(".")[0] not in given and not of_the_run:
-            kept.append(line)
-    return arguments + kept
+    cfg = compose("config", ["output_dir=.", *overrides], return_hydra_config=True)
+    hydra = cfg.hydra
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return check(cfg, hydra)
 
 
-def _sentence(error: Exception) -> str | None:
-    """What to tell the user, or None for an error that is ours to mend and needs its frames."""
-    from optcov.cli.errors import ConfigError
+def _do(task: Task, cfg: DictConfig) -> None:
+    """Check the config, and only then start what it asks for."""
+    if task == "report":
+        from optcov.cli.report import report
 
-    if isinstance(error, (ConfigError, CompactHydraException, OmegaConfBaseException)):
-        return str(error)
-    if type(error).__name__ == "CheckpointError":
-        return str(error)
-    if isinstance(error, RuntimeError) and ("inline_container" in str(error) or "iostream" in str(error)):
-        return "a file could not be written whole (as on a full disk): free space, or set hydra.run.dir or cache_dir"
-    if isinstance(error, OSError) and error.errno is not None:
-        place = error.filename or "the output folder"
-        remedy = "free space, mend its rights, or set hydra.run.dir or cache_dir"
-        return f"{place} can not be written or read ({error.strerror}): {remedy}"
-    return None
+        report(cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs), Path(cfg.output_dir))
+        return
+    config = check(cfg, HydraConfig.get())
+    _start(task, config if config.run is None else restored(config))
+
+
+def _start(task: Task, config: Config) -> None:
+    from optcov.cli import tasks  # with it PyTorch and Lightning, which take seconds
+
+    getattr(tasks, task)(config)

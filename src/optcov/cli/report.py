@@ -11,19 +11,36 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
-from optcov.report import gather, write_report, write_tables
+from optcov.cli.errors import config_errors
 
 log = logging.getLogger(__name__)
 
 
+def report(sources: str | list[str], folder: Path) -> None:
+    """Report over runs.
+
+    Args:
+        sources: folders of runs or multiruns, or patterns of such.
+        folder: where the report goes.
+    """
+    from optcov.report import check_comparable, gather, write_report
+
+    with config_errors("runs"):
+        runs = gather(sources)
+        check_comparable(runs)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_report(runs, folder)
+
+
 def show_run(results: dict[str, Any]) -> None:
     """Print a run's results as a table on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("", results["var"], title="optcov", title_justify="left")
-    for key in ("data", "model", "schedule", "sampler", "guidance", "trajectory", "num_steps", "nfe", "seed"):
-        if key != "guidance" or results[key] != "none":
+    for key in ("data", "model", "schedule", "sampler", "guidance", "trajectory", "num_steps", "nfe", "ne", "seed"):
+        if key in results and (key != "guidance" or results[key] != "none"):
             table.add_row(key, str(results[key]))
     table.add_section()
     for name, value in results["metrics"].items():
@@ -47,6 +64,8 @@ class SweepReport(Callback):
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if config.hydra.mode != RunMode.MULTIRUN:
             return
+        from optcov.report import gather, write_tables  # with it PyTorch, which a refused command has no use for
+
         folder = Path(config.hydra.sweep.dir)
         # jobs may end at once: whoever has the lock last sees the results of all before it
         with FileLock(folder / ".lock"):
@@ -55,6 +74,8 @@ class SweepReport(Callback):
                 write_tables(runs, folder)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from optcov.report import gather, write_report
+
         folder = Path(config.hydra.sweep.dir)
         runs = gather(folder)
         if not runs.ended:

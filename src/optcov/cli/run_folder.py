@@ -1,103 +1,135 @@
-"""A run's folder: whose it is, what its config chose, and where its numbers come from."""
+"""A run's folder: the config that it holds, whose it is, and where its numbers come from.
+
+A folder may come from a stranger.  Its config is data: of bounded size, without interpolations and defaults lists.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
 import platform
+import re
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+import yaml
+from omegaconf import OmegaConf
 
-from optcov.added import with_added
-from optcov.cli.errors import ConfigError
+from optcov.cli.check import leaves
+from optcov.cli.errors import ConfigError, must
 from optcov.files import write_atomically
+from optcov.keys import KEYS, PLACE, SCORE, Config, select
+from optcov.upgrade import CHOICES, upgrade
 
-# keys that make no other run: where it is, and how it is watched
-NOT_OF_THE_RUN = ("output_dir", "logger")
-# keys that a run which has not ended may still change: neither its networks nor its samples so far depend on them
-UNTIL_THE_END = (*NOT_OF_THE_RUN, "metric", "num_samples", "sample_batch_size", "num_threads")
+LIMIT = 1 << 20  # bytes of a file
+OF_A_COMMAND = {"run", "trust", "mode", "format", "overrides", "sweep"}  # and not of the run that it makes or reads
 
 
-def claim(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
-    """Take a folder for a run, by writing its config there; what is there already is kept.
-
-    A run that has not ended may go on with other metrics, another number of samples or another batch size of them:
-    so it is mended if a metric failed, or memory did not suffice.
+@dataclass(frozen=True)
+class Saved:
+    """What a run's folder says of its config.
 
     Args:
-        folder: the run's folder.
-        config: resolved.
+        values: resolved.
+        choices: the option of each group.
+        overrides: of the run's command line.
+    """
+
+    values: dict[str, Any]
+    choices: dict[str, str]
+    overrides: list[str]
+
+    @classmethod
+    def read(cls, folder: Path) -> Saved:
+        """Read a folder that anyone may have written.
+
+        Raises:
+            ConfigError: if it holds no run, or anything that a saved config does not hold.
+        """
+        values, overrides = (_plain(folder, f".hydra/{name}.yaml") for name in ("config", "overrides"))
+        if not isinstance(values, dict) or not isinstance(overrides, list):
+            raise must("run", "a folder that train.py has printed", folder, "its config has another form")
+        choices = values.pop("choices", None)
+        if choices is None:  # of an earlier version, whose results name them
+            results = _plain(folder, "results.json") if (folder / "results.json").is_file() else {}
+            choices = CHOICES | {key: value for key, value in results.items() if key in KEYS and isinstance(value, str)}
+        values = upgrade({key: value for key, value in values.items() if key not in OF_A_COMMAND})
+        strange = [f"the key {key}" for key in values if key not in KEYS]
+        strange += [f"a defaults list in {key}" for key, _ in leaves(values) if "defaults" in key.split(".")]
+        strange += [f"an interpolation in {key}" for key, value in leaves(values) if "${" in str(value)]
+        strange += [
+            f"the choice {group}={choice}"
+            for group, choice in choices.items()
+            if group not in (*KEYS, "experiment") or not re.fullmatch(r"[\w\[\], ']+", str(choice))
+        ]
+        if strange:
+            remedy = "give another, or use the version of optcov that wrote it"
+            raise must(
+                "run", "a folder whose config this version of optcov wrote", folder, f"it holds {strange[0]}: {remedy}"
+            )
+        return cls(values, {str(key): str(value) for key, value in choices.items()}, [str(each) for each in overrides])
+
+
+def _plain(folder: Path, name: str) -> Any:
+    """The content of a YAML or JSON file."""
+    path = folder / name
+    if not path.is_file():
+        raise ConfigError(f"run = {folder} is no folder of a run (no {path}): give one that train.py has printed")
+    text = path.read_bytes()[: LIMIT + 1].decode(errors="replace")
+    try:
+        # a few aliases expand to gigabytes
+        if len(text) > LIMIT or any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise yaml.YAMLError
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        remedy = f"its {name} is damaged, larger than {LIMIT >> 20} MiB, or not plain YAML"
+        raise must("run", "a folder that train.py has printed", folder, remedy) from error
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Write the resolved config, which says whose the folder is."""
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    values = config.model_dump(exclude=OF_A_COMMAND - ({"run"} if config.run else set()))
+    write_atomically(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
+
+
+def open_run_folder(config: Config) -> dict[str, Any] | None:
+    """Take the output folder for a run, by writing its config there; what is there already is kept.
+
+    A run that has not ended may go on with other metrics or another number of samples, in another place, so that it
+    can be continued where a metric failed or memory did not suffice.
+
     Returns:
         The results of the same run, if it ended here before.
     Raises:
         ConfigError: if another run has the folder.
     """
-    saved, results = folder / ".hydra" / "config.yaml", folder / "results.json"
-    text = OmegaConf.to_yaml(OmegaConf.create(config))
+    folder = Path(config.output_dir)
+    results, saved = folder / "results.json", folder / ".hydra" / "config.yaml"
     if saved.is_file():
-        free = NOT_OF_THE_RUN if results.is_file() else UNTIL_THE_END
-        if _without(free, OmegaConf.load(saved)) != _without(free, OmegaConf.create(text)):
+        free = PLACE if results.is_file() else PLACE | SCORE
+        theirs = select(Saved.read(folder).values, lambda what: not what & free)
+        if theirs != select(config.model_dump(), lambda what: not what & free):
             raise ConfigError(f"output_dir = {folder} holds a run with another config: choose another hydra.run.dir")
     if results.is_file():
         if not saved.is_file():
             raise ConfigError(f"output_dir = {folder} holds another run's results.json: choose another hydra.run.dir")
         return dict(json.loads(results.read_text()))
     saved.parent.mkdir(parents=True, exist_ok=True)
-    overrides = OmegaConf.create(list(HydraConfig.get().overrides.task))
-    write_atomically(saved.with_name("overrides.yaml"), OmegaConf.to_yaml(overrides))
-    write_atomically(saved, text)
+    write_atomically(saved.with_name("overrides.yaml"), OmegaConf.to_yaml(OmegaConf.create(config.overrides)))
+    write_config(folder, config)
     return None
 
 
-def _without(keys: tuple[str, ...], config: DictConfig | ListConfig) -> dict[str, Any]:
-    """A config as plain containers, whatever version wrote it, but for some of its keys."""
-    plain = OmegaConf.to_container(config)
-    assert isinstance(plain, dict)
-    return {key: value for key, value in with_added(plain).items() if key not in keys}
-
-
-def sweep_folder() -> Path | None:
-    """The folder of the multirun this process belongs to, or None outside of one."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return None
-    return Path(HydraConfig.get().sweep.dir)
-
-
-def choices() -> dict[str, str]:
-    """The option chosen in each group, Hydra's own aside."""
-    chosen = HydraConfig.get().runtime.choices
-    return {str(group): str(chosen[group]) for group in chosen if not str(group).startswith("hydra")}
-
-
-def overrides() -> dict[str, str]:
-    """The overrides of this job inside groups and at the top level, by key."""
-    parsed = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
-    return {each.key_or_group: str(each.value()) for each in parsed if each.key_or_group not in choices()}
-
-
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Revision, versions and the device that computed, for ``results.json``."""
+def provenance() -> dict[str, Any]:
+    """Revision and versions, for ``results.json``."""
     versions = {name: importlib.metadata.version(name) for name in ("optcov", "torch", "lightning", "hydra-core")}
-    return {
-        "git_revision": _git_revision(),
-        "versions": versions | {"python": platform.python_version()},
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{torch.get_num_threads()} CPU threads",
-    }
-
-
-def _git_revision() -> str | None:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         described = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+        revision = described.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()
+        revision = None
+    return {"git_revision": revision, "versions": versions | {"python": platform.python_version()}}

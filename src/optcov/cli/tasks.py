@@ -1,4 +1,4 @@
-"""The tasks behind ``train.py``, ``sample.py`` and ``evaluate.py``: compose, build, fit, sample, score, report."""
+"""The tasks behind ``train.py``, ``sample.py`` and ``evaluate.py``: build, fit, sample, score."""
 
 from __future__ import annotations
 
@@ -6,89 +6,70 @@ import json
 import logging
 import time
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from optcov.added import with_added
-from optcov.cli.build import Parts, build
-from optcov.cli.curve import write_variance_curve
-from optcov.cli.draw import draw, forget, preview, write_npz, write_pngs
-from optcov.cli.errors import ConfigError, refusals
-from optcov.cli.fit import fit_classifier, fit_mean, fit_trajectory, fit_variance
-from optcov.cli.identity import NETWORK, NOT_IDENTITY, difference, plan
-from optcov.cli.machine import settle
-from optcov.cli.preflight import check
+from optcov.cli.build import Run, build
+from optcov.cli.errors import ConfigError, config_errors
+from optcov.cli.evaluate import delete_partial_samples, draw, evaluate_run, preview, write_variance_profile
+from optcov.cli.fit import CHECKPOINTS, fit, fit_trajectory, make_callbacks, plan_fits
+from optcov.cli.machine import Machine, configure_machine
 from optcov.cli.report import show_run
-from optcov.cli.run_folder import choices, claim, overrides, provenance
-from optcov.cli.score import Scores, score_model, score_samples, wants_samples
-from optcov.cli.trainer import computing, make_callbacks, make_trainer, root_device, sampling_trainer
+from optcov.cli.run_folder import Saved, open_run_folder, write_config
 from optcov.cli.wandb import WandbRun
+from optcov.data.prepare import prepare as prepare_data
 from optcov.files import write_atomically
-from optcov.guidance import Guidance
-from optcov.report import check_comparable, gather, write_report
-from optcov.report.runs import FORMAT
-from optcov.training.store import rank_zero
+from optcov.keys import Config
+from optcov.report.export import write_npz, write_pngs
+from optcov.training.store import Checkpoint, Kind, rank_zero
+from optcov.variance.base import Calibrated, Trained
 
 log = logging.getLogger(__name__)
 
-# keys of a run that what is made of it keeps
-OF_THE_RUN = ("data", *NETWORK, "conditional", "label_dropout")
-# its checkpoints, by the keys that put others in their place
-CHECKPOINTS = {"mean_ckpt": "mean", "var_ckpt": "variance", "classifier_ckpt": "classifier"}
 
-
-def train(cfg: DictConfig) -> dict[str, Any]:
+def train(config: Config) -> dict[str, Any]:
     """The whole job: fit the mean, fit its variance, sample, score; each fit only if it was not done before.
 
     Args:
-        cfg: composed from ``conf/config.yaml``.
+        config: of ``conf/config.yaml``, checked.
     Returns:
         What ``results.json`` holds.
     Raises:
-        ConfigError, CheckpointError: if the config can not be run, before anything is written.
+        ConfigError, CheckpointError: if the config cannot be run, before anything is written.
     """
     _quiet()
     started = time.monotonic()
-    config = check(cfg)
-    parts = build(cfg)
-    trainer = make_trainer(cfg)  # refuses what this machine can not do
-    settle(cfg, parts.denoiser, trainer.strategy.root_device, trainer.num_devices)
-    make_callbacks(cfg, parts, {})
-    fits = plan(cfg, config, parts)
-    folder = Path(cfg.output_dir)
-    done = claim(folder, config) if rank_zero() else None
+    run = _build(config)
+    make_callbacks(config, run.parts, {})  # refuses what cannot be tracked
+    plan = plan_fits(config, run.parts)
+    done = open_run_folder(config) if rank_zero() else None
     if done is not None:
-        log.info("%s is finished already: nothing to do", folder)
+        log.info("%s is finished already: nothing to do", run.folder)
         return done
-    loggers = _loggers(cfg, config)
+    loggers = _loggers(config)
     try:
-        mean = fit_mean(cfg, parts, fits, loggers)
-        mean_fitted = time.monotonic()
-        variance = fit_variance(cfg, parts, fits, loggers)
-        fit_trajectory(cfg, parts)
-        variance_fitted = time.monotonic()
-        classifier = fit_classifier(cfg, parts, fits, loggers)
-        classifier_fitted = time.monotonic()
+        fitted: dict[Kind, Checkpoint | None] = {}
+        seconds: dict[str, float] = {}
+        for kind in get_args(Kind):
+            began = time.monotonic()
+            fitted[kind] = fit(run, plan, kind, loggers)
+            if kind == "variance":
+                fit_trajectory(run)
+            if fitted[kind] is not None or kind != "classifier":
+                seconds[kind] = time.monotonic() - began
         if rank_zero():
-            for checkpoint in filter(None, (mean, variance, classifier)):
-                checkpoint.save(folder / "checkpoints" / f"{checkpoint.kind}.safetensors")
-            write_variance_curve(cfg, parts, folder)
-        results = _evaluate(cfg, parts, folder)
+            for kind, checkpoint in fitted.items():
+                if checkpoint is not None:
+                    checkpoint.save(run.folder / "checkpoints" / f"{kind}.safetensors")
+            write_variance_profile(run)
+        results = evaluate_run(run)
         if rank_zero():
-            results["wall_time_s"] |= {
-                "mean": mean_fitted - started,
-                "variance": variance_fitted - mean_fitted,
-                **({"classifier": classifier_fitted - variance_fitted} if classifier else {}),
-                "total": time.monotonic() - started,
-            }
-            _finish(results, folder, loggers, cfg.trainer.max_steps)
+            results["wall_time_s"] |= seconds | {"total": time.monotonic() - started}
+            _finish(run, results, loggers)
     except BaseException:
         _close(loggers, failed=True)
         raise
@@ -96,32 +77,31 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     return results
 
 
-def sample(cfg: DictConfig) -> Path:
+def sample(config: Config) -> Path:
     """Draw samples from a run's checkpoints: a picture, and the samples as ``.npz`` or PNG files.
 
     Args:
-        cfg: composed from ``conf/sample.yaml`` and the run's overrides.
+        config: of ``conf/sample.yaml`` on the ground of the run's.
     Returns:
         The folder of the samples.
     """
-    if cfg.format not in ("npz", "png"):
-        raise ConfigError(f"format = {cfg.format} is unknown: give npz or png")
-    cfg.metric = {}  # nothing is scored, so that nothing need be there for it
-    parts, folder, _ = _restore(cfg)
-    if cfg.get("mode") is not None:
-        with refusals("mode"), computing(sampling_trainer(cfg)) as device:
-            instantiate(cfg.mode).draw(parts, folder, cfg.seed, device)
+    # nothing is scored, so that nothing need be there for it
+    run = _restore(config.model_copy(update={"metric": {}}))
+    config, parts, folder = run.config, run.parts, run.folder
+    if config.mode is not None:
+        with config_errors("mode"), run.machine.sampling() as device:
+            instantiate(config.mode).draw(parts, folder, config.seed, device)
         return folder
-    if cfg.format == "png" and len(parts.denoiser.data_shape) != 3:
+    if config.format == "png" and len(parts.denoiser.data_shape) != 3:
         raise ConfigError("format = png writes images, but the samples are vectors: set format=npz")
-    place = folder / ("samples.npz" if cfg.format == "npz" else "samples")
+    place = folder / ("samples.npz" if config.format == "npz" else "samples")
     if rank_zero() and place.exists() and not (folder / ".parts").exists():
         raise ConfigError(f"output_dir = {folder} holds finished samples: choose another hydra.run.dir")
-    drawn = draw(cfg, parts, folder)
+    drawn = draw(run)
     if rank_zero():
-        labels = parts.labels(len(drawn), cfg.seed)
+        labels = parts.labels(len(drawn), config.seed)
         preview(drawn, folder / "samples.png", labels)
-        if cfg.format == "npz":
+        if config.format == "npz":
             write_npz(drawn, len(drawn), drawn.shape, place, labels)
         else:
             write_pngs(drawn, len(drawn), place)
@@ -129,195 +109,101 @@ def sample(cfg: DictConfig) -> Path:
                 rows = [f"{i:06d}.png,{label}" for i, label in enumerate(labels.tolist())]
                 write_atomically(folder / "labels.csv", "\n".join(["file,label", *rows]) + "\n")
         log.info("%d samples in %.1f s: %s", len(drawn), drawn.seconds(), folder)
-        forget(folder)
+        delete_partial_samples(folder)
     return folder
 
 
-def evaluate(cfg: DictConfig) -> dict[str, Any]:
+def evaluate(config: Config) -> dict[str, Any]:
     """Sample from a run's checkpoints and score it again.
 
     Args:
-        cfg: composed from ``conf/evaluate.yaml`` and the run's overrides.
+        config: of ``conf/evaluate.yaml`` on the ground of the run's.
     Returns:
         What ``results.json`` of the evaluation holds.
     """
     started = time.monotonic()
-    parts, folder, config = _restore(cfg)
-    results = _evaluate(cfg, parts, folder)
+    run = _restore(config)
+    results = evaluate_run(run)
     if rank_zero():
-        (folder / ".hydra").mkdir(exist_ok=True)
-        write_atomically(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        write_config(run.folder, run.config)
         results["wall_time_s"]["total"] = time.monotonic() - started
-        _finish(results, folder, [], 0)
+        _finish(run, results, [])
     return results
 
 
-def compare(cfg: DictConfig) -> Path:
-    """Report over runs.
+def prepare(config: Config) -> None:
+    """Fill the cache for every split that the data have, and print a line for each.
 
-    Args:
-        cfg: composed from ``conf/report.yaml``.
-    Returns:
-        The folder of the report.
+    Raises:
+        ConfigError: if the training split cannot be had, or a cache does not match its checksum.
     """
-    sources = cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs)
-    with refusals("runs"):
-        runs = gather(sources)
-        check_comparable(runs)
-    folder = Path(cfg.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_report(runs, folder)
-    return folder
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with config_errors("data"):
+        for line in prepare_data(instantiate(config.data)):
+            print(line)
 
 
-def _evaluate(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
-    scores, sampled = Scores(), {}
-    if wants_samples(parts):
-        log.info("sampling: %d samples, %d steps", cfg.num_samples, len(parts.times))
-        drawn = draw(cfg, parts, folder)
-        if rank_zero():
-            labels = parts.labels(len(drawn), cfg.seed)
-            preview(drawn, folder / "samples.png", labels)
-            score_samples(cfg, parts, drawn, len(drawn), folder, scores)
-            seconds = drawn.seconds()
-            sampled = {
-                "reference": scores.references,
-                "num_samples": len(drawn),
-                "labelled": labels is not None,
-                "throughput_images_per_s": len(drawn) / seconds,
-                "wall_time_s": {"sampling": seconds},
-            }
-    if not rank_zero():
-        return {}
-    score_model(cfg, parts, folder, scores)
-    calls = parts.sampler.network_calls(parts.times)
-    guidance = parts.guidance or Guidance(parts.denoiser)
-    if guidance.classifier_calls:
-        sampled["classifier_calls"] = calls * guidance.classifier_calls
-    return {
-        "format": FORMAT,
-        "metrics": scores.values,
-        "standard_errors": scores.standard_errors,
-        "higher_is_better": scores.higher_is_better,
-        **{key: value for key, value in choices().items() if key != "metric"},
-        "num_steps": parts.sampler.num_steps,
-        "nfe": calls * guidance.network_calls,
-        "times": parts.times.tolist(),
-        "seed": cfg.seed,
-        "data_shape": list(parts.denoiser.data_shape),
-        "overrides": overrides(),
-        "wall_time_s": {},
-        **sampled,
-        **provenance(root_device(cfg)),
-        "output_dir": str(folder),
-    }
+def _build(config: Config) -> Run:
+    """Everything a job needs, and every refusal before anything heavy."""
+    machine = Machine.of(config)
+    run = Run(config, build(config), machine)
+    configure_machine(config, run.parts.denoiser, machine)
+    return run
 
 
-def _restore(cfg: DictConfig) -> tuple[Parts, Path, dict[str, Any]]:
-    """A run's networks, with the sampler of ``cfg``; the new output folder; and the config, resolved.
+def _restore(config: Config) -> Run:
+    """A run's networks with the sampler of the config, and a new output folder.
 
-    What a network was trained with comes from the run's config; where its data lie now, and checkpoints other than the
-    run's own, from the command line.
+    Raises:
+        ConfigError, CheckpointError: if the run cannot do what the config asks, before anything is written.
     """
     _quiet()
-    run = Path(cfg.run)
-    saved = with_added(_plain(OmegaConf.load(run / ".hydra" / "config.yaml")))
-    # the seed of the samples may be another; that of the split of the data is the run's
-    asked = _plain(OmegaConf.merge(cfg, {"seed": saved["seed"]}))
-    _refuse_other_settings(run, saved, asked)
-    for key in OF_THE_RUN:
-        cfg[key] = saved[key]
-    cfg.data = saved["data"] | {key: value for key, value in asked["data"].items() if key in NOT_IDENTITY}
-    given = {key: cfg[key] for key in CHECKPOINTS}
-    own = {key: run / "checkpoints" / f"{kind}.safetensors" for key, kind in CHECKPOINTS.items()}
-    for key in CHECKPOINTS:
-        if given[key] is None:
-            cfg[key] = str(own[key])
-    config = check(cfg)
-    parts = build(cfg)
-    other_variance = config["var"] != saved["var"]
-    if parts.strategy.fitting != "none" and given["var_ckpt"] is None and other_variance:
+    folder = Path(str(config.run))
+    run = _build(config)
+    guidance, strategy = run.parts.guidance, run.parts.strategy
+    own = {key: folder / "checkpoints" / f"{kind}.safetensors" for key, kind in CHECKPOINTS.items()}
+    mean = config.mean_ckpt or own["mean_ckpt"]
+    unfitted = None
+    other_variance = config.var != Saved.read(folder).values["var"]
+    if isinstance(strategy, Calibrated | Trained) and config.var_ckpt is None and other_variance:
+        unfitted = "var", "fitted", "fit it"
+    has_classifier = config.classifier_ckpt is not None or own["classifier_ckpt"].is_file()
+    if guidance is not None and guidance.classifier is not None and not has_classifier:
+        unfitted = "guidance", "trained", "train its classifier"
+    if unfitted is not None:
+        key, done, do = unfitted
         raise ConfigError(
-            f"var = {choices()['var']} was not fitted in run = {run}: fit it with "
-            f"train.py var={choices()['var']} mean_ckpt={cfg.mean_ckpt}, then give that run"
+            f"{key} = {config.choices[key]} was not {done} in run = {folder}: {do} with "
+            f"train.py {key}={config.choices[key]} mean_ckpt={mean}, then give that run"
         )
-    guided_by_classifier = parts.guidance is not None and parts.guidance.classifier is not None
-    if guided_by_classifier and given["classifier_ckpt"] is None and not Path(cfg.classifier_ckpt).is_file():
-        raise ConfigError(
-            f"guidance = {choices()['guidance']} was not trained in run = {run}: train its classifier with "
-            f"train.py guidance={choices()['guidance']} mean_ckpt={cfg.mean_ckpt}, then give that run"
-        )
-    trainer = make_trainer(cfg)
-    settle(cfg, parts.denoiser, trainer.strategy.root_device, trainer.num_devices)
-    replaced = [key for key in CHECKPOINTS if given[key] is not None and own[key].is_file()]
-    plan(cfg, config, parts, [key for key in replaced if key != "var_ckpt" or not other_variance])
-    fit_trajectory(cfg, parts)
-    folder = Path(cfg.output_dir)
-    if any((folder / name).exists() for name in ("results.json", "checkpoints")):
-        raise ConfigError(f"output_dir = {folder} holds a run or its results: choose another hydra.run.dir")
-    folder.mkdir(parents=True, exist_ok=True)
-    return parts, folder, config | given
+    plan_fits(config, run.parts, own)
+    fit_trajectory(run)
+    if any((run.folder / name).exists() for name in ("results.json", "checkpoints")):
+        raise ConfigError(f"output_dir = {run.folder} holds a run or its results: choose another hydra.run.dir")
+    run.folder.mkdir(parents=True, exist_ok=True)
+    return run
 
 
-def _refuse_other_settings(run: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Refuse settings of this command line that would need another network, or other data, than the run's."""
-    parser = OverridesParser.create()
-    own, ours = (
-        {(override.get_key_element(), str(override.value())): override.key_or_group for override in overrides}
-        for overrides in (
-            parser.parse_overrides([str(line) for line in OmegaConf.load(run / ".hydra" / "overrides.yaml")]),
-            parser.parse_overrides(list(HydraConfig.get().overrides.task)),
-        )
-    )
-    for key in (ours[override] for override in ours if override not in own):
-        group, _, name = key.partition(".")
-        if group == "data" and name.partition(".")[0] in NOT_IDENTITY:
-            continue
-        for each in OF_THE_RUN if key == "experiment" else (key,) if group in OF_THE_RUN else ():
-            theirs, wanted = (_setting(config, each) for config in (saved, asked))
-            if theirs != wanted:
-                raise ConfigError(
-                    f"run = {run} was made with {difference(each, theirs, wanted)}: leave {key} out, or train "
-                    "a run with it"
-                )
-
-
-def _setting(config: dict[str, Any], key: str) -> Any:
-    """What a key of the command line stands for; of data, without where and how they are read."""
-    found: Any = config
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return {name: value for name, value in found.items() if name not in NOT_IDENTITY} if key == "data" else found
-
-
-def _plain(config: DictConfig | ListConfig) -> dict[str, Any]:
-    try:
-        resolved = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}
-
-
-def _finish(results: dict[str, Any], folder: Path, loggers: list[Logger], step: int) -> None:
-    write_atomically(folder / "results.json", json.dumps(results, indent=2) + "\n")
-    forget(folder)
-    row = {"num_steps": results["num_steps"], "nfe": results["nfe"], **results["metrics"]}
+def _finish(run: Run, results: dict[str, Any], loggers: list[Logger]) -> None:
+    write_atomically(run.folder / "results.json", json.dumps(results, indent=2) + "\n")
+    delete_partial_samples(run.folder)
+    row = {key: results[key] for key in ("num_steps", "nfe", "ne") if key in results} | results["metrics"]
     for logger in loggers:
-        logger.log_metrics(row, step)
+        logger.log_metrics(row, run.config.trainer["max_steps"])
         if isinstance(logger, WandbRun):
-            logger.log_run(results, folder)
+            logger.log_run(results, run.folder)
     show_run(results)
 
 
-def _loggers(cfg: DictConfig, config: dict[str, Any]) -> list[Logger]:
+def _loggers(config: Config) -> list[Logger]:
     if not rank_zero():
         return []
-    with refusals("logger"):
-        loggers = [instantiate(logger) for logger in cfg.logger.values()]
+    with config_errors("logger"):
+        made = [instantiate(logger) for logger in config.logger.values()]
+        loggers = [each(config=config) if isinstance(each, partial) else each for each in made]
     for logger in loggers:
         if not isinstance(logger, CSVLogger):  # its folder holds .hydra/config.yaml
-            logger.log_hyperparams(config | {"choices": choices()})
+            logger.log_hyperparams(config.model_dump(exclude={"overrides"}))
     return loggers
 
 
@@ -330,11 +216,15 @@ def _close(loggers: list[Logger], failed: bool = False) -> None:
 
 def _quiet() -> None:
     """Leave the terminal to what a user asked for."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*[Cc]heckpoint directory.*exists and is not empty.*")
-    warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")
-    warnings.filterwarnings("ignore", message=".*predict returned None.*")
-    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the frozen mean network
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        "does not have many workers",
+        "[Cc]heckpoint directory.*exists and is not empty",
+        "Experiment logs directory",
+        "predict returned None",
+        "in eval mode at the start of training",  # the frozen mean network
+        "LeafSpec",
+        "is smaller than the logging interval",
+    ):
+        warnings.filterwarnings("ignore", message=f".*{message}.*")

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from optcov.cli.build import Parts, reference_of
 from optcov.cli.wandb import WandbRun
 from optcov.data.pixels import to_uint8
+from optcov.keys import Config
 from optcov.metric import Metric, Reference, update_all, with_count
+from optcov.parts import Parts
 from optcov.report import picture
 from optcov.sampler import DDIMSampler, NoiseStream, Sampler
 from optcov.seeds import Stream, derive_seed
@@ -100,19 +100,19 @@ class Tracking:
                 "training: choose another trajectory, or leave tracking out"
             )
 
-    def tracker(self, cfg: DictConfig, parts: Parts, identity: Identity) -> Tracker:
+    def tracker(self, config: Config, parts: Parts, identity: Identity) -> Tracker:
         """The callback for one stage of a run.
 
         Args:
-            cfg: of the run.
+            config: of the run.
             parts: of the run.
             identity: what determines the weights of the stage.
         """
-        scored = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("metric", "sampler", "trajectory")}
+        scored: dict[str, Any] = {key: getattr(config, key) for key in ("metric", "sampler", "trajectory")}
         scored |= {"labels": parts.classes, "num_samples": self.num_samples, "mean_steps": self.mean_steps}
-        seed, folder = derive_seed(cfg.seed, Stream.TRACKING), Path(cfg.output_dir)
-        reference = reference_of(cfg, parts.data)
-        return Tracker(self, TrackedRun(parts, reference, identity, scored, seed, cfg.sample_batch_size, folder))
+        seed, folder = derive_seed(config.seed, Stream.TRACKING), Path(config.output_dir)
+        reference = Reference(parts.data.reference(), config.reference_dir)
+        return Tracker(self, TrackedRun(parts, reference, identity, scored, seed, config.sample_batch_size, folder))
 
 
 class Tracker(Callback):

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from urllib.parse import urlparse
 
-from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 
-from optcov.cli.run_folder import choices, sweep_folder
+from optcov.keys import Config
 from optcov.report import collect, labels, metric_names
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ class WandbRun(WandbLogger):
         with self._spared():
             import wandb
 
-            columns = ["var", "sampler", "trajectory", "guidance", "num_steps", "nfe"]
+            columns = ["var", "sampler", "trajectory", "guidance", "num_steps", "nfe", "ne"]
             row = {column: results[column] for column in columns} | results["metrics"]
             charts: dict[str, Any] = {}
             if (folder / "samples.png").is_file():
@@ -163,6 +162,7 @@ def wandb_logger(
     group: str | None = None,
     tags: list[str] | None = None,
     mode: Mode = "auto",
+    config: Config | None = None,
 ) -> WandbRun:
     """Start a W&B run with the name of the run's folder, as a Lightning logger.
 
@@ -172,11 +172,12 @@ def wandb_logger(
         group: joins runs in the dashboard; None for the name of the sweep, in a sweep.
         tags: added to the run's choice of var, sampler, data, schedule and, unless it is none, guidance.
         mode: ``auto``, ``online``, ``offline`` or ``disabled``; the environment's WANDB_MODE takes precedence.
+        config: of the run.
     Raises:
         ValueError: if the mode is none of these, or is ``online`` and W&B does not start.
     """
-    chosen = choices() if HydraConfig.initialized() else {}
-    sweep, folder = sweep_folder(), Path(save_dir)
+    chosen = {} if config is None else config.choices
+    sweep, folder = None if config is None or config.sweep is None else Path(config.sweep), Path(save_dir)
     return WandbRun(
         folder,
         mode,

@@ -44,7 +44,7 @@ class RandomBatches:
     """A stream of shuffled batches in which a batch may span two epochs; its content depends only on its position.
 
     Args:
-        data: ``[n, ...]``.
+        data: ``[n, ...]``, on any device, where the batches are then made.
         batch_size: samples per batch of this process.
         num_batches: length of the stream.
         seed: of the order.
@@ -81,7 +81,7 @@ class RandomBatches:
         while self.position < self.num_batches:
             first = (self.position * self.world_size + self.rank) * self.batch_size
             indices = self._indices(first, first + self.batch_size)
-            images = self.data.index_select(0, indices)
+            images = self.data.index_select(0, indices.to(self.data.device))
             batch = FlippedBatch(images, self._flips()) if self.random_flip else images
             self.position += 1
             yield batch if self.labels is None else LabelledBatch(batch, self.labels.index_select(0, indices))

@@ -28,7 +28,8 @@ def gaussian_kl(mean_q: Tensor, log_variance_q: Tensor, mean_p: Tensor, log_vari
         ``[B]`` nats.
     """
     ratio = log_variance_q - log_variance_p
-    kl = 0.5 * (ratio.exp() - ratio - 1 + (mean_q - mean_p) ** 2 * (-log_variance_p).exp())
+    # exp(ratio) - 1 would cancel where the variances are close, as those of x_N and its prior are
+    kl = 0.5 * (torch.expm1(ratio) - ratio + (mean_q - mean_p) ** 2 * (-log_variance_p).exp())
     return kl.flatten(1).sum(1)
 
 

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from optcov.data.base import Split
 from optcov.data.pixels import from_uint8
-from optcov.denoiser import Denoiser
+from optcov.denoiser import Denoiser, device_of
 from optcov.likelihood import LogMass, VariationalBound, pixel_log_mass
 from optcov.metric.base import ModelMetric, Score
 from optcov.sampler.noise import NoiseStream
@@ -59,7 +59,6 @@ class BitsPerDim(ModelMetric):
         """Details of the terms ``[terms, n]`` in bits/dim, for :class:`Score`."""
         return {}
 
-    @torch.no_grad()
     def measure(
         self,
         denoiser: Denoiser,
@@ -70,19 +69,34 @@ class BitsPerDim(ModelMetric):
         batch_size: int = 256,
         labels: Tensor | None = None,
     ) -> Score:
-        device = _device_of(denoiser)
+        x_0 = denoiser.data_range.from_unit(from_uint8(levels))
+        return self.score(denoiser, strategy, times, x_0, seed, batch_size, labels)
+
+    @torch.no_grad()
+    def score(
+        self,
+        denoiser: Denoiser,
+        strategy: VarianceStrategy,
+        times: Tensor,
+        x_0: Tensor,
+        seed: int = 0,
+        batch_size: int = 256,
+        labels: Tensor | None = None,
+        progress: bool = True,
+    ) -> Score:
+        """As :meth:`measure`, of data ``[n, *data_shape]`` that are in the denoiser's range already."""
+        device = device_of(denoiser)
         found, calls = [], []
-        with tqdm(desc="bits/dim", leave=False, unit="call") as progress:
-            for i, images in enumerate(torch.split(levels, batch_size)):
-                indices = range(i * batch_size, i * batch_size + len(images))
-                x_0 = denoiser.data_range.from_unit(from_uint8(images.to(device)))
+        with tqdm(desc="bits/dim", leave=False, unit="call", disable=not progress) as bar:
+            for i, clean in enumerate(torch.split(x_0, batch_size)):
+                indices = range(i * batch_size, i * batch_size + len(clean))
                 noise = NoiseStream(derive_seed(seed, self.stream), indices, denoiser.data_shape, device)
                 condition = None if labels is None else labels[indices.start : indices.stop].to(device)
                 before = denoiser.cost.nfe
-                batch = Batch(x_0, noise, condition, progress.update)
+                batch = Batch(clean.to(device), noise, condition, bar.update)
                 found.append(self.nats(denoiser, strategy, times, batch).cpu())
-                calls.append((denoiser.cost.nfe - before) // len(images))
-        bits = torch.cat(found, 1) / (levels[0].numel() * math.log(2))
+                calls.append((denoiser.cost.nfe - before) // len(clean))
+        bits = torch.cat(found, 1) / (x_0[0].numel() * math.log(2))
         total = mean_and_error(bits.sum(0))
         details = {"unit": "bits/dim", "total": total, "network_calls": calls}  # calls of each batch
         return Score(total["value"], total["standard_error"], details | self.term_details(times, bits))
@@ -133,8 +147,3 @@ def mean_and_error(values: Tensor) -> dict[str, float]:
             "its variance): train longer, or with trainer.precision=32-true"
         )
     return {"value": float(values.mean()), "standard_error": float(values.std()) / math.sqrt(len(values))}
-
-
-def _device_of(denoiser: Denoiser) -> torch.device:
-    """The device of a denoiser; the CPU for one without weights or buffers."""
-    return next((tensor.device for tensor in [*denoiser.parameters(), *denoiser.buffers()]), torch.device("cpu"))

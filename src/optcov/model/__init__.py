@@ -2,8 +2,17 @@
 
 from optcov.model.blocks import LearnedEmbedding, SinusoidalEmbedding
 from optcov.model.classifier import Classifier
-from optcov.model.head import ComplexHead, SimpleHead
+from optcov.model.head import ComplexHead, InputHead, SimpleHead
 from optcov.model.mlp import MLP
 from optcov.model.unet import UNet
 
-__all__ = ["MLP", "Classifier", "ComplexHead", "LearnedEmbedding", "SimpleHead", "SinusoidalEmbedding", "UNet"]
+__all__ = [
+    "MLP",
+    "Classifier",
+    "ComplexHead",
+    "InputHead",
+    "LearnedEmbedding",
+    "SimpleHead",
+    "SinusoidalEmbedding",
+    "UNet",
+]

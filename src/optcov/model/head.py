@@ -47,3 +47,23 @@ class ComplexHead(SimpleHead):
     def forward(self, features: Tensor, network_time: Tensor) -> Tensor:
         time = self.time(network_time.to(self.norm.weight.dtype).expand(len(features)))  # features may be bfloat16
         return super().forward(self.block(features, time), network_time)
+
+
+class InputHead(nn.Module):
+    """A small network of its own, for a backbone whose feature map is out of reach: it reads what the backbone read
+    and what it said.
+
+    Args:
+        feature_channels: those of ``(x_t, output)``, twice the data's.
+        data_shape: as in :class:`SimpleHead`.
+        hidden_channels: of its layers.
+    """
+
+    def __init__(self, feature_channels: int, data_shape: tuple[int, ...], hidden_channels: int = 32) -> None:
+        super().__init__()
+        self.input = layer(feature_channels, hidden_channels, len(data_shape) - 1)
+        self.head = ComplexHead(hidden_channels, data_shape)
+
+    def forward(self, features: Tensor, network_time: Tensor) -> Tensor:
+        """As :meth:`SimpleHead.forward`."""
+        return self.head(self.input(features), network_time)  # type: ignore[no-any-return]

@@ -10,8 +10,9 @@ from typing import Any
 
 from PIL import Image
 
+from optcov.keys import is_label
 from optcov.report.runs import Runs
-from optcov.report.table import NOT_LABELS, Scores, labels
+from optcov.report.table import Scores, labels
 
 CAPTIONS = {
     "variance": "Left: the covariance of x_0 at time t by strategy, on a few training images, with the run's guidance; "
@@ -52,7 +53,7 @@ def page(runs: Runs, by_metric: Mapping[str, Scores], pictures: Mapping[str, Pat
                 "link": Path(os.path.relpath(run.folder, folder)).as_posix(),
                 "name": runs.name(run.folder),
                 "label": label,
-                "cells": [results.num_steps, results.nfe, results.seed, *scored.values()],
+                "cells": [results.num_steps, results.nfe, _rounded(results.ne), results.seed, *scored.values()],
                 "throughput": _rounded(results.throughput_images_per_s),
                 "seconds": _rounded(results.wall_time_s.get("total")),
             }
@@ -68,7 +69,7 @@ def page(runs: Runs, by_metric: Mapping[str, Scores], pictures: Mapping[str, Pat
         title=folder.resolve().name,
         count=len(runs.ended),
         seeds=sorted({run.results.seed for run in runs.ended}),
-        same={key: value for key, value in same.items() if value not in (None, "None") and key not in NOT_LABELS},
+        same={key: value for key, value in same.items() if value not in (None, "None") and is_label(key)},
         facts={key: value for key, value in facts.items() if value},
         sections=sections,
         others=[(name, _inlined(pictures[name]), CAPTIONS[name]) for name in CAPTIONS if name in pictures],

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from optcov.added import CHOICES, with_added
+from optcov.upgrade import CHOICES, upgrade
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +39,8 @@ class Results(BaseModel):
     higher_is_better: list[str] = []
     var: str
     num_steps: int
-    nfe: int
+    nfe: int | float
+    ne: int | float | None = None
     seed: int
     overrides: dict[str, str] = {}
     data_shape: tuple[int, ...] | None = None
@@ -98,7 +99,7 @@ class Run:
         """The config of the run; empty if its folder has none."""
         path = self.folder / ".hydra" / "config.yaml"
         saved = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else None
-        return with_added(saved) if isinstance(saved, dict) else {}
+        return upgrade(saved) if isinstance(saved, dict) else {}
 
     def setting(self, key: str) -> str | None:
         """A setting by its full key, such as ``sampler.eta``; None if the run does not have it."""
@@ -148,7 +149,7 @@ class Runs:
             results = run.results
             row: dict[str, Any] = {"run": self.name(run.folder), **{key: run.setting(key) for key in keys}}
             row |= {key: results.choices.get(key) for key in choices}
-            row |= {"num_steps": results.num_steps, "nfe": results.nfe, "seed": results.seed}
+            row |= {"num_steps": results.num_steps, "nfe": results.nfe, "ne": results.ne, "seed": results.seed}
             for name in metrics:
                 row[name] = results.metrics.get(name)
                 if name in with_errors:
@@ -167,9 +168,9 @@ def collect(source: Path | str | Sequence[Path | str]) -> pd.DataFrame:
         source: as for :func:`gather`.
     Returns:
         A frame with the columns ``run`` (the folder), overrides, the option chosen in each group, ``num_steps``,
-        ``nfe``, ``seed``, and the metrics; a metric with known standard errors is followed by them, in a column whose
-        name ends in ``_se``. ``frame.attrs["higher_is_better"]`` lists metrics; ``frame.attrs["told_by_settings"]``
-        lists groups whose option adds nothing to the columns of its settings.
+        ``nfe``, ``ne``, ``seed``, and the metrics; a metric with standard errors is followed by them, in a column
+        whose name ends in ``_se``. ``frame.attrs["higher_is_better"]`` lists metrics;
+        ``frame.attrs["told_by_settings"]`` lists groups whose option adds nothing to the columns of its settings.
     Raises:
         ValueError: as :func:`gather`.
     """

@@ -7,25 +7,16 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from optcov.keys import is_label
 from optcov.report.runs import STANDARD_ERROR
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# what a table's columns stand for, what its cells average over, and what has no part in a score or is in its name:
-# where and how it was computed
-NOT_LABELS = (
-    "sampler.num_steps", "num_steps", "seed", "num_samples", "sample_batch_size", "num_threads", "channels_last",
-    "compile", "cache_dir", "checkpoint_every", "output_dir", "metric", "logger", "callbacks", "trainer.accelerator",
-    "trainer.strategy", "trainer.deterministic", "trainer.log_every_n_steps", "data.cache_dir", "data.download",
-    "data.mirrors", "data.checksums", "data.num_workers", "optimizer.fused", "optimizer.foreach",
-)  # fmt: skip
-OF_METRIC_NOT_LABELS = ("split", "num_images", "batch_size", "download")  # last parts of such keys of any metric
-
 
 def metric_names(runs: pd.DataFrame) -> list[str]:
     """The columns of :func:`collect` that are metrics."""
-    following = [str(name) for name in runs.loc[:, "nfe":].columns if name not in ("nfe", "seed")]
+    following = [str(name) for name in runs.loc[:, "nfe":].columns if name not in ("nfe", "ne", "seed")]
     errors = {name + STANDARD_ERROR for name in following}
     return [name for name in following if name not in errors]
 
@@ -44,7 +35,7 @@ def labels(runs: pd.DataFrame) -> pd.Series[str]:
 
     by_settings = runs.attrs.get("told_by_settings", [])
     keys = runs.columns[1 : runs.columns.get_loc("nfe")]
-    settings = [key for key in keys if key not in by_settings and not _is_no_label(key)]
+    settings = [key for key in keys if key not in by_settings and key != "num_steps" and is_label(key)]
     telling = [key for key in settings if runs[key].nunique(dropna=False) > 1] or ["var"]
     named = runs[telling].apply(lambda row: _label(row.dropna(), alone=len(telling) == 1), axis=1).astype(str)
     cell = pd.DataFrame({"label": named, "steps": runs["num_steps"], "seed": runs["seed"]})
@@ -53,12 +44,6 @@ def labels(runs: pd.DataFrame) -> pd.Series[str]:
         scored = runs[metric].notna()
         again[scored] |= cell[scored].duplicated(keep=False)
     return named.where(~again, named + " (" + runs["run"] + ")")
-
-
-def _is_no_label(key: str) -> bool:
-    if key in NOT_LABELS or key.startswith(("logger.", "callbacks.tracking")):
-        return True
-    return key.startswith("metric.") and key.rpartition(".")[2] in OF_METRIC_NOT_LABELS
 
 
 def _label(settings: pd.Series[str], alone: bool) -> str:

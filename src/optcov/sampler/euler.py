@@ -65,7 +65,7 @@ class ChurnSampler(SingleStepSampler):
             return levels, [None] * len(levels)
         ratio = (-levels.log_snr / 2).exp()
         within = (ratio >= self.churn_min) & (ratio <= self.churn_max)
-        gamma = torch.where(within, min(self.churn / len(levels), math.sqrt(2) - 1), 0.0)
+        gamma = min(self.churn / len(levels), math.sqrt(2) - 1) * within.double()
         times = torch.where(within, schedule.time(-2 * (ratio * (1 + gamma)).log()), levels.t).maximum(levels.t)
         raised = schedule.levels(times)
         higher = (-raised.log_snr / 2).exp()

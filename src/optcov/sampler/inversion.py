@@ -1,11 +1,14 @@
 r"""From images back to the noise that makes them, and paths between two noises.
 
-DDIM's step of the probability-flow ODE from ``t`` to ``s`` is ``x_s = keep x_t + change e(x_t, t)``; turned round it is
+DDIM's step of the probability-flow ODE from ``t`` to ``s`` is ``x_s = alpha_s m(x_t, t) + sigma_s e(x_t, t)``; turned
+round it is
 
-    x_t = (x_s - change e(x_t, t)) / keep,    keep = alpha_s / alpha_t,    change = sigma_s - keep sigma_t
+    x_t = keep x_s + (sigma_t - keep sigma_s) e(x_t, t),    keep = alpha_t / alpha_s
+    x_t = keep (x_s - alpha_s m(x_t, t)),                   keep = sigma_t / sigma_s, where alpha_t = 0
 
-with x_t on both sides.  Taking e at ``(x_s, s)`` instead is DDIM's encoding, exact to first order in the step; each
-iteration of the equation thereafter brings it closer to the exact inverse of the step.
+with x_t on both sides: by e, or by m where no signal is left and e is ``x_t / sigma_t`` itself.  Taking them at
+``(x_s, s)`` instead is DDIM's encoding, exact to first order in the step; each iteration of the equation thereafter
+brings it closer to the exact inverse of the step.
 
 Source: DDIM (arXiv:2010.02502), Sec. 4.3, 5.3, 5.4 and Eq. 13.
 """
@@ -36,18 +39,21 @@ def invert(denoiser: Denoiser, x_0: Tensor, times: Tensor, corrections: int = 0)
     if corrections < 0:
         raise ValueError(f"mode.corrections must not be negative (got {corrections}): give 0, 1 or more iterations")
     levels = denoiser.levels(torch.cat([times.new_zeros(1), times]).cpu())
-    keep = levels.alpha[:-1] / levels.alpha[1:]
-    change = (levels.sigma[:-1] - keep * levels.sigma[1:]).to(x_0.device)
-    keep, levels = keep.to(x_0.device), levels.to(x_0.device)
+    s, t = levels[:-1], levels[1:]
+    no_signal = (t.alpha == 0) & (s.sigma > 0)
+    keep = torch.where(no_signal, t.sigma / s.sigma, t.alpha / s.alpha)
+    noise = torch.where(no_signal, 0.0, t.sigma - keep * s.sigma)
+    signal = torch.where(no_signal, -keep * s.alpha, 0.0)
+    keep, noise, signal = (table.to(x_0.device) for table in (keep, noise, signal))
+    levels = levels.to(x_0.device)
     x = x_0
     for i in range(len(times)):
-        # sigma_0 = 0: no network has seen clean images, so the first step asks at its end
-        eps = denoiser(x, levels[max(i, 1)]).eps
         start = x
-        x = (start - per_sample(change[i], x) * eps) / per_sample(keep[i], x)
-        for _ in range(corrections):
-            eps = denoiser(x, levels[i + 1]).eps
-            x = (start - per_sample(change[i], x) * eps) / per_sample(keep[i], x)
+        for asked in [i, *[i + 1] * corrections]:
+            # sigma_0 = 0: no network has seen clean images, so the first step asks at its end
+            prediction = denoiser(x, levels[max(asked, 1)])
+            x = per_sample(keep[i], x) * start + per_sample(noise[i], x) * prediction.eps
+            x += per_sample(signal[i], x) * prediction.x0
     return x
 
 

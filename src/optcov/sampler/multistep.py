@@ -135,11 +135,28 @@ def adams_weights(nodes: Tensor, H: Tensor) -> Tensor:
     Returns:
         float64 ``[n]``.
     """
-    moments = [-torch.expm1(-H)]
-    for k in range(1, len(nodes)):
-        moments.append(1 - k * moments[-1] / H)
+    moments = adams_moments(len(nodes), H)
     if len(nodes) == 2:
         moments[1] = moments[0] / 2
     powers = nodes[None] ** torch.arange(len(nodes), dtype=torch.float64)[:, None]
     weights: Tensor = torch.linalg.solve(powers, torch.stack(moments))
     return weights
+
+
+def adams_moments(count: int, H: Tensor) -> list[Tensor]:
+    """``M_0 .. M_{count - 1}`` of the module's formula, by its recursion in the direction in which errors shrink.
+
+    Args:
+        count: at most 4.
+        H: 0-dimensional, positive.
+    """
+    moments = [-torch.expm1(-H)]
+    if H >= 1:
+        for k in range(1, count):
+            moments.append(1 - k * moments[-1] / H)
+        return moments
+    # upwards 1 - k M / H cancels; downwards an error shrinks by H / k, so that the start does not matter
+    falling = [H / (count + 21)]
+    for k in range(count + 20, 1, -1):
+        falling.append(H * (1 - falling[-1]) / k)
+    return (moments + falling[::-1])[:count]

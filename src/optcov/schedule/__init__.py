@@ -1,6 +1,7 @@
 """Noise schedules: how much signal and how much noise there is at each time."""
 
 from optcov.schedule.base import NoiseSchedule
+from optcov.schedule.betas import BetaSchedule, FunctionSchedule
 from optcov.schedule.cosine import CosineSchedule
 from optcov.schedule.flow import FlowSchedule
 from optcov.schedule.levels import NoiseLevels
@@ -11,9 +12,11 @@ from optcov.schedule.vp import DiscreteSchedule, VPSchedule
 from optcov.schedule.vp_sde import VPSDESchedule
 
 __all__ = [
+    "BetaSchedule",
     "CosineSchedule",
     "DiscreteSchedule",
     "FlowSchedule",
+    "FunctionSchedule",
     "LinearSchedule",
     "NoiseLevels",
     "NoiseSchedule",

@@ -1,4 +1,9 @@
-"""Cosine schedule: ``alpha_t^2`` follows a squared cosine.  Source: Improved DDPM (arXiv:2102.09672), Eq. 17."""
+r"""Cosine schedule: ``alpha_t^2`` follows a squared cosine.  Source: Improved DDPM (arXiv:2102.09672), Eq. 17.
+
+The difference of two squared cosines in ``1 - f(u) / f(v)`` is a product, which does not cancel where steps are short:
+
+    cos^2 a - cos^2 b = sin(b - a) sin(b + a)
+"""
 
 from __future__ import annotations
 
@@ -21,5 +26,6 @@ class CosineSchedule(DiscreteSchedule):
 
     def __init__(self, num_steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999) -> None:
         u = torch.linspace(0, 1, at_least_one(num_steps) + 1, dtype=torch.float64)
-        f = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
-        super().__init__((1 - f[1:] / f[:-1]).clamp(max=beta_max))
+        angle = (u + offset) / (1 + offset) * math.pi / 2
+        rise = math.sin(math.pi / 2 / (1 + offset) / num_steps) * torch.sin(angle[1:] + angle[:-1])
+        super().__init__((rise / torch.cos(angle[:-1]) ** 2).clamp(max=beta_max))

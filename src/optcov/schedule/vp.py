@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 
 import torch
@@ -53,19 +54,23 @@ class DiscreteSchedule(VPSchedule):
 
     Args:
         beta: float64 ``[N]``, beta_n = Var of ``q(x_n | x_{n-1})``, each in (0, 1).
+        last_alpha_sq: alpha_1^2 where the last beta is 1; None where that has no meaning.
     Raises:
         ValueError: if a beta lies outside of (0, 1).
     """
 
-    def __init__(self, beta: Tensor) -> None:
+    def __init__(self, beta: Tensor, last_alpha_sq: float | None = None) -> None:
         super().__init__(len(beta))
-        if not bool(((beta > 0) & (beta < 1)).all()):
+        ends = last_alpha_sq is not None and bool(beta[-1] == 1)
+        if not bool(((beta > 0) & (beta < 1))[: -1 if ends else None].all()):
             raise ValueError(
                 f"num_steps must be larger (got {len(beta)}): it gives this schedule step variances from "
                 f"{float(beta.min()):.3g} to {float(beta.max()):.3g}, which must lie between 0 and 1; take more steps, "
                 "or schedule=cosine or schedule=vp_sde, which hold for any number"
             )
         table = torch.cat([beta.new_zeros(1), 0.5 * torch.log1p(-beta).cumsum(0)])
+        if ends and last_alpha_sq is not None:
+            table[-1] = 0.5 * math.log(last_alpha_sq)
         self._log_alpha = {table.device: table}
 
     def log_alpha(self, t: Tensor) -> Tensor:

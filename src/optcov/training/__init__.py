@@ -2,7 +2,7 @@
 
 from optcov.training.callbacks import EMA, StageProgressBar
 from optcov.training.data import DataModule
-from optcov.training.modules import ClassifierStage, MeanStage, SamplingStage, Stage, VarianceStage
+from optcov.training.modules import ClassifierStage, MeanStage, SamplingStage, Stage, StageSettings, VarianceStage
 from optcov.training.sample_store import SampleStore
 from optcov.training.store import Checkpoint, CheckpointError, Entry
 
@@ -18,5 +18,6 @@ __all__ = [
     "SamplingStage",
     "Stage",
     "StageProgressBar",
+    "StageSettings",
     "VarianceStage",
 ]

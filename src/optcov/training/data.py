@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning import LightningDataModule
+from torch import Tensor
 
 from optcov.data.base import DataSource
 from optcov.data.batches import FlippedBatch, LabelledBatch, RandomBatches
+
+GPU_SHARE = 1 / 16  # of a GPU's memory, which training data may take
+
+
+def is_small_on(device: torch.device, data: Tensor) -> bool:
+    """Whether the device is a GPU on which the data take little memory.
+
+    Batches are then made there.  A batch from the host's memory makes the host wait until the GPU has done all that was
+    asked of it before, so that the next step's kernels are launched late.
+    """
+    if device.type != "cuda":
+        return False
+    memory: int = torch.cuda.get_device_properties(device).total_memory
+    return data.nbytes <= GPU_SHARE * memory
 
 
 class DataModule(LightningDataModule):
@@ -24,8 +40,9 @@ class DataModule(LightningDataModule):
 
     def train_dataloader(self) -> RandomBatches:
         assert self.trainer is not None
+        data, device = self.source.train, self.trainer.strategy.root_device
         return RandomBatches(
-            self.source.train,
+            data.to(device) if is_small_on(device, data) else data,
             self.source.batch_size,
             self.trainer.max_steps * self.trainer.accumulate_grad_batches,
             self.source.seed,

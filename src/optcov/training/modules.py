@@ -6,7 +6,7 @@ import sys
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from optcov.data.batches import LabelledBatch
 from optcov.data.pixels import to_uint8
 from optcov.denoiser import Cost, Denoiser
+from optcov.fitting import noised
 from optcov.guidance import Guidance
 from optcov.sampler import ImageBar, NoiseStream, Sampler
 from optcov.schedule.levels import NoiseLevels
@@ -29,6 +30,39 @@ from optcov.variance.base import Trained, VarianceStrategy
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
+@dataclass(frozen=True)
+class StageSettings:
+    """How a stage trains.
+
+    Args:
+        optimizer: makes the optimizer from the trained parameters.
+        warmup_steps: the learning rate rises linearly over this many steps.
+        cooldown: share of the steps in [0, 1], at the end, over which it falls linearly to 0.
+        seed: of times and noise.
+        label_dropout: share of labels in [0, 1) replaced by the null label, for a denoiser that knows classes.
+    """
+
+    optimizer: OptimizerFactory
+    warmup_steps: int = 0
+    cooldown: float = 0.0
+    seed: int = 0
+    label_dropout: float = 0.0
+
+
+def learning_rate_factor(step: int, max_steps: int, warmup_steps: int = 0, cooldown: float = 0.0) -> float:
+    """The learning rate of a step relative to the optimizer's: a rise, a plateau, and a fall towards 0.
+
+    Args:
+        step: from 0; ``max_steps`` and beyond give 0 where there is a cooldown.
+        max_steps: of the stage.
+        warmup_steps: over which it rises.
+        cooldown: share of ``max_steps`` in [0, 1] over which it falls; 0 for none.
+    """
+    rise = (step + 1) / (warmup_steps + 1)
+    fall = (max_steps - step) / (cooldown * max_steps) if cooldown > 0 else 1.0
+    return max(0.0, min(1.0, rise, fall))
+
+
 class Stage(LightningModule):
     """A training stage: draws times and noise, and takes a step on a loss per sample.
 
@@ -36,25 +70,14 @@ class Stage(LightningModule):
 
     Args:
         denoiser: whose noisy data the stage trains on.
-        optimizer: makes the optimizer from the trained parameters.
-        warmup_steps: the learning rate rises linearly over this many steps.
-        seed: of times and noise.
-        label_dropout: share of labels in [0, 1) replaced by the null label, for a denoiser that knows classes.
+        settings: how it trains.
     """
 
     name: Kind
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        optimizer: OptimizerFactory,
-        warmup_steps: int = 0,
-        seed: int = 0,
-        label_dropout: float = 0.0,
-    ) -> None:
+    def __init__(self, denoiser: Denoiser, settings: StageSettings) -> None:
         super().__init__()
-        self.denoiser, self.optimizer = denoiser, optimizer
-        self.warmup_steps, self.seed, self.label_dropout = warmup_steps, seed, label_dropout
+        self.denoiser, self.settings = denoiser, settings
 
     @property
     def labelled(self) -> bool:
@@ -75,28 +98,25 @@ class Stage(LightningModule):
     def training_step(self, batch: Tensor | LabelledBatch, batch_idx: int) -> Tensor:
         x_0, labels = batch if isinstance(batch, LabelledBatch) else (batch, None)
         assert isinstance(x_0, Tensor)
-        torch.manual_seed(derive_seed(self.seed, Stream.TRAINING, self.global_rank, batch_idx))
+        torch.manual_seed(derive_seed(self.settings.seed, Stream.TRAINING, self.global_rank, batch_idx))
         x_0 = self.denoiser.data_range.from_unit(x_0)
-        num_steps = self.denoiser.schedule.num_steps
-        n = torch.randint(1, num_steps + 1, (len(x_0),), device=x_0.device)
-        level = self.denoiser.levels(n.double() / num_steps)
-        eps = torch.randn_like(x_0)
-        if labels is not None and self.label_dropout > 0:
-            dropped = torch.rand(len(x_0), device=x_0.device) < self.label_dropout
+        x_t, target, level = noised(self.denoiser, x_0)
+        if labels is not None and self.settings.label_dropout > 0:
+            dropped = torch.rand(len(x_0), device=x_0.device) < self.settings.label_dropout
             labels = labels.masked_fill(dropped, self.denoiser.num_classes or 0)
-        x_t, target = self.denoiser.diffuse(x_0, eps, level), self.denoiser.target(x_0, eps, level)
         loss = self.per_sample_loss(x_t, target, level, labels).mean()
         self.log(f"{self.name}/loss", loss, prog_bar=True)
         return loss
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        settings, max_steps = self.settings, self.trainer.max_steps
+        optimizer = settings.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
         if hasattr(optimizer, "_step_supports_amp_scaling"):  # fused; Lightning unscales, then clips
             optimizer._step_supports_amp_scaling = False
-        warmup = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / (self.warmup_steps + 1))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(step, max_steps, settings.warmup_steps, settings.cooldown)
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 class MeanStage(Stage):
@@ -111,8 +131,8 @@ class MeanStage(Stage):
 class FrozenMeanStage(Stage):
     """A stage on a mean network that is frozen, in eval mode, and left out of the stage's checkpoints."""
 
-    def __init__(self, denoiser: Denoiser, *settings: Any) -> None:
-        super().__init__(denoiser.requires_grad_(False), *settings)
+    def __init__(self, denoiser: Denoiser, settings: StageSettings) -> None:
+        super().__init__(denoiser.requires_grad_(False), settings)
         self.strict_loading = False
 
     def on_train_start(self) -> None:
@@ -127,22 +147,14 @@ class VarianceStage(FrozenMeanStage):
     """Stage 2: trains a strategy on the frozen mean network.
 
     Args:
-        denoiser, optimizer, warmup_steps, seed, label_dropout: as in :class:`Stage`.
+        denoiser, settings: as in :class:`Stage`.
         strategy: to be trained.
     """
 
     name: Kind = "variance"
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        strategy: Trained,
-        optimizer: OptimizerFactory,
-        warmup_steps: int = 0,
-        seed: int = 0,
-        label_dropout: float = 0.0,
-    ) -> None:
-        super().__init__(denoiser, optimizer, warmup_steps, seed, label_dropout)
+    def __init__(self, denoiser: Denoiser, strategy: Trained, settings: StageSettings) -> None:
+        super().__init__(denoiser, settings)
         self.strategy = strategy
 
     def per_sample_loss(self, x_t: Tensor, target: Tensor, level: NoiseLevels, labels: Tensor | None) -> Tensor:
@@ -155,21 +167,14 @@ class ClassifierStage(FrozenMeanStage):
     """Trains a classifier of noisy data; it uses only the forward process of the denoiser.
 
     Args:
-        denoiser, optimizer, warmup_steps, seed: as in :class:`Stage`.
+        denoiser, settings: as in :class:`Stage`.
         classifier: to be trained.
     """
 
     name = "classifier"
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        classifier: nn.Module,
-        optimizer: OptimizerFactory,
-        warmup_steps: int = 0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(denoiser, optimizer, warmup_steps, seed)
+    def __init__(self, denoiser: Denoiser, classifier: nn.Module, settings: StageSettings) -> None:
+        super().__init__(denoiser, settings)
         self.classifier = classifier
 
     @property

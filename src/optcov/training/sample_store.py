@@ -98,15 +98,17 @@ class SampleStore:
             until = max(until, ended)
         return seconds
 
-    def cost(self) -> tuple[float, float]:
-        """Network evaluations and network equivalents of one sample, on average: see :class:`optcov.denoiser.Cost`."""
+    def cost(self) -> dict[str, int | float]:
+        """``nfe`` and ``ne`` of one sample, on average; see :class:`optcov.denoiser.Cost`."""
         total = np.zeros(2)
         for path, keep in self._pieces():
             with np.load(path) as part:
                 rows = np.arange(len(part["images"]))[keep]
                 total += part["cost"] * (len(rows) / len(part["images"]))
-        nfe, ne = (total / self.count).tolist()
-        return nfe, ne
+        return {
+            name: int(each) if each.is_integer() else each
+            for name, each in zip(("nfe", "ne"), (total / self.count).tolist(), strict=True)
+        }
 
     def _files(self) -> list[tuple[range, Path]]:
         """All files by first index, longer ones first."""

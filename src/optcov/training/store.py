@@ -1,109 +1,40 @@
-"""Fitted weights on disk: a safetensors file with everything that determined it, and a cache of them by hash."""
+"""The cache of fitted weights, by the hash of everything that determined them."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-import torch
 from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_only
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
-from optcov.files import atomic_write
+from optcov.checkpoint import (
+    FORMAT,
+    Checkpoint,
+    CheckpointError,
+    Identity,
+    Kind,
+    digest_of,
+    identity_key,
+)
 
-Kind = Literal["mean", "variance", "classifier"]
-Identity = dict[str, Any]
-
-FORMAT = 2  # raise it when a change of code changes the weights that a config leads to
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message is one sentence with the reason and the remedy."""
-
-
-def identity_key(identity: Identity) -> str:
-    """A short hash of everything that determines a set of weights."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def digest_of(weights: dict[str, Tensor]) -> str:
-    """SHA-256 over names and bytes, which identifies weights and detects corruption."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode())
-        digest.update(weights[name].cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+__all__ = [
+    "FORMAT",
+    "Checkpoint",
+    "CheckpointError",
+    "Entry",
+    "Identity",
+    "Kind",
+    "digest_of",
+    "identity_key",
+    "rank_zero",
+]
 
 
 def rank_zero() -> bool:
     """Whether this process writes files: it is the only one, or rank 0 of several."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Weights and what determined them."""
-
-    kind: Kind
-    identity: Identity
-    weights: dict[str, Tensor]
-
-    @property
-    def key(self) -> str:
-        """The hash of the identity."""
-        return identity_key(self.identity)
-
-    def save(self, path: Path) -> None:
-        """Write the file completely or not at all."""
-        weights = {name: value.contiguous().cpu() for name, value in self.weights.items()}
-        identity = json.dumps(self.identity, sort_keys=True)
-        metadata = {"kind": self.kind, "identity": identity, "sha256": digest_of(weights)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with atomic_write(path) as partial:
-                save_file(weights, partial, metadata)
-        except SafetensorError as error:  # how safetensors reports a full disk
-            raise OSError(errno.EIO, f"could not be written: {error}", str(path)) from error
-
-    @classmethod
-    def load(cls, path: Path, kind: Kind, key: str) -> Checkpoint:
-        """Read a file.
-
-        Args:
-            path: the file.
-            kind: that the file must have.
-            key: the configuration key that named it, for messages.
-        Raises:
-            CheckpointError: if it is missing, truncated, not a checkpoint of optcov, or of another kind.
-        """
-        if not path.is_file():
-            raise CheckpointError(f"{key} = {path} does not exist: give the {kind}.safetensors of a run's checkpoints")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                identity, found = dict(json.loads(metadata["identity"])), metadata["kind"]
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            if digest_of(weights) != metadata["sha256"]:
-                raise ValueError("its weights do not match their checksum")
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            raise CheckpointError(
-                f"{key} = {path} is damaged or not an optcov checkpoint ({str(error).splitlines()[0]}): "
-                f"give the {kind}.safetensors of a run's checkpoints"
-            ) from error
-        if found != kind:
-            raise CheckpointError(
-                f"{key} = {path} must hold the {kind} of a model (got its {found}): give {kind}.safetensors"
-            )
-        return cls(kind, identity, weights)
 
 
 class Entry:

@@ -165,7 +165,9 @@ class Analytic(Calibrated):
                 100 * miss.max(),
             )
         variance[1:], error[1:] = (interpolate_in_log_snr(denoiser, nodes, table) for table in tables)
-        variance[0], error[0] = 1.0, 0.0  # read only between 0 and the first time; x_0 itself says nothing of the noise
+        # read only between 0 and the first time: x_0 itself says nothing of the noise, so that C -> sigma^2 / alpha^2
+        first = schedule.levels(schedule.grid()[0] * 1e-6)
+        variance[0], error[0] = first.noise_variance / denoiser.parameterization.c_out_sq(first), 0.0
 
     def _pieces(self, start: int, num_nodes: int, num_images: int) -> Iterator[tuple[int, slice]]:
         """The pairs of one call, of a stream that takes all images at one time, then all at the next."""

@@ -9,7 +9,7 @@ stop-gradient), so a frozen mean network keeps its quality.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from optcov.covariance import Covariance, DiagonalCovariance
 from optcov.denoiser import Denoiser, Prediction
@@ -19,21 +19,39 @@ from optcov.schedule.levels import per_sample
 from optcov.variance.base import HeadFactory, StepModel, TrainedHead
 
 
+class OwnHead(nn.Module):
+    """The half of a network's own answer that is ``2 v - 1``: the last C channels of its features."""
+
+    def __init__(self, feature_channels: int, data_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.channels = data_shape[0]
+
+    def forward(self, features: Tensor, network_time: Tensor) -> Tensor:
+        """``[B, feature_channels, ...]`` to ``[B, *data_shape]``."""
+        return features[:, -self.channels :]
+
+
 class LearnedRange(TrainedHead, StepModel):
     """A variance between beta_tilde and beta_{t|s}, interpolated in the logarithm; for DDPM steps (eta = 1) alone.
 
     Args:
-        denoiser, head: as in :class:`TrainedHead`; the head's output is ``2 v - 1``.
+        denoiser: the mean network; one that answers with ``2 v - 1`` itself needs no head and no fit.
+        head: as in :class:`TrainedHead`; its output is ``2 v - 1``.
     Raises:
-        ValueError: if the schedule has one step only.
+        ValueError: if the schedule has one step only, or the data have no grey levels.
     """
 
     def __init__(self, denoiser: Denoiser, head: HeadFactory) -> None:
-        super().__init__(denoiser, head)
+        super().__init__(denoiser, OwnHead if getattr(denoiser.network, "learned_sigma", False) else head)
         if denoiser.schedule.num_steps < 2:
             raise ValueError(
                 "schedule.num_steps must be at least 2 for var=iddpm (got 1): one step leaves no range between "
                 "beta_tilde and beta"
+            )
+        if denoiser.data_range.grey_level is None and not isinstance(self.head, OwnHead):
+            raise ValueError(
+                "data_range must have grey levels for var=iddpm (got none): its last step is trained on the mass of a "
+                "pixel, so choose another var, such as npr_dpm"
             )
 
     def transition(self, kernel: ReverseKernel, denoiser: Denoiser, prediction: Prediction) -> Covariance:
@@ -59,7 +77,5 @@ class LearnedRange(TrainedHead, StepModel):
         kl = gaussian_kl(mean_q, log_beta_tilde, mean_p, log_variance)
         # only the last step is decoded; elsewhere a variance of 1 keeps the gradient finite
         decoder_log_variance = torch.where(per_sample(is_last_step, x_t).bool(), log_variance, 0.0)
-        grey_level = denoiser.data_range.grey_level
-        if grey_level is None:
-            raise ValueError("var=iddpm needs data with grey levels, whose mass its last step is trained on")
-        return torch.where(is_last_step, -pixel_log_mass(x_0, mean_p, decoder_log_variance), kl)
+        decoder = -pixel_log_mass(x_0, mean_p, decoder_log_variance, denoiser.data_range)
+        return torch.where(is_last_step, decoder, kl)

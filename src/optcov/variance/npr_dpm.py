@@ -6,6 +6,7 @@ from torch import Tensor
 
 from optcov.covariance import Covariance, DiagonalCovariance
 from optcov.denoiser import Denoiser, Prediction
+from optcov.schedule.levels import per_sample
 from optcov.variance.base import CovarianceModel, TrainedHead
 
 
@@ -24,5 +25,4 @@ class NPR(TrainedHead, CovarianceModel):
 
     def covariance(self, denoiser: Denoiser, prediction: Prediction) -> Covariance:
         g = self.head_output(denoiser, prediction)
-        r = denoiser.parameterization.c_out_sq(prediction.level)
-        return DiagonalCovariance(g.clamp(min=0)).affine(r, g.new_zeros(()))
+        return DiagonalCovariance(per_sample(denoiser.parameterization.c_out_sq(prediction.level), g) * g)

@@ -2,8 +2,8 @@
 
     0 <= C <= min(b, r),   lambda^2 <= Sigma_{s|t} <= lambda^2 + c^2 min(b, r),   r = sigma_t^2 / alpha_t^2
 
-for averages over x_t and data whose variance is at most b, 1 on [-1, 1]: Analytic-DPM (arXiv:2201.06503), Theorem 2
-(r is its Eq. 11, b its Eq. 12).
+for averages over x_t and data whose variance is at most b, 1 on [-1, 1] and infinite for data of unknown support:
+Analytic-DPM (arXiv:2201.06503), Theorem 2 (r is its Eq. 11, b its Eq. 12).
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def variance_profile(
         values = variance.double().cpu().numpy()
         rows.append([values.mean(), *np.quantile(values, [0.05, 0.95])])  # torch.quantile ends at 16 million values
     mean, q05, q95 = torch.tensor(rows, dtype=torch.float64).reshape(-1, 3).unbind(1)
-    upper = levels.noise_variance.clamp(max=denoiser.data_range.variance_bound)
+    bound = denoiser.data_range.variance_bound
+    upper = levels.noise_variance if bound is None else levels.noise_variance.clamp(max=bound)
     steps = (kernels.lambda_sq + kernels.c**2 * c for c in (torch.zeros_like(mean), mean, upper))
     s = (t - stride).clamp(min=1 / schedule.num_steps)
     return dict(zip(COLUMNS, (t, s, mean, q05, q95, upper, *steps), strict=True))

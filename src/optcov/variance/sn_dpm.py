@@ -6,6 +6,7 @@ from torch import Tensor
 
 from optcov.covariance import Covariance, DiagonalCovariance
 from optcov.denoiser import Denoiser, Prediction
+from optcov.schedule.levels import per_sample
 from optcov.variance.base import CovarianceModel, TrainedHead
 
 
@@ -23,7 +24,5 @@ class SN(TrainedHead, CovarianceModel):
         return ((target**2 - h) ** 2).flatten(1).sum(1)
 
     def covariance(self, denoiser: Denoiser, prediction: Prediction) -> Covariance:
-        h = self.head_output(denoiser, prediction)
-        variance = (h - prediction.output**2).clamp(min=0)
-        r = denoiser.parameterization.c_out_sq(prediction.level)
-        return DiagonalCovariance(variance).affine(r, h.new_zeros(()))
+        variance = self.head_output(denoiser, prediction) - prediction.output**2
+        return DiagonalCovariance(per_sample(denoiser.parameterization.c_out_sq(prediction.level), variance) * variance)

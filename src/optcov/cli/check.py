@@ -1,0 +1,127 @@
+"""Checks of a composed config that take milliseconds: keys, types, and the arguments of every ``_target_``.
+
+Nothing heavy is imported, so that a typo is answered at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
+
+from optcov.cli.errors import ConfigError, did_you_mean, must
+from optcov.keys import GROUPS, Config
+from optcov.signatures import Signature
+
+
+def check(cfg: DictConfig, hydra: Any) -> Config:
+    """The config, resolved, with what the command line chose.
+
+    Args:
+        cfg: composed, without Hydra's own node.
+        hydra: that node.
+    Raises:
+        ConfigError: if a key is missing or unknown, or a value or an argument has the wrong type, in one sentence.
+    """
+    asked = settings(hydra.overrides.task)
+    choices = {str(key): str(choice) for key, choice in hydra.runtime.choices.items() if not key.startswith("hydra")}
+    for name in (name for name, info in Config.model_fields.items() if info.is_required()):
+        if name not in cfg or (name in GROUPS and cfg[name] is None):
+            raise must(name, "set", "nothing", f"give {name}={'OPTION' if name in GROUPS else 'VALUE'}")
+        if name in GROUPS and "_target_" in cfg[name] and name not in choices:
+            raise must(name, "one option of its group", asked.get(name, "several"), f"give {name}=OPTION")
+    try:
+        resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    assert isinstance(resolved, dict)
+    for key, value in leaves(resolved):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise must(key, "a finite number", value, "give a number")
+    for key in map(str, resolved.keys() - Config.model_fields.keys()):
+        raise ConfigError(f"{key} is not a key of the config: {did_you_mean(key, resolved.keys() - {key})}")
+    about = {
+        "choices": {key: value for key, value in asked.items() if key in GROUPS} | choices,  # or lists of options
+        "overrides": list(hydra.overrides.task),
+        "sweep": str(hydra.sweep.dir) if hydra.mode is not None and hydra.mode.name == "MULTIRUN" else None,
+    }
+    try:
+        config = Config.model_validate(resolved | about)
+    except ValidationError as error:
+        raise _refusal("", error) from error
+    check_targets(resolved)
+    return config
+
+
+def settings(overrides: Sequence[str]) -> dict[str, str]:
+    """The values that overrides give, by key; those of groups are options."""
+    return {each.key_or_group: str(each.value()) for each in OverridesParser.create().parse_overrides(list(overrides))}
+
+
+def nodes(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything in a config, by its full key."""
+    yield key, node
+    for name, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        yield from nodes(value, f"{key}.{name}" if key else str(name))
+
+
+def leaves(config: Any) -> Iterator[tuple[str, Any]]:
+    """Every plain value of a config, by its full key."""
+    return ((key, node) for key, node in nodes(config) if not isinstance(node, (dict, list)))
+
+
+def targets(config: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every node with a ``_target_``, by its full key."""
+    return ((key, node) for key, node in nodes(config) if isinstance(node, dict) and "_target_" in node)
+
+
+def check_targets(config: Any) -> None:
+    """Refuse an argument that its class does not take, or of a wrong type, anywhere in a config.
+
+    Raises:
+        ConfigError: naming key, value and what is valid.
+    """
+    for where, node in targets(config):
+        target = str(node["_target_"])
+        try:
+            # ours show themselves in their source; those of others may not
+            signature = Signature.read(target) or (None if target.startswith("optcov.") else Signature.imported(target))
+        except (ImportError, AttributeError, NameError, TypeError, ValueError):
+            signature = None
+        if signature is None:
+            raise must(f"{where}._target_", "a class or function that can be imported", target, "correct its name")
+        for name, value in node.items():
+            if name.startswith("_"):
+                continue
+            if name not in signature.parameters and not signature.takes_any:
+                valid = did_you_mean(name, signature.parameters)
+                raise ConfigError(f"{where}.{name} is not an argument of {target}: {valid}")
+            if not (isinstance(value, dict) and "_target_" in value):
+                _check_type(f"{where}.{name}", value, signature.parameters.get(name, Any))
+
+
+def _check_type(key: str, value: Any, annotation: Any) -> None:
+    try:
+        # read as JSON, in which a list may stand for a tuple, as in yaml
+        adapter = TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+        adapter.validate_json(json.dumps(value))
+    except ValidationError as error:
+        raise _refusal(key, error) from error
+    except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation):
+        pass  # a type of no plain value: the class itself will say
+
+
+def _refusal(key: str, error: ValidationError) -> ConfigError:
+    errors = error.errors()
+    where = key or str(errors[0]["loc"][0])
+    plain = [each["msg"] for each in errors if each["type"] != "needs_python_object"] or ["an object with a _target_"]
+    what = " or ".join(dict.fromkeys(each.split("Input should be ")[-1] for each in plain))
+    what = what.removeprefix("Value error, ")
+    return must(where, what, errors[0]["input"], f"give such a value, or leave {where} out for its default")

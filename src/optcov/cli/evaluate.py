@@ -1,0 +1,247 @@
+"""Samples of a run, drawn over all devices and never all in memory, their scores, and those of the model itself."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Iterable
+from dataclasses import astuple, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from optcov.cli.build import Run
+from optcov.cli.check import settings
+from optcov.cli.errors import ConfigError, config_errors
+from optcov.cli.run_folder import provenance
+from optcov.files import write_atomically
+from optcov.keys import NETWORK, PLACE, SAMPLES, TRAINING, VARIANCE, difference, select
+from optcov.metric import FrechetDistance, Metric, ModelMetric, Reference, Score, update_all, with_count
+from optcov.report import picture, plot_variance
+from optcov.report.runs import FORMAT
+from optcov.training import SampleStore, SamplingStage
+from optcov.training.store import digest_of, rank_zero
+from optcov.variance.profile import num_profile_images, variance_profile
+
+log = logging.getLogger(__name__)
+
+SAMPLES_FORMAT = 2  # raise it when a change of code gives another meaning to the sample i of a config
+
+
+def draw(run: Run) -> SampleStore:
+    """Draw what is missing of ``num_samples`` samples, on all devices.
+
+    Args:
+        run: fitted; its folder keeps what is drawn until :func:`delete_partial_samples`.
+    Returns:
+        The samples, which only the first process should read.
+    Raises:
+        ConfigError: if the folder holds samples of another config, or the network answers NaN.
+    """
+    config, parts, folder = run.config, run.parts, run.folder
+    if rank_zero():
+        lock_samples(folder / ".parts", samples_identity(run))
+    drawn = SampleStore(folder / ".parts", parts.denoiser.data_shape, config.num_samples, config.sample_batch_size)
+    labels = parts.labels(drawn.batches[-1].stop, config.seed)
+    stage = SamplingStage(
+        parts.denoiser,
+        parts.strategy,
+        parts.sampler,
+        parts.times,
+        config.seed,
+        drawn,
+        parts.guidance,
+        labels,
+        "3/3 sampling",
+    )
+    if stage.missing:
+        trainer = run.trainer(precision=config.sampling_precision, use_distributed_sampler=False)
+        try:
+            with config_errors("samples"):
+                trainer.predict(stage, return_predictions=False)
+        except SystemExit:  # how Lightning ends on Ctrl+C
+            place = f"hydra.run.dir={folder}" if config.sweep is None else f"hydra.sweep.dir={config.sweep}"
+            raise KeyboardInterrupt(f"3/3 sampling; the same command with {place} continues there") from None
+        trainer.strategy.barrier()
+    return drawn
+
+
+def delete_partial_samples(folder: Path) -> None:
+    """Delete the samples that :func:`draw` keeps in a folder, once they have become what they were drawn for."""
+    shutil.rmtree(folder / ".parts", ignore_errors=True)
+
+
+def samples_identity(run: Run) -> dict[str, Any]:
+    """Everything that determines sample i, as JSON: config, weights, times.
+
+    So does the kind of device, whose generator draws the noise.
+    """
+    parts = run.parts
+    fitted = {"times": parts.times}
+    for module in parts.modules:
+        fitted |= {f"{type(module).__name__}.{name}": value for name, value in module.state_dict().items()}
+    determine = NETWORK | TRAINING | VARIANCE | SAMPLES
+    config = select(run.config.model_dump(), lambda what: what & determine and not what & PLACE)
+    return {
+        "format": SAMPLES_FORMAT,
+        "device": run.machine.device.type,
+        **config,
+        "weights_and_times": digest_of(fitted),
+    }
+
+
+def lock_samples(folder: Path, ours: dict[str, Any]) -> None:
+    """Take a folder for samples, by writing there what determines them; samples of the same are kept."""
+    record = folder / "identity.json"
+    ours = json.loads(json.dumps(ours))
+    if not record.is_file():
+        folder.mkdir(exist_ok=True)
+        write_atomically(record, json.dumps(ours))
+        return
+    theirs = json.loads(record.read_text())
+    for key in ours | theirs:
+        if theirs.get(key) != ours.get(key):
+            raise ConfigError(
+                f"output_dir = {folder.parent} holds unfinished samples of another config "
+                f"({difference(key, theirs.get(key), ours.get(key))}): give that config to finish them, "
+                f"delete {folder} to draw anew, or choose another hydra.run.dir"
+            )
+
+
+def preview(drawn: SampleStore, path: Path, labels: Tensor | None = None) -> None:
+    """The first samples as one picture: 64 images, with labels those of a class in a row, or 10,000 points."""
+    count = 10_000 if len(drawn.shape) != 3 else 64 if labels is None else 256  # of which the rows are filled
+    picture(drawn.first(count), path, labels=None if labels is None else labels[:count])
+
+
+def evaluate_run(run: Run) -> dict[str, Any]:
+    """Score a fitted run; samples are drawn if a metric wants them, and not otherwise.
+
+    Returns:
+        What ``results.json`` holds, but for the times of fits; nothing in processes that do not write.
+    """
+    config, parts = run.config, run.parts
+    results: dict[str, Any] = {
+        "format": FORMAT,
+        "metrics": {},
+        "standard_errors": {},
+        "higher_is_better": [],
+        **{key: value for key, value in config.choices.items() if key != "metric"},
+        "num_steps": parts.sampler.num_steps,
+        "times": parts.times.tolist(),
+        "seed": config.seed,
+        "data_shape": list(parts.denoiser.data_shape),
+        "overrides": {key: value for key, value in settings(config.overrides).items() if key not in config.choices},
+        "wall_time_s": {},
+        **provenance(),
+        "device": run.machine.name,
+        "output_dir": str(run.folder),
+    }
+    if any(isinstance(metric, Metric) for metric in parts.metrics.values()):
+        log.info("sampling: %d samples, %d steps", config.num_samples, len(parts.times))
+        drawn = draw(run)
+        if rank_zero():
+            labels = parts.labels(len(drawn), config.seed)
+            preview(drawn, run.folder / "samples.png", labels)
+            results |= {"reference": {}, "num_samples": len(drawn), "labelled": labels is not None}
+            score_samples(run, drawn, len(drawn), results)
+            seconds = drawn.seconds()
+            results |= {"throughput_images_per_s": len(drawn) / seconds, "wall_time_s": {"sampling": seconds}}
+            results |= drawn.cost()
+            if parts.guidance is not None and parts.guidance.classifier_calls:
+                updates = parts.sampler.num_updates(len(parts.times))
+                results["classifier_calls"] = updates * parts.guidance.classifier_calls
+    if not rank_zero():
+        return {}
+    score_model(run, results)
+    return results
+
+
+def score_samples(run: Run, chunks: Iterable[Tensor], count: int, results: dict[str, Any]) -> None:
+    """Score samples; features that several metrics want are computed once.
+
+    What samples are compared with is made ready before the first chunk is asked for.
+
+    Args:
+        run: whose metrics score.
+        chunks: uint8 ``[b, *data_shape]``, all samples in order.
+        count: of all samples.
+        results: to which each score is added, with the number of samples in its name.
+    """
+    metrics = [metric for metric in run.parts.metrics.values() if isinstance(metric, Metric)]
+    with config_errors("metric"):
+        reference = Reference(run.parts.data.reference(), run.config.reference_dir)
+        # a Frechet distance takes its statistics from features that were left by others
+        for metric in sorted(metrics, key=lambda metric: isinstance(metric, FrechetDistance)):
+            metric.to(run.machine.device).refer_to(reference)
+            metric.reset()
+        seen = 0
+        for chunk in chunks:
+            update_all(metrics, chunk)
+            seen += len(chunk)
+        if seen != count:
+            raise ValueError(f"{seen} samples arrived of num_samples = {count}: run again")
+        for metric in metrics:
+            compared_with = metric.compared_with(f"{run.config.choices['data']} train ({len(reference.images)})")
+            for name, score in metric.compute().items():
+                _add(run, results, with_count(name, count), score, metric.higher_is_better)
+                if compared_with is not None:
+                    results["reference"][with_count(name, count)] = compared_with
+
+
+def score_model(run: Run, results: dict[str, Any]) -> None:
+    """Score the model on data, by each metric's key in the config."""
+    config, parts = run.config, run.parts
+    for key, metric in parts.metrics.items():
+        if isinstance(metric, ModelMetric):
+            with config_errors(f"metric.{key}"), run.machine.training() as device:
+                images = metric.images(parts.data)
+                labels = None if parts.denoiser.num_classes is None else metric.labels(parts.data)
+                denoiser, strategy = parts.denoiser.to(device).eval(), parts.strategy.to(device).eval()
+                how = (config.seed, config.sample_batch_size, labels)
+                before = replace(denoiser.cost)
+                score = metric.measure(denoiser, strategy, parts.times, images, *how)
+                after = denoiser.cost
+            if "nfe" not in results:  # where no samples were drawn
+                results["nfe"], results["ne"] = (
+                    (now - then) / len(images) for now, then in zip(astuple(after), astuple(before), strict=True)
+                )
+            _add(run, results, with_count(f"{key}_{metric.split}", len(images)), score, metric.higher_is_better)
+
+
+def _add(run: Run, results: dict[str, Any], name: str, score: Score, higher_is_better: bool) -> None:
+    """Add a score to results; its details go to a file of their own."""
+    results["metrics"][name] = score.value
+    if score.standard_error is not None:
+        results["standard_errors"][name] = score.standard_error
+    if higher_is_better:
+        results["higher_is_better"].append(name)
+    if score.details:
+        write_atomically(run.folder / f"{name}.json", json.dumps(score.details, indent=1) + "\n")
+
+
+def write_variance_profile(run: Run) -> None:
+    """Write ``variance.csv`` and ``variance.png``: what samples will see, on a few training images; seconds."""
+    import pandas as pd
+
+    parts, folder = run.parts, run.folder
+    with run.machine.training() as device:
+        images, labels = parts.calibration(num_profile_images(math.prod(parts.denoiser.data_shape)), device)
+        for module in parts.modules:
+            module.to(device).eval()
+        profile = variance_profile(
+            parts.denoiser,
+            parts.strategy,
+            images,
+            1 / parts.sampler.num_steps,
+            run.config.seed,
+            guidance=parts.guidance,
+            condition=labels,
+        )
+    if len(profile["t"]):  # a chain of one step has none between its ends
+        frame = pd.DataFrame({name: values.numpy() for name, values in profile.items()})
+        write_atomically(folder / "variance.csv", frame.to_csv(index=False))
+        plot_variance({run.config.choices["var"]: frame}, folder / "variance.png")

@@ -1,0 +1,78 @@
+"""What Hydra could not compose, in one sentence: unknown keys, groups and options, with the nearest names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+
+from optcov.cli.errors import did_you_mean, must
+
+
+def explain(error: Exception, overrides: Sequence[str], config_name: str, multirun: bool) -> str:
+    """The sentence for an error of composition; Hydra must still be initialized.
+
+    Args:
+        error: of Hydra.
+        overrides: of the command line.
+        config_name: of the primary config.
+        multirun: whether several values of a key are to be run one by one.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException as unreadable:
+        return str(must(unreadable.override, "KEY=VALUE", "something else", "quote lists, as in 'metric=[fid,nll]'"))
+    loader = GlobalHydra.instance().config_loader()
+    groups = set(loader.list_groups("")) - {"hydra"}
+    for each in parsed:
+        key = each.key_or_group
+        if each.is_sweep_override() and not multirun:
+            return str(must(key, "one value", each.get_value_string(), "add -m to run each of them"))
+        if key not in groups and "/" not in key:
+            continue
+        options = [name for name in loader.get_group_options(key, ObjectType.CONFIG) if not name.endswith("_of_run")]
+        valid = f"one of {', '.join(options)}"
+        if each.is_delete() or each.value() is None:
+            return str(must(key, valid, "nothing", f"leave {each.input_line} out"))
+        for option in _options(each):
+            if options and option not in options:
+                return str(
+                    must(key, valid, option or "nothing", did_you_mean(str(option), options, f"give {key}=OPTION"))
+                )
+    chosen = [each.input_line or "" for each in parsed if each.key_or_group in groups and not each.is_sweep_override()]
+    try:
+        cfg = compose(config_name, [*chosen, "output_dir=null"])
+    except HydraException:
+        cfg = OmegaConf.create()
+    others = [each for each in parsed if each.key_or_group not in groups and cfg]
+    unknown = [_unknown(each.key_or_group, each, cfg, groups) for each in others if each.key_or_group[:5] != "hydra"]
+    first_line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next(filter(None, unknown), first_line)
+
+
+def _options(override: Override) -> list[Any]:
+    """The options that an override of a group names."""
+    value = override.value()
+    values = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
+    return [getattr(each, "text", each) for each in values]
+
+
+def _unknown(key: str, override: Override, cfg: DictConfig, groups: set[str]) -> str | None:
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    if not isinstance(node, DictConfig):
+        return _unknown(parent, override, cfg, groups) if parent else None
+    if name in set(node):  # a missing value is a key, too
+        return f"{key} is a key already: leave the + of {override.input_line} out" if override.is_add() else None
+    if override.is_add() or override.is_force_add():
+        return None
+    valid = {str(each) for each in node if each != "_target_"} | (set() if parent else groups)
+    where = f"{parent} has no key {name}" if parent else f"{name} is not a key of the config"
+    return f"{where}: {did_you_mean(name, valid)}"

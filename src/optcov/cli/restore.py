@@ -1,0 +1,145 @@
+"""A run's saved config as the ground that ``sample.py`` and ``evaluate.py`` stand on.
+
+Each group of the run becomes an option of that group, which a choice on the command line replaces whole.  Keys of place
+come from this machine and this command.  A run's config names no class but those of this package, PyTorch's optimizers
+and Lightning's, and those that the user's own command line or config names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from optcov.cli.check import settings, targets
+from optcov.cli.errors import ConfigError, must
+from optcov.cli.run_folder import Saved
+from optcov.keys import GIVEN, KEYS, PLACE, Config, determines, difference, is_fixed, select
+from optcov.signatures import Signature
+
+CONF = Path(__file__).parents[1] / "conf"
+OF_RUN = "_of_run"  # ends the name of an option that stands for what a run had
+TRUSTED = ("optcov.", "torch.optim.", "lightning.Trainer", "lightning.pytorch.loggers.", "lightning.pytorch.callbacks.")
+
+
+def store_run(task: str, overrides: Sequence[str], config_dir: str | None) -> str:
+    """Make a run's config known to Hydra, which must be initialized.
+
+    Args:
+        task: ``sample`` or ``evaluate``.
+        overrides: of the command line.
+        config_dir: a folder of the user's own options.
+    Returns:
+        The name of the primary config to compose.
+    Raises:
+        ConfigError: if the folder holds no run, or names a class that is not trusted.
+    """
+    given = {each.key_or_group: each.value() for each in OverridesParser.create().parse_overrides(list(overrides))}
+    if not isinstance(given["run"], str):
+        raise must("run", "one folder", given["run"], "give one that train.py has printed")
+    saved = Saved.read(Path(given["run"]))
+    here = _here(saved, overrides, config_dir)
+    trust = given.get("trust")
+    known = {str(node["_target_"]) for _, node in targets(here)} | set(
+        map(str, trust if isinstance(trust, list) else ())
+    )
+    for key, node in targets(saved.values):
+        target = str(node["_target_"])
+        if target not in known and not _is_trusted(target):
+            what = "a class of optcov, torch.optim or Lightning"
+            raise must(
+                f"{key}._target_ of run = {given['run']}", what, target, f"if you trust it, add 'trust=[{target}]'"
+            )
+    kept = {key for key in settings(saved.overrides) if determines(key) & GIVEN}
+    store, defaults, top = ConfigStore.instance(), list[Any](), dict[str, Any]()
+    for key, value in saved.values.items():
+        if not isinstance(value, dict):
+            top[key] = here[key] if determines(key) & (PLACE | GIVEN) else value
+            continue
+        node = _merged(key, value, here[key], kept)
+        if key == "var" and node.get("head") == saved.values["head"]:
+            node["head"] = "${head}"  # which may be another on this command line
+        choice = saved.choices.get(key, "")
+        name = f"{choice}{OF_RUN}" if choice.isidentifier() else OF_RUN
+        store.store(group=key, name=name, node=node)
+        defaults.append({key: name})
+    base = yaml.safe_load((CONF / f"{task}.yaml").read_text())
+    defaults += [each for each in base.pop("defaults") if isinstance(each, dict)]  # mode
+    defaults += [{"hydra": "default"}, "_self_", {"experiment": None}, {"override hydra/help": "optcov"}]
+    store.store(name=f"{task}{OF_RUN}", node={"defaults": defaults} | top | base)
+    return f"{task}{OF_RUN}"
+
+
+def _is_trusted(target: str) -> bool:
+    """Whether a target is a class of those who are trusted, or a function that our own config names."""
+    signature = Signature.read(target) if target.startswith(TRUSTED) else None
+    if signature is None or signature.is_class:
+        return signature is not None
+    return any(f"_target_: {target}\n" in path.read_text() for path in CONF.glob("*/*.yaml"))
+
+
+def _here(saved: Saved, overrides: Sequence[str], config_dir: str | None) -> dict[str, Any]:
+    """What the options of the run's choices are on this machine, with interpolations as they are."""
+    folders = [CONF, *([] if config_dir is None else [Path(config_dir)])]
+    known = [
+        f"{group}={choice}"
+        for group, choice in saved.choices.items()
+        if group in KEYS and (choice[0] == "[" or any((each / group / f"{choice}.yaml").is_file() for each in folders))
+    ]
+    cfg = compose("config", [*known, *(each for each in overrides if each.startswith("hydra.searchpath="))])
+    plain = OmegaConf.to_container(cfg)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _merged(key: str, theirs: dict[str, Any], here: dict[str, Any], kept: set[str]) -> dict[str, Any]:
+    """A group of the run, with the keys of place from the same class here, or left to its defaults."""
+    found: dict[str, Any] = {}
+    here = here if here.get("_target_") == theirs.get("_target_") else {}
+    for name in [*theirs, *(name for name in here if name not in theirs)]:
+        full = f"{key}.{name}"
+        if determines(full) in (PLACE, GIVEN) and full not in kept:
+            found |= {name: here[name]} if name in here else {}
+        elif isinstance(theirs.get(name), dict):
+            mine = here.get(name)
+            found[name] = _merged(full, theirs[name], mine if isinstance(mine, dict) else {}, kept)
+        elif name in theirs:
+            found[name] = theirs[name]
+    return found
+
+
+def restored(config: Config) -> Config:
+    """The config of what is made of a run: with the run's choices and overrides, where they are still in effect.
+
+    Raises:
+        ConfigError: naming the first setting that would need another network, or other data, than the run's.
+    """
+    saved, asked = Saved.read(Path(str(config.run))), settings(config.overrides)
+    choices = {
+        group: saved.choices.get(group, choice) if choice.endswith(OF_RUN) else choice
+        for group, choice in config.choices.items()
+    }
+    theirs, ours = (select(values, is_fixed) for values in (saved.values, config.model_dump()))
+    for key in ours:
+        explicit = any(each.startswith(f"{key}.") and is_fixed(determines(each)) for each in asked)
+        if key in asked and not is_fixed(determines(key)) and not explicit:  # trainer=gpu says where to sample
+            config = config.model_copy(update={key: getattr(config, key) | theirs[key]})
+        elif theirs.get(key) != ours[key]:
+            found = difference(key, theirs.get(key), ours[key])
+            changed = [group for group in ("experiment", key) if choices.get(group) != saved.choices.get(group)]
+            leave = next(iter(changed), found.partition(" = ")[0])
+            raise ConfigError(f"run = {config.run} was made with {found}: leave {leave} out, or train a run with it")
+    again = {key.partition(".")[0] if key in choices else key for key in asked}
+    lines = [
+        line
+        for line in saved.overrides
+        for key in settings([line])
+        if key not in again and key.partition(".")[0] not in again and not determines(key) & (PLACE | GIVEN)
+    ]
+    return config.model_copy(update={"choices": choices, "overrides": [*lines, *config.overrides]})

@@ -1,0 +1,197 @@
+"""Every key of a run's config, declared once: its type and what it determines.
+
+Whatever depends on the meaning of a key is derived from :class:`Config`: what identifies a fit and a sample, which
+settings a stopped run may change, what ``sample.py`` and ``evaluate.py`` may set, and which settings name a row of a
+report.  A new key is one line here and one line in ``conf/config.yaml``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Flag, auto
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_origin
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+
+
+class Determines(Flag):
+    """What a key determines; a key may determine several things."""
+
+    NETWORK = auto()  # which function the mean network is: a checkpoint must share it
+    TRAINING = auto()  # the weights that training ends with
+    VARIANCE = auto()  # what is fitted to the mean network
+    SAMPLES = auto()  # sample i, given the weights
+    SCORE = auto()  # only what is measured
+    PLACE = auto()  # where and how it runs, and how it is watched: no number but a time depends on it
+    GIVEN = auto()  # which files are read; results depend on what they hold, never on their names
+    UNLABELLED = auto()  # never names a row of a report: a column, an average, or a difference by rounding
+
+
+NETWORK, TRAINING, VARIANCE, SAMPLES, SCORE, PLACE, GIVEN, UNLABELLED = Determines
+
+
+@dataclass(frozen=True)
+class Key:
+    """The meaning of a key.
+
+    Args:
+        determines: of the key, and of everything inside it that ``inside`` does not match.
+        inside: of keys inside a group, by pattern; the first match counts.
+    """
+
+    determines: Determines
+    inside: Mapping[str, Determines] = field(default_factory=dict)
+
+
+def _has_target(node: dict[str, Any]) -> dict[str, Any]:
+    if "_target_" not in node:
+        raise ValueError("Input should have a _target_, the class to make")
+    return node
+
+
+Part = Annotated[dict[str, Any], AfterValidator(_has_target)]  # one object, by its class and arguments
+Parts = dict[str, Part]  # several, by name
+
+
+class Config(BaseModel):
+    """A resolved config.  Groups are plain dictionaries; every other value has its type."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+    model: Annotated[Part, Key(NETWORK)]
+    schedule: Annotated[Part, Key(NETWORK)]
+    parameterization: Annotated[Part, Key(NETWORK)]
+    time_offset: Annotated[int, Key(NETWORK)]
+    conditional: Annotated[bool, Key(NETWORK)]
+    seed: Annotated[NonNegativeInt, Key(TRAINING | SAMPLES | UNLABELLED)]
+    data: Annotated[
+        Part,
+        Key(
+            TRAINING,
+            dict.fromkeys(("cache_dir", "download", "mirrors*", "checksums*"), PLACE)
+            | {"root": GIVEN, "skip_corrupt": GIVEN},
+        ),
+    ]
+    label_dropout: Annotated[float, Field(ge=0, lt=1), Key(TRAINING)]
+    warmup_steps: Annotated[NonNegativeInt, Key(TRAINING)]
+    cooldown: Annotated[float, Field(ge=0, le=1), Key(TRAINING)]
+    variance_steps: Annotated[PositiveInt | None, Key(VARIANCE)]
+    optimizer: Annotated[Part, Key(TRAINING, {"fused": PLACE, "foreach": PLACE})]
+    callbacks: Annotated[Parts, Key(TRAINING | UNLABELLED, {"tracking*": PLACE, "*": TRAINING})]
+    trainer: Annotated[
+        Part,
+        Key(
+            TRAINING | PLACE,
+            dict.fromkeys(("accelerator", "strategy", "deterministic", "benchmark", "log_every_n_steps"), PLACE)
+            | dict.fromkeys(("devices", "num_nodes"), TRAINING | PLACE)
+            | {"precision": TRAINING | SAMPLES, "*": TRAINING},
+        ),
+    ]
+    head: Annotated[Part, Key(VARIANCE)]
+    var: Annotated[Part, Key(VARIANCE)]
+    guidance: Annotated[Part, Key(SAMPLES)]
+    sampler: Annotated[Part, Key(SAMPLES, {"num_steps": SAMPLES | UNLABELLED})]
+    trajectory: Annotated[Part, Key(SAMPLES)]
+    labels: Annotated[NonNegativeInt | list[NonNegativeInt] | None, Key(SAMPLES)]
+    sample_precision: Annotated[Literal["32-true", "bf16-mixed", "16-mixed"] | None, Key(SAMPLES)]
+    compile: Annotated[bool, Key(SAMPLES | UNLABELLED)]
+    channels_last: Annotated[bool | Literal["auto"], Key(SAMPLES | UNLABELLED)]
+    num_samples: Annotated[PositiveInt, Key(SCORE | UNLABELLED)]
+    metric: Annotated[
+        Parts,
+        Key(
+            SCORE | UNLABELLED,
+            {"*.batch_size": PLACE, "*.download": PLACE, "*.weights": GIVEN}
+            | {"*.split": SCORE | UNLABELLED, "*.num_images": SCORE | UNLABELLED, "*": SCORE},
+        ),
+    ]
+    mean_ckpt: Annotated[str | None, Key(GIVEN)]
+    var_ckpt: Annotated[str | None, Key(GIVEN)]
+    classifier_ckpt: Annotated[str | None, Key(GIVEN)]
+    sample_batch_size: Annotated[PositiveInt, Key(PLACE)]
+    num_threads: Annotated[PositiveInt | Literal["auto"], Key(PLACE)]
+    logger: Annotated[Parts, Key(PLACE)]
+    cache_dir: Annotated[str, Key(PLACE)]
+    checkpoint_every: Annotated[PositiveInt, Key(PLACE)]
+    output_dir: Annotated[str, Key(PLACE)]
+    # of sample.py and evaluate.py
+    run: Annotated[str | None, Key(PLACE)] = None
+    trust: Annotated[list[str], Key(PLACE)] = []
+    mode: Annotated[Part | None, Key(PLACE)] = None
+    format: Annotated[Literal["npz", "png"], Key(PLACE)] = "npz"
+    # of no file: what the command line chose, and the multirun it belongs to
+    choices: Annotated[dict[str, str], Key(PLACE)] = {}
+    overrides: Annotated[list[str], Key(PLACE)] = []
+    sweep: Annotated[str | None, Key(PLACE)] = None
+
+    @property
+    def reference_dir(self) -> Path:
+        """Where statistics of training images are kept."""
+        return Path(self.cache_dir) / "reference"
+
+    @property
+    def sampling_precision(self) -> str:
+        """That of sampling, where it is not the trainer's."""
+        return str(self.sample_precision or self.trainer["precision"])
+
+
+KEYS: dict[str, Key] = {
+    name: next(each for each in info.metadata if isinstance(each, Key)) for name, info in Config.model_fields.items()
+}
+
+GROUPS = {
+    name for name, info in Config.model_fields.items() if info.is_required() and get_origin(info.annotation) is dict
+}
+
+
+def determines(key: str) -> Determines:
+    """What a key determines, by its full name such as ``data.root``; a key of no config determines samples."""
+    top, _, rest = key.partition(".")
+    declared = KEYS.get(top, Key(SAMPLES))
+    if rest:
+        for pattern, found in declared.inside.items():
+            if fnmatchcase(rest, pattern):
+                return found
+    return declared.determines
+
+
+def select(config: Mapping[str, Any], wanted: Callable[[Determines], Any], prefix: str = "") -> dict[str, Any]:
+    """The part of a config whose keys are wanted, at any depth; groups of which nothing is left are left out.
+
+    Args:
+        config: plain, resolved.
+        wanted: whether a key that determines this is wanted.
+        prefix: of the keys, with its dot.
+    """
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            if inner := select(value, wanted, f"{key}."):
+                found[str(name)] = inner
+        elif wanted(determines(key)):
+            found[str(name)] = value
+    return found
+
+
+def is_fixed(what: Determines) -> bool:
+    """Whether a key belongs to a run's network, so that what is made of the run cannot set it."""
+    return bool(what & (NETWORK | TRAINING)) and not what & (SAMPLES | PLACE)
+
+
+def is_label(key: str) -> bool:
+    """Whether a setting may name a row of a report; others cannot change a score, or are its columns or averages."""
+    what = determines(key)
+    return what != PLACE and not what & UNLABELLED
+
+
+def difference(key: str, theirs: Any, ours: Any) -> str:
+    """The first setting in which two configs differ, in words."""
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+        for name in sorted(theirs.keys() | ours.keys()):  # _target_ comes first
+            if theirs.get(name) != ours.get(name):
+                return difference(f"{key}.{name}" if key else str(name), theirs.get(name), ours.get(name))
+    return f"{key} = {theirs}, not {ours}"

@@ -1,0 +1,199 @@
+"""Networks of others in the shape that a denoiser asks: ``(x_t, time[, labels]) -> (output, features)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LABELS = ("class_labels", "labels", "y")  # keywords by which networks take labels, tried in turn after the position
+
+
+class AdaptedNetwork(nn.Module):
+    """A callable ``(x, time[, labels]) -> tensor`` with the attributes and answers of a network of ours.
+
+    Args:
+        call: a module, which is kept as one, or a function; it may answer with a tensor, a tuple that starts with one,
+            or an object or dictionary with ``sample``.
+        data_shape: of one sample.
+        num_classes: K, where the network takes labels 0..K-1.
+        null_class: what it is given for the null label K; None if it has none.
+        learned_sigma: whether it answers with 2C channels, of which the second half is Improved DDPM's ``2 v - 1``.
+        integer_time: whether it wants the time as int64.
+        bind: keyword arguments of every call; tensors of one row, ``[1, ...]``, serve every sample.
+        null_bind: the same for the null label of a network that is guided by ``bind``: K is 1 then.
+        features: name of the module whose input heads read; None for ``(x_t, output)``.
+    Attributes:
+        feature_channels: of what heads read.
+        default_head: the option of ``head`` that goes with it.
+    """
+
+    def __init__(
+        self,
+        call: Callable[..., Any],
+        data_shape: tuple[int, ...],
+        *,
+        num_classes: int | None = None,
+        null_class: int | None = None,
+        learned_sigma: bool = False,
+        integer_time: bool = False,
+        bind: dict[str, Any] | None = None,
+        null_bind: dict[str, Any] | None = None,
+        features: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.call = call
+        self.data_shape = tuple(data_shape)
+        self.num_classes = 1 if null_bind else num_classes
+        self.null_class, self.learned_sigma, self.integer_time = null_class, learned_sigma, integer_time
+        self.bind, self.null_bind = bind or {}, null_bind
+        self.features = features
+        self.feature_channels = 2 * data_shape[0] if features is None else 0
+        self.default_head = "input" if features is None else "simple"
+        self._seen: Tensor | None = None
+        if features is not None:
+            assert isinstance(call, nn.Module)
+            dict(inner(call).named_modules())[features].register_forward_pre_hook(self._keep)
+
+    @property
+    def has_null_label(self) -> bool:
+        """Whether the network can be asked without a label."""
+        return self.num_classes is None or self.null_class is not None or self.null_bind is not None
+
+    def forward(self, x_t: Tensor, time: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``x_t`` ``[B, *data_shape]``, time ``[B]`` and labels ``[B]`` to the output and the features."""
+        answer = self.ask(x_t, time, condition)
+        output, variance = answer, None
+        if self.learned_sigma:
+            output, variance = answer.chunk(2, 1)
+        if self.features is None:
+            features = torch.cat([x_t, output.to(x_t.dtype)], 1)
+        else:
+            assert self._seen is not None
+            features, self._seen = self._seen, None
+        if variance is not None:  # the last C channels of the features
+            features = torch.cat([features, variance.to(features.dtype)], 1)
+        return output, features
+
+    def ask(self, x_t: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The network's answer as it is, ``[B, C or 2C, ...]``."""
+        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), x_t.dtype)
+        time = time.round().long() if self.integer_time else time.to(dtype)
+        arguments: list[Tensor] = [x_t.to(dtype), time]
+        bound = {name: self._rows(value, len(x_t)) for name, value in self.bind.items()}
+        if self.null_bind is not None:
+            if condition is None:
+                raise ValueError("labels must be given: 0 for what is bound, 1 for the null binding")
+            for name, value in self.null_bind.items():
+                null, wanted = self._rows(value, len(x_t)), bound[name]
+                bound[name] = torch.where(condition.eq(1).reshape(-1, *[1] * (null.ndim - 1)), null, wanted)
+        elif condition is not None:
+            if self.null_class is not None:
+                condition = condition.masked_fill(condition.eq(self.num_classes or 0), self.null_class)
+            keyword = getattr(self.call, "label_keyword", None)
+            if keyword is None:
+                arguments.append(condition)
+            else:
+                bound[keyword] = condition
+        return tensor_of(self.call(*arguments, **bound)).to(x_t.dtype)
+
+    def _rows(self, value: Any, count: int) -> Any:
+        """A bound value for a batch."""
+        if not isinstance(value, Tensor):
+            return value
+        device = next((p.device for p in self.parameters()), value.device)
+        value = value.to(device)
+        return value.expand(count, *value.shape[1:]) if value.ndim and len(value) == 1 else value
+
+    def _keep(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        self._seen = arguments[0]
+
+
+def tensor_of(answer: Any) -> Tensor:
+    """The tensor in what a network answers with.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if isinstance(answer, dict) and "sample" in answer:
+        answer = answer["sample"]
+    elif not isinstance(answer, Tensor) and hasattr(answer, "sample"):
+        answer = answer.sample
+    elif isinstance(answer, tuple | list) and answer:
+        answer = answer[0]
+    if not isinstance(answer, Tensor):
+        raise ValueError(
+            f"the network must answer with a tensor, a tuple that starts with one, or an object with .sample (got "
+            f"{type(answer).__name__}): wrap it in a function that does"
+        )
+    return answer
+
+
+def inner(network: Any) -> Any:
+    """What is inside of ``torch.compile`` and of wrappers for several devices."""
+    return getattr(network, "_orig_mod", network)
+
+
+@contextmanager
+def _recorded(network: nn.Module) -> Iterator[list[tuple[str, nn.Module, Tensor, Tensor]]]:
+    """The calls of modules without children, in order: name, module, input and output."""
+    calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+    handles = []
+    for name, module in network.named_modules():
+        if not any(True for _ in module.children()):
+
+            def record(module: nn.Module, arguments: Any, output: Any, name: str = name) -> None:
+                if arguments and isinstance(arguments[0], Tensor) and isinstance(output, Tensor):
+                    calls.append((name, module, arguments[0], output))
+
+            handles.append(module.register_forward_hook(record))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def find_features(network: AdaptedNetwork, x_t: Tensor, time: Tensor, condition: Tensor | None) -> str | None:
+    """The module before which the last feature map stands: the last projection, or the norm and activation before it.
+
+    Args:
+        network: whose call is a module.
+        x_t, time, condition: any question to it.
+    Returns:
+        The module's name; None if there is no map of the data's height and width.
+    """
+    if not isinstance(network.call, nn.Module):
+        return None
+    spatial = network.data_shape[1:]
+    widths = {network.data_shape[0], 2 * network.data_shape[0]}
+    with torch.no_grad(), _recorded(inner(network.call)) as calls:
+        network.ask(x_t, time, condition)
+    place = next(
+        (
+            i
+            for i in range(len(calls) - 1, -1, -1)
+            if calls[i][3].ndim == x_t.ndim and calls[i][3].shape[1] in widths and calls[i][3].shape[2:] == spatial
+            if isinstance(calls[i][1], nn.Conv2d | nn.Linear | nn.Conv1d)
+        ),
+        None,
+    )
+    if place is None or calls[place][2].ndim != x_t.ndim or calls[place][2].shape[2:] != spatial:
+        return None
+    while place > 0 and _stands_before(calls[place - 1], calls[place]):
+        place -= 1
+    return calls[place][0]
+
+
+def _stands_before(
+    former: tuple[str, nn.Module, Tensor, Tensor], latter: tuple[str, nn.Module, Tensor, Tensor]
+) -> bool:
+    """Whether a call is a norm, an activation or dropout whose output is the next one's input."""
+    _, module, given, answer = former
+    kind = type(module).__name__
+    is_small = "Norm" in kind or kind in ("Dropout", "Dropout2d", "Identity", "SiLU", "Swish")
+    is_small = is_small or type(module).__module__ == "torch.nn.modules.activation"
+    return is_small and answer.data_ptr() == latter[2].data_ptr() and given.shape == answer.shape

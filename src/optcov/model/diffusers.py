@@ -1,0 +1,163 @@
+"""Networks of diffusers: pipelines, folders and modules, with what their configs say.  diffusers is an extra."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optcov.model.files import read_json
+from optcov.model.load import Conventions
+from optcov.parameterization import EDM
+from optcov.schedule import BetaSchedule, CosineSchedule, FlowSchedule, NoiseSchedule, VESchedule
+
+NETWORKS = ("unet", "transformer", "model")  # what pipelines call their network
+PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "velocity"}
+
+
+class Diffusers(nn.Module):
+    """A network of diffusers as ``(x, time, **keywords) -> tensor``."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    label_keyword = "class_labels"
+
+    def forward(self, x: Tensor, time: Tensor, **keywords: Any) -> Tensor:
+        """``x`` ``[B, C, H, W]`` and times ``[B]`` to the sample."""
+        answer: Tensor = self.network(x, time, return_dict=False, **keywords)[0]
+        return answer
+
+
+def of_object(source: Any) -> tuple[Any, Conventions]:
+    """The network in a pipeline or module, and what it says of itself."""
+    scheduler = getattr(source, "scheduler", None)
+    network = next((getattr(source, name) for name in NETWORKS if getattr(source, name, None) is not None), source)
+    if not isinstance(network, nn.Module) or not hasattr(network, "config"):
+        raise ValueError(
+            f"source must have a unet or a transformer (got {type(source).__name__}): give its network with schedule="
+        )
+    config = dict(getattr(network, "config"))  # noqa: B009 (typed as a module)
+    said = _of_scheduler(dict(scheduler.config) | {"_class_name": type(scheduler).__name__}) if scheduler else {}
+    return Diffusers(network), _conventions(config, said)
+
+
+def of_folder(folder: Path) -> tuple[Any, Conventions]:
+    """The network of a saved pipeline, or a saved network, and what its configs say."""
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ValueError("diffusers must be installed for its folders: pip install 'optcov[diffusers]'") from error
+    home, scheduler = folder, folder / "scheduler_config.json"
+    if (folder / "model_index.json").is_file():
+        home = next((folder / name for name in NETWORKS if (folder / name / "config.json").is_file()), folder)
+        scheduler = folder / "scheduler" / "scheduler_config.json"
+        if home == folder:
+            raise ValueError(
+                f"source = {folder} must hold a unet or a transformer: give a pipeline of pixels or latents"
+            )
+    elif not scheduler.is_file():
+        scheduler = folder.parent / "scheduler" / "scheduler_config.json"  # the network's folder inside of a pipeline
+    config = read_json(home / "config.json")
+    kind = getattr(diffusers, str(config.get("_class_name")), None)
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
+        raise ValueError(
+            f"{home.name}/config.json must name a network of diffusers (got {config.get('_class_name')}): give a "
+            "folder that save_pretrained made"
+        )
+    try:
+        network = kind.from_pretrained(
+            home, local_files_only=True, low_cpu_mem_usage=False, use_safetensors=_has_safetensors(home)
+        )
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"source = {folder} cannot be opened ({str(error).splitlines()[0]}): download it again"
+        ) from error
+    said = _of_scheduler(read_json(scheduler)) if scheduler.is_file() else {}
+    return Diffusers(network), _conventions(config, said)
+
+
+def _has_safetensors(folder: Path) -> bool | None:
+    """True where there are safetensors, which are preferred; other files are read as tensors alone."""
+    return True if any(folder.glob("*.safetensors")) else None
+
+
+def _conventions(config: dict[str, Any], said: dict[str, Any]) -> Conventions:
+    """What the configs of a network and of its scheduler state."""
+    channels, size = config.get("in_channels"), config.get("sample_size")
+    shape = None
+    if channels is not None and size is not None:
+        shape = (int(channels), *((int(size), int(size)) if isinstance(size, int) else map(int, size)))
+    labels = config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
+    out = config.get("out_channels") or channels
+    return Conventions(
+        shape=shape,
+        learned_sigma=None if channels is None else bool(out == 2 * channels),
+        num_classes=None if labels is None else int(labels),
+        **said,
+    )
+
+
+def _of_scheduler(config: dict[str, Any]) -> dict[str, Any]:
+    """The schedule, prediction and time feed that a scheduler_config.json states."""
+    name, kind = str(config.get("_class_name", "")), config.get("prediction_type", "epsilon")
+    schedule = schedule_of(config)
+    if isinstance(schedule, FlowSchedule):
+        return {"schedule": schedule, "prediction": "velocity", "time": "1000t"}
+    if isinstance(schedule, VESchedule):
+        return {"schedule": schedule, "prediction": EDM(float(config.get("sigma_data", 0.5))), "time": "edm"}
+    if kind not in PREDICTIONS:
+        raise ValueError(f"prediction_type of {name} must be one of {', '.join(PREDICTIONS)} (got {kind})")
+    return {"schedule": schedule, "prediction": PREDICTIONS[kind], "time": "n-1"}
+
+
+def schedule_of(config: dict[str, Any]) -> NoiseSchedule:
+    """The schedule of a scheduler's config.
+
+    Raises:
+        ValueError: if it is of no known kind.
+    """
+    name, count = str(config.get("_class_name", "")), int(config.get("num_train_timesteps", 1000))
+    if "FlowMatch" in name:
+        return FlowSchedule(count)
+    if name.startswith("EDM"):
+        return VESchedule(count, float(config["sigma_min"]), float(config["sigma_max"]))
+    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+    kind = config.get("beta_schedule", "linear")
+    if config.get("trained_betas") is not None:
+        betas = torch.as_tensor(config["trained_betas"], dtype=torch.float64)
+    elif kind == "linear":
+        betas = torch.linspace(start, end, count, dtype=torch.float64)
+    elif kind == "scaled_linear":
+        betas = torch.linspace(start**0.5, end**0.5, count, dtype=torch.float64) ** 2
+    elif kind == "sigmoid":
+        betas = torch.sigmoid(torch.linspace(-6, 6, count, dtype=torch.float64)) * (end - start) + start
+    elif kind == "squaredcos_cap_v2":
+        return (
+            CosineSchedule(count)
+            if not config.get("rescale_betas_zero_snr")
+            else _zero_snr(_betas_of(CosineSchedule(count)))
+        )
+    else:
+        raise ValueError(
+            f"beta_schedule of {name or 'the scheduler'} must be linear, scaled_linear, sigmoid or squaredcos_cap_v2 "
+            f"(got {kind}): give schedule= a list of betas"
+        )
+    return _zero_snr(betas) if config.get("rescale_betas_zero_snr") else BetaSchedule(betas)
+
+
+def _betas_of(schedule: NoiseSchedule) -> Tensor:
+    grid = torch.cat([torch.zeros(1, dtype=torch.float64), schedule.grid()])
+    return schedule.variance_between(grid[:-1], grid[1:])
+
+
+def _zero_snr(betas: Tensor) -> BetaSchedule:
+    """Betas shifted and scaled so that no signal is left after the last (arXiv:2305.08891, Algorithm 1)."""
+    alpha = (1 - betas).cumprod(0).sqrt()
+    alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+    alpha_sq = alpha**2
+    ratio = torch.cat([alpha_sq[:1], alpha_sq[1:] / alpha_sq[:-1]])
+    return BetaSchedule(1 - ratio)

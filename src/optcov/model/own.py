@@ -1,0 +1,82 @@
+"""Networks trained here: a checkpoint of optcov holds the config of its network, of which nothing but data is read."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from optcov.checkpoint import Checkpoint
+from optcov.denoiser import Denoiser
+from optcov.parameterization import Parameterization
+from optcov.schedule.base import NoiseSchedule
+
+T = TypeVar("T")
+
+
+def is_own(path: Path) -> bool:
+    """Whether a safetensors file is a checkpoint of optcov."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "identity" in (file.metadata() or {})
+    except SafetensorError:
+        return False
+
+
+def open_own(path: Path) -> Denoiser:
+    """The denoiser in a ``mean.safetensors``.
+
+    Raises:
+        ValueError: if the file is damaged, holds something else, or names a class that is not one of optcov.
+    """
+    checkpoint = Checkpoint.load(path, "mean", "source")
+    config = checkpoint.identity
+    try:
+        shape, parameterization = tuple(map(int, config["data_shape"])), config["parameterization"]
+        classes = {} if config.get("num_classes") is None else {"num_classes": int(config["num_classes"])}
+        schedule = _made(config["schedule"], NoiseSchedule)  # type: ignore[type-abstract]
+        network = _made(config["model"], nn.Module, data_shape=shape, **classes)
+        meaning = _made(parameterization, Parameterization)  # type: ignore[type-abstract]
+        denoiser = Denoiser(network, schedule, meaning, int(config["time_offset"]))
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"source = {path} was written by another version of optcov ({error}): train it again, or give its network"
+        ) from error
+    denoiser.load_state_dict(checkpoint.weights)
+    return denoiser
+
+
+def _made(node: Any, kind: type[T], **arguments: Any) -> T:
+    """An object of a class of optcov, from a received node.
+
+    Raises:
+        ValueError: if it names anything else.
+    """
+    made = _class(node, kind)
+    return made(**_settings(node), **arguments)
+
+
+def _class(node: Any, kind: type[T]) -> type[T]:
+    module, _, name = str(node["_target_"]).rpartition(".")
+    found = getattr(import_module(module), name, None) if module.split(".")[0] == "optcov" else None
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise ValueError(
+            f"source must name a {kind.__name__} of optcov (got {node['_target_']}): load others with network="
+        )
+    return found
+
+
+def _settings(node: dict[str, Any]) -> dict[str, Any]:
+    """The arguments in a node; one that is a node itself stands for a module, or for what makes it."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, dict) and "_target_" in value:
+            inner = _class(value, nn.Module)
+            value = partial(inner, **_settings(value)) if value.get("_partial_") else inner(**_settings(value))
+        if not key.startswith("_"):
+            found[key] = value
+    return found

@@ -1,0 +1,43 @@
+"""What networks are fed as their time: functions of a noise level, by the names they go by.
+
+A wrong one is the most common silent mistake with a network of others, for it still draws pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from optcov.schedule.base import NoiseSchedule
+from optcov.schedule.levels import NoiseLevels
+
+TimeFeed = Callable[[NoiseLevels], Tensor]
+"""A level to what the network is fed, float64, of the level's shape."""
+
+FEEDS: dict[str, Callable[[NoiseLevels, int], Tensor]] = {
+    "n": lambda level, num_steps: level.t * num_steps,  # 1..N
+    "n-1": lambda level, num_steps: level.t * num_steps - 1,  # 0..N-1: diffusers, Improved DDPM, lucidrains
+    "1000t": lambda level, _: 1000 * level.t,
+    "999t": lambda level, _: 999 * level.t,  # score SDEs
+    "t": lambda level, _: level.t,  # flow matching
+    "log_snr": lambda level, _: level.log_snr,
+    "edm": lambda level, _: -level.log_snr / 8,  # c_noise = ln(sigma / alpha) / 4
+}
+
+
+def time_feed(name: str | TimeFeed, schedule: NoiseSchedule) -> TimeFeed:
+    """A feed from its name, one of :data:`FEEDS`, or a function of the level as it is.
+
+    Raises:
+        ValueError: if there is no such feed.
+    """
+    if not isinstance(name, str):
+        return name
+    if name not in FEEDS:
+        raise ValueError(
+            f"time must be one of {', '.join(map(repr, FEEDS))}, or a function of the level (got {name!r}): say what "
+            "the network is fed at step n of N, t = n/N"
+        )
+    feed, num_steps = FEEDS[name], schedule.num_steps
+    return lambda level: feed(level, num_steps)

@@ -1,0 +1,87 @@
+"""The options of each group by name, made without Hydra: the yaml files of ``conf/`` are the only list there is."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+CONF = Path(__file__).parent / "conf"
+
+
+def options(group: str) -> list[str]:
+    """The names of a group's options, such as those of ``var`` or ``sampler``."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def make(group: str, name: str, /, **settings: Any) -> Any:
+    """An option of a group, with the settings of its yaml file unless others are given.
+
+    Args:
+        group: ``var``, ``sampler``, ``trajectory``, ``schedule``, ``parameterization``, ``head``, ...
+        name: of the option.
+        settings: that replace those of the file, and arguments that the file leaves to its user.
+    Returns:
+        The object; of an option that is made in two steps, a function of the arguments that are missing.
+    Raises:
+        ValueError: if there is no such option, or it has no such setting.
+    """
+    known = options(group)
+    if name not in known:
+        raise ValueError(f"{group} must be one of {', '.join(known)} (got {name!r}){_remedy(name, known)}")
+    node = _node(group, name)
+    found = {key: _part(value) for key, value in node.items() if key not in ("_target_", "_partial_")}
+    module, _, attribute = str(node["_target_"]).rpartition(".")
+    target = getattr(import_module(module), attribute)
+    if node.get("_partial_"):
+        return partial(target, **found | settings)
+    try:
+        return target(**found | settings)
+    except TypeError as error:
+        unknown = [key for key in settings if f"'{key}'" in str(error)]
+        if not unknown:
+            raise
+        remedy = _remedy(unknown[0], list(found))
+        raise ValueError(f"{group}={name} has no setting {unknown[0]!r}: it has {', '.join(found)}{remedy}") from error
+
+
+def settings_of(group: str, name: str) -> list[str]:
+    """The settings of an option."""
+    return [key for key in _node(group, name) if key not in ("_target_", "_partial_")]
+
+
+def resolve(group: str, wanted: Any, /, **settings: Any) -> Any:
+    """An object of a group from its name, or the object itself."""
+    if isinstance(wanted, str):
+        return make(group, wanted, **settings)
+    if settings:
+        raise ValueError(
+            f"settings must be left out for a {group} that exists (got {', '.join(settings)}): give its name instead"
+        )
+    return wanted
+
+
+def _node(group: str, name: str) -> dict[str, Any]:
+    """What an option's file says, on top of what those options of its group say that it names in ``defaults``."""
+    node = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    assert isinstance(node, dict)
+    below = (_node(group, base) for base in node.pop("defaults", []) if base != "_self_")
+    return {str(key): value for part in (*below, node) for key, value in part.items()}
+
+
+def _part(value: Any) -> Any:
+    """A value of a yaml file; ``${group}`` is the option of another group that ``config.yaml`` chooses."""
+    if not (isinstance(value, str) and value.startswith("${")):
+        return value
+    group = value[2:-1]
+    defaults = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"), resolve=False)["defaults"]  # type: ignore[call-overload, index]
+    return make(group, next(str(each[group]) for each in defaults if isinstance(each, dict) and group in each))
+
+
+def _remedy(name: str, known: list[str]) -> str:
+    near = get_close_matches(name, known, 1)
+    return f": did you mean {near[0]}?" if near else ": give one of these"

@@ -1,0 +1,49 @@
+"""Samples as files, an array of all or an image each, without ever having all of them in memory."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from optcov.files import atomic_write
+from optcov.report.picture import picture
+
+
+def write_npz(
+    chunks: Iterable[Tensor], count: int, shape: tuple[int, ...], path: Path, labels: Tensor | None = None
+) -> None:
+    """Samples as one compressed array ``arr_0``, channels last, and their labels as ``arr_1``.
+
+    Args:
+        chunks: uint8 ``[b, *shape]``, in order.
+        count: how many samples they hold.
+        shape: of one sample.
+        path: the file.
+        labels: int64 ``[count]``, if there are any.
+    """
+    shape = (*shape[1:], shape[0]) if len(shape) == 3 else shape
+    with (
+        atomic_write(path) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for chunk in chunks:
+                file.write((chunk.movedim(1, -1) if chunk.ndim == 4 else chunk).contiguous().numpy().data)
+        if labels is not None:
+            with archive.open("arr_1.npy", "w") as file:
+                np.lib.format.write_array(file, labels.numpy())
+
+
+def write_pngs(chunks: Iterable[Tensor], count: int, folder: Path) -> None:
+    """Samples as ``000000.png``, ``000001.png``, ...; arguments as in :func:`write_npz`, of images."""
+    folder.mkdir(exist_ok=True)
+    images = (image for chunk in chunks for image in chunk)
+    for i, image in enumerate(tqdm(images, desc="writing", total=count, unit="image", disable=None)):
+        picture(image[None], folder / f"{i:06d}.png", scale=1)

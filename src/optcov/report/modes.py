@@ -1,0 +1,163 @@
+"""What ``sample.py mode=...`` makes instead of a set of samples: pictures of paths between images, and through time."""
+
+from __future__ import annotations
+
+import json
+import logging
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from optcov.data.pixels import to_uint8
+from optcov.files import write_atomically
+from optcov.parts import Parts
+from optcov.report import tile
+from optcov.sampler import NoiseStream, invert, slerp
+
+log = logging.getLogger(__name__)
+
+
+def to_picture(images: Tensor) -> Image.Image:
+    """A table of images as one picture, small ones enlarged, a line right of and below each.
+
+    Args:
+        images: ``[rows, columns, C, H, W]`` on [-1, 1] with 1 or 3 channels.
+    """
+    return tile(to_uint8(images))
+
+
+class Mode(ABC):
+    """A picture of several images.
+
+    Args:
+        rows: how many samples, or pairs of them; at least 1.
+        frames: how many images in a row; at least 2.
+    Raises:
+        ValueError: if there are fewer.
+    """
+
+    def __init__(self, rows: int = 4, frames: int = 9) -> None:
+        if rows < 1:
+            raise ValueError(f"mode.rows = {rows} shows nothing: give at least 1")
+        if frames < 2:
+            raise ValueError(f"mode.frames = {frames} shows no way from one end to the other: give at least 2")
+        self.rows, self.frames = rows, frames
+
+    def draw(self, parts: Parts, folder: Path, seed: int, device: torch.device) -> None:
+        """Write the pictures of this mode into a folder.
+
+        Args:
+            parts: a fitted run.
+            folder: exists.
+            seed: of the noise; row i depends on (seed, i).
+            device: where to compute.
+        Raises:
+            ValueError: if the samples are no images.
+        """
+        shape = parts.denoiser.data_shape
+        if len(shape) != 3 or shape[0] not in (1, 3):
+            raise ValueError(
+                f"mode pictures images of 1 or 3 channels, but the data have shape {shape}: leave mode out"
+            )
+        for module in parts.modules:
+            module.to(device).eval()
+        self.picture(parts, folder, seed, device)
+
+    @abstractmethod
+    def picture(self, parts: Parts, folder: Path, seed: int, device: torch.device) -> None:
+        """:meth:`draw`, with networks in place."""
+
+
+class Interpolation(Mode):
+    """Samples on the great circle between two noises; later noise, if any, is the same along a row."""
+
+    def ends(self, parts: Parts, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The starts of a chain between which a row lies, each ``[rows, *event]``."""
+        shape, rows = parts.denoiser.data_shape, self.rows
+        std = parts.denoiser.schedule.prior_std(parts.denoiser.levels(parts.times[-1])).to(device, torch.float32)
+        first, last = (NoiseStream(seed, range(i * rows, (i + 1) * rows), shape, device) for i in range(2))
+        return std * first.draw(), std * last.draw()
+
+    def path(self, parts: Parts, ends: tuple[Tensor, Tensor], seed: int, device: torch.device) -> Tensor:
+        """The images of all rows, ``[rows, frames, *event]``."""
+        drawn = []
+        labels = parts.labels(self.rows, seed)
+        denoiser, condition = parts.denoiser, None if labels is None else labels.to(device)
+        for frame in range(self.frames):
+            noise = NoiseStream(seed, range(2 * self.rows, 3 * self.rows), denoiser.data_shape, device)
+            start = slerp(*ends, frame / (self.frames - 1))
+            x_0 = parts.sampler.sample(
+                denoiser, parts.strategy, parts.times, noise, guidance=parts.guidance, condition=condition, start=start
+            )
+            drawn.append(denoiser.data_range.to_unit(x_0))
+        return torch.stack(drawn, 1)
+
+    def picture(self, parts: Parts, folder: Path, seed: int, device: torch.device) -> None:
+        images = self.path(parts, self.ends(parts, seed, device), seed, device)
+        to_picture(images).save(folder / "interpolation.png")
+        log.info("%d rows of %d images: %s", self.rows, self.frames, folder / "interpolation.png")
+
+
+class ImageInterpolation(Interpolation):
+    """The same between images of the data, which stand at both ends of the strip; what their way there and back costs
+    is told, and written to ``interpolation.json``.
+
+    Args:
+        rows, frames: as in :class:`Mode`.
+        corrections: of :func:`optcov.sampler.invert`.
+    """
+
+    def __init__(self, rows: int = 4, frames: int = 9, corrections: int = 3) -> None:
+        super().__init__(rows, frames)
+        if corrections < 0:
+            raise ValueError(f"mode.corrections = {corrections} is no number of iterations: give 0, 1 or more")
+        self.corrections = corrections
+
+    def picture(self, parts: Parts, folder: Path, seed: int, device: torch.device) -> None:
+        if parts.num_classes is not None:
+            raise ValueError(
+                "mode = interpolate_images knows of no class between two images: give a run with conditional=false "
+                "and guidance=none, or mode=interpolate"
+            )
+        images = parts.data.calibration(2 * self.rows).to(device)
+        if len(images) < 2 * self.rows:
+            raise ValueError(f"mode.rows = {self.rows} wants twice as many images; the data have {len(images)}")
+        encoded = invert(parts.denoiser, parts.denoiser.data_range.from_unit(images), parts.times, self.corrections)
+        path = self.path(parts, (encoded[: self.rows], encoded[self.rows :]), seed, device)
+        ends = torch.stack([images[: self.rows], images[self.rows :]], 1)
+        to_picture(torch.cat([ends[:, :1], path, ends[:, 1:]], 1)).save(folder / "interpolation.png")
+        error = float((path[:, [0, -1]] - ends).square().mean().sqrt()) * 127.5
+        told = {"inversion_rmse_grey_levels": error, "images": 2 * self.rows, "corrections": self.corrections}
+        write_atomically(folder / "interpolation.json", json.dumps(told, indent=2) + "\n")
+        log.info("there and back: %.3g of 255 grey levels RMS over %d images: %s", error, 2 * self.rows, folder)
+
+
+class TrajectoryPicture(Mode):
+    """x_t and the predicted x_0 at each update of a few samples."""
+
+    def picture(self, parts: Parts, folder: Path, seed: int, device: torch.device) -> None:
+        noise = NoiseStream(seed, range(self.rows), parts.denoiser.data_shape, device)
+        labels = parts.labels(self.rows, seed)
+        states = parts.sampler.steps(
+            parts.denoiser,
+            parts.strategy,
+            parts.times,
+            noise,
+            guidance=parts.guidance,
+            condition=None if labels is None else labels.to(device),
+        )
+        seen: list[Tensor] = []  # [2, rows, *event] each
+        for state in states:
+            if state.prediction is not None:
+                seen.append(torch.stack([state.prediction.x_t, state.prediction.x0]))
+        calls = torch.stack([*seen, torch.stack([state.x, state.x])])  # [updates + 1, 2, rows, *event]
+        calls = parts.denoiser.data_range.to_unit(calls)
+        shown = torch.linspace(0, len(calls) - 1, min(self.frames, len(calls))).round().long()
+        to_picture(calls[shown.to(device)].permute(2, 1, 0, 3, 4, 5).flatten(0, 1)).save(folder / "trajectory.png")
+        first, *others = [to_picture(call) for call in calls]
+        duration = [max(40, 3000 // len(calls))] * len(others) + [1500]  # ms; the last one stays
+        first.save(folder / "trajectory.gif", save_all=True, append_images=others, duration=duration, loop=0)
+        log.info("%d updates of %d samples: %s", len(seen), self.rows, folder / "trajectory.gif")

@@ -1,0 +1,348 @@
+"""The verbs of a notebook: :func:`load`, :func:`fit`, :func:`sample`, :func:`bits_per_dim`, on any network.
+
+They take names (those of ``conf/``) or objects, and need neither Lightning nor Hydra.  Images go in and samples come
+out in the network's own range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optcov.denoiser import Denoiser, device_of
+from optcov.fitting import train
+from optcov.guidance import Guidance
+from optcov.metric.base import Score
+from optcov.model.load import load
+from optcov.registry import options, resolve, settings_of
+from optcov.sampler import Sampler
+from optcov.sampler import sample as draw
+from optcov.seeds import Stream, derive_seed
+from optcov.trajectory import Trajectory
+from optcov.variance.base import Calibrated, Trained, VarianceStrategy
+
+__all__ = ["bits_per_dim", "fit", "load", "sample"]
+
+Images = Tensor | np.ndarray[Any, Any] | Iterable[Any]
+"""Data ``[n, *event]``: float in the denoiser's range, or uint8 grey levels; an iterable of such batches, or of
+``(batch, labels)``, of which the labels are ignored."""
+
+
+def fit(
+    strategy: str | VarianceStrategy,
+    denoiser: Denoiser,
+    images: Images | None = None,
+    steps: int | None = None,
+    *,
+    labels: Tensor | None = None,
+    label_dropout: float = 0.1,
+    batch_size: int = 64,
+    lr: float = 1e-3,
+    seed: int = 0,
+    progress: bool = True,
+    **settings: Any,
+) -> VarianceStrategy:
+    """Fit a variance strategy to a denoiser: one pass over images, or gradient steps, or nothing, as it needs.
+
+    Args:
+        strategy: a name, one of the options of ``var``, or an object, which is fitted in place.
+        denoiser: from :func:`load`; it is not changed.
+        images: see :data:`Images`; not needed by strategies that have nothing to fit.
+        steps: gradient steps of a strategy that is trained; 2000 where None.
+        labels: of the images, int64 ``[n]``, for a denoiser that knows classes.
+        label_dropout: share of labels that are hidden from it in training.
+        batch_size: images a gradient step.
+        lr: learning rate of Adam, which falls to 0 over the last third of the steps.
+        seed: of new weights, order, times and noise.
+        progress: show bars.
+        settings: of the strategy, such as ``num_images=256`` of ``analytic``; ``head="complex"`` of a trained one.
+    Returns:
+        The strategy, in eval mode, on the denoiser's device.
+    Raises:
+        ValueError: in one sentence, if a value has no meaning.
+    """
+    device = device_of(denoiser.eval())
+    if isinstance(strategy, str):
+        if isinstance(settings.get("head"), str):
+            settings["head"] = resolve("head", settings["head"])
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(seed, Stream.VARIANCE_WEIGHTS))
+            strategy = resolve("var", strategy, denoiser=denoiser, **_with_head(strategy, denoiser, settings))
+    else:
+        resolve("strategy", strategy, **settings)
+    assert isinstance(strategy, VarianceStrategy)
+    strategy.to(device).eval()
+    if not _needs_fit(strategy):
+        if steps is not None:
+            raise ValueError(
+                f"steps must be left out for {type(strategy).__name__} (got {steps}): it needs no training"
+            )
+        return strategy
+    if images is None:
+        raise ValueError(f"images must be given to fit {type(strategy).__name__} (got none): give clean data, [n, ...]")
+    x_0 = data(denoiser, images)
+    labels = _labels(denoiser, labels, len(x_0))
+    if isinstance(strategy, Calibrated):
+        if steps is not None:
+            raise ValueError(
+                f"steps must be left out for {type(strategy).__name__} (got {steps}), which takes one pass over "
+                "images: give num_images to say how many"
+            )
+        order = torch.randperm(len(x_0), generator=torch.Generator().manual_seed(derive_seed(seed, Stream.EPOCH)))
+        chosen = order[: strategy.num_images]
+        strategy.calibrate(
+            denoiser, [x_0[chosen].to(device)], seed, None if labels is None else labels[chosen].to(device)
+        )
+        return strategy
+    steps = 2000 if steps is None else steps
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1 (got {steps}): give the number of gradient steps, such as 2000")
+    assert isinstance(strategy, Trained)
+    train(
+        strategy,
+        denoiser,
+        x_0,
+        steps,
+        labels=labels,
+        label_dropout=label_dropout,
+        batch_size=min(batch_size, len(x_0)),
+        lr=lr,
+        seed=seed,
+        progress=progress,
+    )
+    return strategy
+
+
+def sample(
+    denoiser: Denoiser,
+    strategy: VarianceStrategy | str | None = None,
+    num_steps: int = 10,
+    count: int = 16,
+    sampler: str | Sampler = "ddpm",
+    trajectory: str | Trajectory | Iterable[float] = "even",
+    seed: int = 0,
+    *,
+    labels: int | Iterable[int] | None = None,
+    guidance: str | Guidance | None = None,
+    images: Images | None = None,
+    batch_size: int = 256,
+    progress: bool = True,
+    **settings: Any,
+) -> Tensor:
+    """Draw samples.
+
+    Args:
+        denoiser: from :func:`load`.
+        strategy: from :func:`fit`, or the name of one that has nothing to fit; None for ``beta_tilde``.
+        num_steps: K, the times visited; network calls of the one-call-a-step samplers.
+        count: how many samples.
+        sampler: a name, one of the options of ``sampler``, or an object, whose ``num_steps`` then counts.
+        trajectory: which times: a name, an object, or the K times themselves, ascending in (0, 1].
+        seed: sample i depends on (seed, i) alone, whatever the batch size.
+        labels: one class for all samples, or the class of each, ``[count]``, for a denoiser that knows classes.
+        guidance: a name, one of the options of ``guidance``, or an object; None for none.
+        images: see :data:`Images`; for trajectories that are measured, such as ``optimal``.
+        batch_size: samples at once, at most.
+        progress: show a bar.
+        settings: of the sampler, such as ``eta=0.5`` of ``ddim``.
+    Returns:
+        float32 ``[count, *event]`` in the denoiser's range, nominally, on the CPU.
+    Raises:
+        ValueError: in one sentence, if a value has no meaning.
+    """
+    strategy = _fitted(strategy, denoiser)
+    if isinstance(sampler, str):
+        settings = {"num_steps": num_steps, **settings}
+    sampler = resolve("sampler", sampler, **settings)
+    assert isinstance(sampler, Sampler)
+    if isinstance(guidance, str):
+        guidance = resolve("guidance", guidance, denoiser=denoiser, num_classes=denoiser.num_classes)
+    assert guidance is None or isinstance(guidance, Guidance)
+    sampler.check(strategy, denoiser.schedule)
+    known = None
+    if labels is not None:
+        each = [labels] * count if isinstance(labels, int) else list(labels)
+        known = _labels(denoiser, torch.as_tensor(each), count)
+    times = _times(denoiser, strategy, trajectory, sampler.num_steps, seed, images)
+    return draw(
+        denoiser, strategy, sampler, times, count, seed, batch_size, device_of(denoiser), progress, known, guidance
+    )
+
+
+def bits_per_dim(
+    denoiser: Denoiser,
+    strategy: VarianceStrategy | str | None,
+    images: Images,
+    num_steps: int = 10,
+    trajectory: str | Trajectory | Iterable[float] = "even",
+    seed: int = 0,
+    *,
+    labels: Tensor | None = None,
+    batch_size: int = 256,
+    progress: bool = True,
+    **settings: Any,
+) -> Score:
+    """The variational bound on ``-log2 p(x_0)`` per dimension.
+
+    Args:
+        denoiser, strategy, num_steps, trajectory, seed, batch_size, progress: as in :func:`sample`.
+        images: see :data:`Images`, on the grey levels of the denoiser's range.
+        labels: of the images, int64 ``[n]``, for a denoiser that knows classes.
+        settings: of the metric ``nll``, such as ``clip_x0=False``.
+    Returns:
+        ``value`` and ``standard_error``, in bits/dim, and in ``details`` the mean of each term.
+    Raises:
+        ValueError: in one sentence, if a value has no meaning, or data have no grey levels.
+    """
+    from optcov.metric.nll import VariationalNLL
+
+    strategy = _fitted(strategy, denoiser)
+    metric = VariationalNLL(**settings)
+    x_0 = data(denoiser, images)
+    if len(x_0) < 2:
+        raise ValueError("images must be at least two (got 1): a standard error needs more than one")
+    _check_grey_levels(denoiser, x_0)
+    times = _times(denoiser, strategy, trajectory, num_steps, seed, x_0)
+    labels = _labels(denoiser, labels, len(x_0))
+    return metric.score(denoiser, strategy, times, x_0, seed, batch_size, labels, progress)
+
+
+def data(denoiser: Denoiser, images: Images) -> Tensor:
+    """Images as float32 ``[n, *event]`` in the denoiser's range, on the CPU.
+
+    Raises:
+        ValueError: if they have another shape, lie outside of the range, or are not finite.
+    """
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(images)
+    elif not isinstance(images, Tensor):
+        batches = [each[0] if isinstance(each, tuple | list) else each for each in images]
+        if not batches:
+            raise ValueError("images must not be empty: give at least one batch")
+        images = torch.cat([torch.as_tensor(each).cpu() for each in batches])
+    shape, data_range = denoiser.data_shape, denoiser.data_range
+    if images.shape[1:] != shape or len(images) == 0:
+        raise ValueError(
+            f"images must have the shape [n, {', '.join(map(str, shape))}] (got {list(images.shape)}): give data of "
+            "the shape that the network was trained on"
+        )
+    if images.dtype == torch.uint8:
+        if data_range.grey_level is None:
+            raise ValueError("images must be float for a network whose data have no grey levels (got uint8)")
+        return data_range.from_unit(images.cpu().float() / 127.5 - 1)
+    x_0 = images.detach().cpu().to(torch.float32)
+    if not x_0.isfinite().all():
+        raise ValueError("images must be finite (got NaN or infinity): look at how they were made")
+    if data_range.low is not None and data_range.high is not None:
+        slack = 0.01 * (data_range.high - data_range.low)
+        low, high = float(x_0.min()), float(x_0.max())
+        if low < data_range.low - slack or high > data_range.high + slack:
+            raise ValueError(
+                f"images must lie in the network's range [{data_range.low:g}, {data_range.high:g}] (got {low:.4g} to "
+                f"{high:.4g}): scale them, give uint8 grey levels, or load the network with another data_range"
+            )
+    return x_0
+
+
+def _with_head(name: str, denoiser: Denoiser, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the head that a network wants which has no feature map; others have that of the option."""
+    head = getattr(denoiser.network, "default_head", None)
+    if head is None or "head" in settings:
+        return settings
+    if name not in options("var") or "head" not in settings_of("var", name):
+        return settings
+    return settings | {"head": resolve("head", head)}
+
+
+def _needs_fit(strategy: VarianceStrategy) -> bool:
+    """Whether a new strategy knows nothing yet."""
+    return isinstance(strategy, Calibrated) or (
+        isinstance(strategy, Trained) and any(True for _ in strategy.parameters())
+    )
+
+
+def _fitted(strategy: VarianceStrategy | str | None, denoiser: Denoiser) -> VarianceStrategy:
+    """A strategy that can be used at once, in eval mode, on the denoiser's device."""
+    denoiser.eval()
+    if strategy is None or isinstance(strategy, str):
+        name = strategy or "beta_tilde"
+        strategy = resolve("var", name, denoiser=denoiser, **_with_head(name, denoiser, {}))
+        assert isinstance(strategy, VarianceStrategy)
+        if _needs_fit(strategy):
+            raise ValueError(
+                f"strategy must be fitted (got the name {name!r}): give optcov.fit({name!r}, denoiser, images)"
+            )
+    assert isinstance(strategy, VarianceStrategy)
+    return strategy.to(device_of(denoiser)).eval()
+
+
+def _times(
+    denoiser: Denoiser,
+    strategy: VarianceStrategy,
+    trajectory: str | Trajectory | Iterable[float],
+    num_steps: int,
+    seed: int,
+    images: Images | None,
+) -> Tensor:
+    """The times of a trajectory, float64 ``[K]``; one that is made here by its name is fitted if it needs to be."""
+    if isinstance(trajectory, str):
+        name, trajectory = trajectory, resolve("trajectory", trajectory)
+        assert isinstance(trajectory, Trajectory)
+        trajectory.check(denoiser.schedule, num_steps)
+        if trajectory.num_images:
+            if images is None:
+                raise ValueError(
+                    f"images must be given for trajectory={name!r}, which is measured on clean data (got none)"
+                )
+            clean = data(denoiser, images)[: trajectory.num_images].to(device_of(denoiser))
+            trajectory.fit(denoiser, strategy, [clean], seed)
+    if isinstance(trajectory, Trajectory):
+        trajectory.check(denoiser.schedule, num_steps)
+        return trajectory.times(denoiser.schedule, num_steps)
+    times = torch.as_tensor(list(trajectory), dtype=torch.float64)
+    if len(times) == 0 or not bool((times.diff(prepend=times.new_zeros(1)) > 0).all() and times[-1] <= 1):
+        raise ValueError(f"trajectory must be times that rise from above 0 to at most 1 (got {times.tolist()})")
+    return times
+
+
+def _labels(denoiser: Denoiser, labels: Tensor | None, count: int) -> Tensor | None:
+    """Labels that the denoiser can be given."""
+    if labels is None:
+        return None
+    if denoiser.num_classes is None:
+        raise ValueError("labels must be left out (got some): the network knows no classes")
+    labels = torch.as_tensor(labels).cpu().long()
+    if labels.shape != (count,):
+        raise ValueError(f"labels must be one a sample, [{count}] (got {list(labels.shape)})")
+    if int(labels.min()) < 0 or int(labels.max()) > denoiser.num_classes:
+        raise ValueError(
+            f"labels must lie between 0 and {denoiser.num_classes - 1}, or be {denoiser.num_classes}, the null label "
+            f"(got {int(labels.min())} to {int(labels.max())})"
+        )
+    return labels
+
+
+def _check_grey_levels(denoiser: Denoiser, x_0: Tensor) -> None:
+    """Refuse data that lie between the grey levels, whose bins would mean nothing.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    data_range = denoiser.data_range
+    grey = data_range.grey_level
+    if grey is None or data_range.low is None:
+        raise ValueError(
+            "data_range must have grey levels for bits/dim (got none): latents and other continuous data have a "
+            "density, not a probability per pixel"
+        )
+    off = ((x_0 - data_range.low) / grey).double()
+    share = float(((off - off.round()).abs() > 0.05).double().mean())
+    if share > 0:
+        raise ValueError(
+            f"images must lie on the {data_range.num_levels} grey levels of the data for bits/dim ({share:.1%} of the "
+            "pixels do not): give uint8 images, or data that were not resized or augmented after decoding"
+        )
