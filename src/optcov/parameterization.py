@@ -189,3 +189,9 @@ class EDM(Parameterization):
         scale = self._total(level).rsqrt()
         signal, noise = level.sigma / self.sigma_data * scale, level.alpha * self.sigma_data * scale
         return per_sample(signal, x_0) * x_0 - per_sample(noise, x_0) * eps
+
+    def eps(self, x_t: Tensor, output: Tensor, level: NoiseLevels) -> Tensor:
+        # without x_t - alpha x_0, which cancels where sigma is small
+        total = self._total(level)
+        keep, change = level.sigma / total, level.alpha * self.sigma_data * total.rsqrt()
+        return per_sample(keep, x_t) * x_t - per_sample(change, x_t) * output
