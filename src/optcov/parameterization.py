@@ -97,7 +97,7 @@ class Eps(Parameterization):
         if not bool(schedule.alpha(schedule.grid()[-1]) > 0):
             raise ValueError(
                 "parameterization must be one that knows x_0 at t = 1, where this schedule leaves no signal (got eps): "
-                "set parameterization=velocity, parameterization=v or parameterization=x0"
+                "set parameterization=velocity or parameterization=x0"
             )
 
 
