@@ -98,7 +98,7 @@ class Eps(Parameterization):
         if not bool(schedule.alpha(schedule.grid()[-1]) > 0):
             raise ValueError(
                 "parameterization must be one that knows x_0 at t = 1, where this schedule leaves no signal (got eps "
-                "or score): set parameterization=velocity, parameterization=v or parameterization=x0"
+                "or score): set parameterization=velocity or parameterization=x0"
             )
 
 
@@ -209,3 +209,9 @@ class EDM(Parameterization):
         scale = self._total(level).rsqrt()
         signal, noise = level.sigma / self.sigma_data * scale, level.alpha * self.sigma_data * scale
         return per_sample(signal, x_0) * x_0 - per_sample(noise, x_0) * eps
+
+    def eps(self, x_t: Tensor, output: Tensor, level: NoiseLevels) -> Tensor:
+        # without x_t - alpha x_0, which cancels where sigma is small
+        total = self._total(level)
+        keep, change = level.sigma / total, level.alpha * self.sigma_data * total.rsqrt()
+        return per_sample(keep, x_t) * x_t - per_sample(change, x_t) * output

@@ -34,15 +34,14 @@ def oracle(mixture: GaussianMixture, path: NoiseSchedule) -> Denoiser:
 def test_density_on_a_line_is_exact(path: NoiseSchedule):
     """In one dimension a random sign makes the trace exact."""
     x = torch.linspace(-1, 1, 21, dtype=torch.float64)[:, None]
-    first = path.levels(torch.tensor(1 / path.num_steps))
+    first = path.levels(torch.tensor(1 / path.num_steps, dtype=torch.float64))
     solution = ProbabilityFlow(oracle(CENTRED, path), tolerance=1e-7).solve(x, torch.ones_like(x))
     exact = CENTRED.log_density(x, first.alpha, first.sigma)
     assert_close(solution.log_density, exact, rtol=0, atol=1e-3)
     assert solution.calls > 10
 
 
-@pytest.mark.parametrize("mean", [0.0, 0.3])
-@pytest.mark.parametrize("t_min", [None, 0.3])
+@pytest.mark.parametrize(("mean", "t_min"), [(0.3, None), (0.0, 0.3)])
 @pytest.mark.parametrize(
     "path",
     [*PATHS, *(VESchedule(1000, 0.01, sigma_max) for sigma_max in (2.0, 1000.0, 1e6))],
@@ -66,9 +65,9 @@ def test_what_is_missed_is_the_prior(path: NoiseSchedule, t_min: float | None, m
 
     start, end = marginal(first), marginal(last)
     x, x_end = start.mean + start.stddev * z, end.mean + end.stddev * z
-    found = ProbabilityFlow(oracle(GaussianMixture([[mean]], [0.25]), path), t_min, 1e-8).solve(x, torch.ones_like(x))
+    found = ProbabilityFlow(oracle(GaussianMixture([[mean]], [0.25]), path), t_min, 1e-7).solve(x, torch.ones_like(x))
     missed = Normal(0.0, float(path.prior_std(last))).log_prob(x_end) - end.log_prob(x_end)
-    assert_close(found.log_density, (start.log_prob(x) + missed)[:, 0], rtol=0, atol=3e-5)  # a thousand tolerances
+    assert_close(found.log_density, (start.log_prob(x) + missed)[:, 0], rtol=0, atol=3e-4)  # at tolerance 1e-7
     if type(path) is VESchedule and path.sigma_max == 80 and mean:
         assert missed.abs().max() == pytest.approx(0.3 * 3 / 80, rel=0.05)
 
@@ -76,7 +75,7 @@ def test_what_is_missed_is_the_prior(path: NoiseSchedule, t_min: float | None, m
 def test_the_tolerance_is_that_of_the_answer():
     path = FlowSchedule(1000)
     x = torch.linspace(-1, 1, 21, dtype=torch.float64)[:, None]
-    first = path.levels(torch.tensor(1 / path.num_steps))
+    first = path.levels(torch.tensor(1 / path.num_steps, dtype=torch.float64))
     exact = CENTRED.log_density(x, first.alpha, first.sigma)
     errors, calls = [], []
     for tolerance in (1e-3, 1e-5, 1e-7):
