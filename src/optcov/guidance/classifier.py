@@ -63,13 +63,16 @@ class ClassifierGuidance(Guidance):
             return own
         alpha, sigma = per_sample(level.alpha, x_t), per_sample(level.sigma, x_t)
         shift = self.weight * sigma * self.gradient(x_t, denoiser.network_time(level), condition)
-        x0, eps = own.x0 + sigma / alpha * shift, own.eps - shift
-        return GuidedPrediction(x_t, level, x0, eps, own.output, own.features, own.condition, start=own)
+        has_signal = alpha > 0  # without, a class says nothing of x_t: its exact gradient is 0
+        eps = own.eps - torch.where(has_signal, shift, 0.0)
+        x0 = own.x0 + torch.where(has_signal, sigma / alpha * shift, 0.0)
+        output = denoiser.parameterization.target(x0, eps, level)
+        return GuidedPrediction(x_t, level, x0, eps, output, own.features, own.condition, start=own)
 
     def gradient(self, x_t: Tensor, network_time: Tensor, labels: Tensor) -> Tensor:
-        """``grad log p(y|x_t)``, shape of ``x_t``, also where gradients are off."""
-        with torch.enable_grad():
-            at = x_t.detach().requires_grad_()
+        """``grad log p(y|x_t)``, shape of ``x_t``, whatever mode of gradients the caller is in."""
+        with torch.inference_mode(False), torch.enable_grad():
+            at, network_time, labels = x_t.detach().clone().requires_grad_(), network_time.clone(), labels.clone()
             log_p = self.classifier(at, network_time).log_softmax(1).gather(1, labels[:, None])
             (gradient,) = torch.autograd.grad(log_p.sum(), at)
         return gradient
