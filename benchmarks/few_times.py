@@ -17,15 +17,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from optcov.checkpoint import Checkpoint
 from optcov.cli.build import build
 from optcov.cli.run_folder import Saved
 from optcov.denoiser import Denoiser
 from optcov.keys import Config
 from optcov.metric import VariationalNLL
-from optcov.schedule import NoiseSchedule
-from optcov.training.store import Checkpoint
 from optcov.trajectory import OptimalTrajectory
-from optcov.variance.analytic import Analytic, between, even_in_log_snr, left_out
+from optcov.variance.analytic import Analytic, even_in_log_snr, interpolate_in_log_snr, left_out
 
 KINDS = {
     "analytic": {},
@@ -52,12 +51,12 @@ class Replay(nn.Module):
         return self.answers[self.position - 1], x_t
 
 
-def few_times(full: Analytic, schedule: NoiseSchedule, count: int) -> tuple[Analytic, float]:
+def few_times(full: Analytic, denoiser: Denoiser, count: int) -> tuple[Analytic, float]:
     """What a pass over ``count`` times leaves in its buffers, and what it says of itself."""
-    cheap, nodes = copy.deepcopy(full), even_in_log_snr(schedule, count)
+    cheap, nodes = copy.deepcopy(full), even_in_log_snr(denoiser.schedule, count)
     for table in (cheap.eps_variance, cheap.eps_variance_se):
-        table[1:] = between(schedule, nodes, table[nodes])
-    return cheap, float((left_out(schedule, nodes, full.eps_variance[nodes]) < 0.01).double().mean())
+        table[1:] = interpolate_in_log_snr(denoiser, nodes, table[nodes])
+    return cheap, float((left_out(denoiser, nodes, full.eps_variance[nodes]) < 0.01).double().mean())
 
 
 def ripple(curve: Tensor) -> str:
@@ -80,6 +79,7 @@ def main(run: str, num_images: int = 128) -> None:
     denoiser.load_state_dict(Checkpoint.load(Path(run) / "checkpoints" / "mean.safetensors", "mean", "run").weights)
     replay = Replay(denoiser.network)
     replayed = Denoiser(replay, schedule, denoiser.parameterization, denoiser.time_offset)
+    clean, _ = parts.calibration(num_images, torch.device("cpu"))
     metric = VariationalNLL(num_images=100)
 
     def bits(strategy: Analytic) -> tuple[list[int], float]:
@@ -95,7 +95,7 @@ def main(run: str, num_images: int = 128) -> None:
     for name, arguments in KINDS.items():
         full = Analytic(denoiser, num_images=num_images, **arguments)
         replay.position = 0
-        full.calibrate(replayed, [data.calibration(num_images)])
+        full.calibrate(replayed, [clean])
         exact, error = full.eps_variance[1:], full.eps_variance_se[1:]
         nodes, value = bits(full)
         print(f"| {name} | all | | | | | | | {value:.3f} |", flush=True)
@@ -103,7 +103,7 @@ def main(run: str, num_images: int = 128) -> None:
         if exact.ndim == 1:
             notes.append(f"{name}, ripple: {ripple(exact)}")
         for count in COUNTS:
-            cheap, said = few_times(full, schedule, count)
+            cheap, said = few_times(full, denoiser, count)
             miss = (cheap.eps_variance[1:] - exact).abs()
             relative = (miss / exact.abs()).flatten()
             nodes, value = bits(cheap)

@@ -10,15 +10,14 @@ from torch import Tensor
 
 from optcov.covariance import Covariance, DiagonalCovariance
 from optcov.denoiser import Denoiser, Prediction
-from optcov.guidance import ClassifierFreeGuidance, Guided
-from optcov.kernel import ReverseKernel
+from optcov.guidance import ClassifierFreeGuidance
 from optcov.labels import cycle_labels
 from optcov.metric import frechet_distance
 from optcov.oracle import GaussianMixture, OracleNetwork
 from optcov.sampler import DDPMSampler, NoiseStream
 from optcov.schedule import LinearSchedule
 from optcov.trajectory import EvenTrajectory
-from optcov.variance.base import VarianceStrategy
+from optcov.variance.base import Closed, VarianceStrategy
 from optcov.variance.fixed import BetaTilde
 
 WEIGHT, COUNT = 3.0, 30_000
@@ -30,37 +29,32 @@ MIXTURE = GaussianMixture(
 )
 LABELS = cycle_labels([0, 1, 2], 3, COUNT)
 DENOISER = Denoiser(OracleNetwork((2,), MIXTURE, SCHEDULE, num_classes=3), SCHEDULE)
+GUIDANCE = ClassifierFreeGuidance(DENOISER, weight=WEIGHT)
 
 
-class Exact(VarianceStrategy):
-    """The diagonal of ``Cov[x_0 | x_t, y]``."""
+class Exact(Closed):
+    """The diagonal of ``Cov[x_0 | x_t, y]``.
 
-    def covariance(self, denoiser: Denoiser, prediction: Prediction, x_t: Tensor, t: Tensor) -> Covariance:
-        alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
-        return DiagonalCovariance(
-            MIXTURE.posterior(x_t, alpha, sigma, prediction.labels)[1].diagonal(dim1=1, dim2=2).to(x_t.dtype)
-        )
+    Args:
+        denoiser: the mean network.
+        labels: y, whatever was predicted for, so that guidance has nothing to mix; None for that of each prediction.
+    """
 
-
-class Part(Exact):
-    """The same of one of the answers that guidance mixes."""
-
-    def __init__(self, denoiser: Denoiser, part: str) -> None:
+    def __init__(self, denoiser: Denoiser, labels: Tensor | None = None) -> None:
         super().__init__(denoiser)
-        self.part = part
+        self.labels = labels
 
-    def transition(
-        self, kernel: ReverseKernel, denoiser: Denoiser, prediction: Prediction, x_t: Tensor, t: Tensor
-    ) -> Covariance:
-        return super().transition(kernel, denoiser, getattr(prediction, self.part), x_t, t)
+    def covariance(self, denoiser: Denoiser, prediction: Prediction) -> Covariance:
+        x_t, level = prediction.x_t, prediction.level
+        labels = prediction.condition if self.labels is None else self.labels
+        covariance = MIXTURE.posterior(x_t, level.alpha, level.sigma, labels)[1]
+        return DiagonalCovariance(covariance.diagonal(dim1=1, dim2=2).to(x_t.dtype))
 
 
 def draw(strategy: VarianceStrategy, steps: int, seed: int) -> Tensor:
-    guided = Guided(DENOISER, ClassifierFreeGuidance(DENOISER, weight=WEIGHT), LABELS)
-    times = EvenTrajectory().times(SCHEDULE, steps)
-    return DDPMSampler(steps, clip_x0=False, cut=None).sample(
-        guided, strategy, times, NoiseStream(seed, range(COUNT), (2,))
-    )
+    times, noise = EvenTrajectory().times(SCHEDULE, steps), NoiseStream(seed, range(COUNT), (2,))
+    sampler = DDPMSampler(steps, clip_x0=False, cut=None)
+    return sampler.sample(DENOISER, strategy, times, noise, guidance=GUIDANCE, condition=LABELS)
 
 
 def distance(samples: Tensor, others: Tensor) -> float:
@@ -71,11 +65,11 @@ def distance(samples: Tensor, others: Tensor) -> float:
 
 
 def main() -> None:
-    _, guided = ClassifierFreeGuidance(DENOISER, weight=WEIGHT).bind(DENOISER, Exact(DENOISER), LABELS)
+    guided = Exact(DENOISER)
     strategies = {
         "C_u + w (C_c - C_u)": guided,
-        "C_c": Part(DENOISER, "end"),
-        "C_u": Part(DENOISER, "start"),
+        "C_c": Exact(DENOISER, LABELS),
+        "C_u": Exact(DENOISER, torch.full_like(LABELS, 3)),  # the null label
         "0 (beta_tilde)": BetaTilde(DENOISER),
     }
     reference = draw(guided, 200, seed=5)

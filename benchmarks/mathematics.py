@@ -33,9 +33,9 @@ def gamma(settings: Settings) -> Iterator[Row]:
     @torch.no_grad()
     def time_by_time() -> Tensor:
         found = []
-        for t in denoiser.schedule.grid().to(device):
+        for level in denoiser.levels(denoiser.schedule.grid(device)):
             eps = torch.randn_like(images)
-            found.append(denoiser(denoiser.diffuse(images, eps, t), t).eps.square().mean())
+            found.append(denoiser(denoiser.diffuse(images, eps, level), level).eps.square().mean())
         return torch.stack(found)
 
     turns = {"ours": lambda: strategy.calibrate(denoiser, [images]), "peer": time_by_time}

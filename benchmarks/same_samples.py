@@ -7,7 +7,8 @@ Every pair of ``conf/sampler`` and ``conf/var`` draws from two small networks of
 vectors and a U-Net on 1 x 8 x 8 images) over schedules, trajectories and numbers of steps, with classes, under
 guidance, and with other parameterizations.  Strategies that are calibrated see seeded data; heads have seeded weights.
 Outputs of the networks and times of the trajectories are kept beside the samples, so that a difference in what goes
-into a sampler is not taken for one of the sampler.  One thread, float32; samples are compared bit by bit.
+into a sampler is not taken for one of the sampler.  One thread, float32; samples are compared bit by bit.  Options that
+one version does not know are left out of a comparison.
 
 It runs on versions of optcov before and after the redesign of its interfaces: :class:`Version` holds all that differs.
 """
@@ -166,7 +167,9 @@ def config(group: str, choice: str) -> DictConfig:
     """An option of a group and what is set in it, ``ddim eta=0.5``, as a config."""
     option, *overrides = choice.split()
     loaded = OmegaConf.load(Version.conf() / group / f"{option}.yaml")
-    return OmegaConf.merge(loaded, OmegaConf.from_dotlist(overrides))  # type: ignore[return-value]
+    assert isinstance(loaded, DictConfig)
+    bases = [config(group, base) for base in loaded.pop("defaults", []) if base != "_self_"]
+    return OmegaConf.merge(*bases, loaded, OmegaConf.from_dotlist(overrides))  # type: ignore[return-value]
 
 
 def options(group: str) -> list[str]:
@@ -317,6 +320,11 @@ class Drawn:
     refused: set[str] = field(default_factory=set)  # SAMPLER|VAR
     about: dict[str, object] = field(default_factory=dict)
 
+    def pairs(self) -> set[str]:
+        """``SAMPLER|VAR``, refused ones among them."""
+        drawn = {name.partition("|")[2] for name in self.arrays if name.count("|") == 2}
+        return drawn | self.refused
+
     def save(self, path: Path) -> None:
         about = json.dumps({**self.about, "refused": sorted(self.refused)})
         np.savez_compressed(path, about=np.array(about), **self.arrays)  # type: ignore[arg-type]
@@ -456,12 +464,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     pattern = re.compile(chosen.only)
     log = (lambda line: None) if chosen.quiet else (lambda line: print(line, file=sys.stderr, flush=True))
-    now = draw_all(lambda name: pattern.search(name) is not None, log)
-    if chosen.save:
+    before = None if chosen.save else Drawn.load(chosen.compare)
+    pairs = None if before is None else before.pairs()
+
+    def wanted(name: str) -> bool:
+        return pattern.search(name) is not None and (pairs is None or name.partition("|")[2] in pairs)
+
+    now = draw_all(wanted, log)
+    if before is None:
         now.save(chosen.save)
         print(f"{len(now.arrays)} arrays in {chosen.save}; refused pairs: {len(now.refused)}")
         return 0
-    before = Drawn.load(chosen.compare)
     if chosen.only:
         before.arrays = {name: value for name, value in before.arrays.items() if name in now.arrays}
         before.refused &= now.refused

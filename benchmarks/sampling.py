@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,12 +22,13 @@ from optcov.model import SimpleHead
 from optcov.sampler import DDIMSampler, DDPMSampler, NoiseStream, Sampler
 from optcov.trajectory import EvenTrajectory
 from optcov.variance.analytic import Analytic
-from optcov.variance.base import VarianceStrategy
+from optcov.variance.base import TrainedHead, VarianceStrategy
 from optcov.variance.fixed import BetaTilde
 from optcov.variance.npr_dpm import NPR
 from optcov.variance.sn_dpm import SN
 
 GOALS = {"fp32": ">= 1.2", "bf16": ">= 1.35"}
+Strategy = TypeVar("Strategy", bound=VarianceStrategy)
 
 
 def ours(
@@ -56,11 +57,10 @@ def diffusers_loop(peer: Any, scheduler: Any, num_steps: int, batch: int, device
     return turn
 
 
-def fitted(kind: type[VarianceStrategy], denoiser: Denoiser, device: str) -> VarianceStrategy:
+def fitted(kind: type[Strategy], denoiser: Denoiser, device: str) -> Strategy:
     """A strategy whose values do not matter, only what they cost."""
-    if kind in (SN, NPR):
-        return kind(denoiser, head=SimpleHead).to(device).eval()
-    strategy = kind(denoiser).to(device).eval()
+    head = {"head": SimpleHead} if issubclass(kind, TrainedHead) else {}
+    strategy = kind(denoiser, **head).to(device).eval()
     if isinstance(strategy, Analytic):
         strategy.eps_variance.fill_(0.5)
     return strategy
@@ -138,22 +138,38 @@ def bare(denoiser: Denoiser, batch: int, device: str, steps: int) -> None:
         denoiser.network(x, time_)
 
 
+class KeptNoise:
+    """White noise that is drawn once and costs nothing."""
+
+    def __init__(self, noise: Tensor) -> None:
+        self.noise = noise
+
+    def draw(self, shape: tuple[int, ...] | None = None) -> Tensor:
+        return self.noise
+
+
 def strategies(settings: Settings) -> Iterator[Row]:
     """What a strategy adds to a step of ``beta_tilde``, timed apart from the network."""
     device, batch = settings.device, settings.batch_size
     denoiser, _ = pair(device, settings.channels)
     denoiser.requires_grad_(False)
-    t, s = (torch.tensor(value, dtype=torch.float64, device=device) for value in (0.5, 0.4))
-    kernel = ReverseKernel.between(denoiser.schedule, s, t)
+    s, t = denoiser.levels(torch.tensor([0.4, 0.5], device=device))
+    kernel = ReverseKernel.from_levels(s, t)
     x = torch.randn(batch, *denoiser.data_shape, device=device)
+    noise = KeptNoise(x)
     with torch.no_grad():
         prediction = denoiser(x, t)
         steps = [seconds_of(lambda: denoiser(x, t), device) for _ in range(max(3, settings.rounds))]
 
         def draw(strategy: VarianceStrategy) -> Callable[[], Tensor]:
-            return lambda: strategy.transition(kernel, denoiser, prediction, x, t).clamp(0.0, 1.0).sqrt_mul(x)
+            return lambda: strategy.transition(kernel, denoiser, prediction).draw(noise)
 
-        kinds = {"beta_tilde": BetaTilde, "analytic": Analytic, "npr_dpm": NPR, "sn_dpm": SN}
+        kinds: dict[str, type[VarianceStrategy]] = {
+            "beta_tilde": BetaTilde,
+            "analytic": Analytic,
+            "npr_dpm": NPR,
+            "sn_dpm": SN,
+        }
         turns = {name: draw(fitted(kind, denoiser, device)) for name, kind in kinds.items()}
         times: Times = alternate({name: _often(turn, 20) for name, turn in turns.items()}, settings)
     for name, goal in (("analytic", "<= 0.5"), ("npr_dpm", "<= 1"), ("sn_dpm", "<= 1")):

@@ -17,7 +17,7 @@ from benchmarks.gpu import matmul_rate, utilisation
 from benchmarks.networks import flops_per_image, pair
 from benchmarks.sampling import fitted
 from benchmarks.timing import Row, Settings, alternate, synchronize
-from optcov.training import EMA, MeanStage, Stage, VarianceStage
+from optcov.training import EMA, MeanStage, Stage, StageSettings, VarianceStage
 from optcov.variance.npr_dpm import NPR
 from optcov.variance.sn_dpm import SN
 
@@ -104,30 +104,28 @@ def training(settings: Settings) -> Iterator[Row]:
     denoiser, peer = pair(device, settings.channels)
     rate = matmul_rate() if device == "cuda" else 0.0
     flops = flops_per_image(denoiser.network)
-    optimizer = partial(torch.optim.AdamW, lr=1e-4, weight_decay=0.0, fused=True)
+    how = StageSettings(partial(torch.optim.AdamW, lr=1e-4, weight_decay=0.0, fused=True))
     batches = torch.randn(STEPS[device], batch, 3, 32, 32, device=device)
     for precision in settings.precisions:
         # in the memory format that channels_last=auto chooses
         last = device == "cpu" and precision == "fp32"
         network = copy.deepcopy(denoiser).to(memory_format=torch.channels_last if last else torch.contiguous_format)  # type: ignore[call-overload]
-        mean = MeanStage(network.train(), optimizer)
+        mean = MeanStage(network.train(), how)
         frozen = copy.deepcopy(network).eval()
         turns = {
             "stage 1": lightning_turn(mean, batches, precision, device),
             "diffusers": plain_turn(peer, batches, settings, precision),
             "npr_dpm": lightning_turn(
-                VarianceStage(frozen, fitted(NPR, frozen, device), optimizer), batches, precision, device
+                VarianceStage(frozen, fitted(NPR, frozen, device), how), batches, precision, device
             ),
             "sn_dpm": lightning_turn(
-                VarianceStage(frozen, fitted(SN, frozen, device), optimizer), batches, precision, device
+                VarianceStage(frozen, fitted(SN, frozen, device), how), batches, precision, device
             ),
         }
         if settings.compiled and device == "cuda":
             compiled = copy.deepcopy(network)
             compiled.network.compile()
-            turns["stage 1, compiled"] = lightning_turn(
-                MeanStage(compiled.train(), optimizer), batches, precision, device
-            )
+            turns["stage 1, compiled"] = lightning_turn(MeanStage(compiled.train(), how), batches, precision, device)
         times = alternate(turns, settings, tell_seconds=True)
         setting, images = f"{precision}, batch {batch}", batch * (len(batches) - UNTIMED)
         for stage in ("stage 1", "stage 1, compiled"):

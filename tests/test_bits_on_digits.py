@@ -5,6 +5,7 @@ import torch
 
 from optcov.data import DigitsData
 from optcov.denoiser import Denoiser
+from optcov.fitting import noised
 from optcov.metric import VariationalNLL
 from optcov.model import UNet
 from optcov.schedule import LinearSchedule
@@ -29,10 +30,9 @@ def denoiser(data: DigitsData) -> Denoiser:
     images = data.normalize(data.train)
     for _ in range(150):
         x_0 = images[torch.randint(len(images), (32,))]
-        t = torch.randint(1, 1001, (32,)).double() / 1000
-        eps = torch.randn_like(x_0)
+        x_t, target, level = noised(denoiser, x_0)
         optimizer.zero_grad()
-        denoiser.loss(denoiser(denoiser.diffuse(x_0, eps, t), t), eps).mean().backward()
+        denoiser.loss(denoiser(x_t, level), target).mean().backward()
         optimizer.step()
     return denoiser.eval()
 

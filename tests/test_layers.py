@@ -16,14 +16,14 @@ MODULES = {
 # From the bottom up: the parts of optcov on each floor, and the packages that they may import. A part may import those
 # on its own floor and below; a package that is allowed on one floor is allowed above it.
 FLOORS = [
-    ("files added upgrade data_range broadcast chain schedule parameterization covariance kernel oracle", "torch"),
+    ("files data_range schedule parameterization covariance kernel oracle", "torch"),
     (
-        "seeds denoiser model variance sampler guidance trajectory likelihood bound flow",
-        "numpy scipy sklearn torchdiffeq tqdm safetensors diffusers",
+        "seeds denoiser model variance sampler guidance trajectory likelihood checkpoint",
+        "numpy scipy sklearn torchdiffeq tqdm safetensors",
     ),
     (
-        "data labels metric report keys parts",
-        "filelock PIL pooch pyarrow requests torchmetrics jinja2 matplotlib omegaconf pandas pydantic rich",
+        "data labels metric report keys parts upgrade signatures registry adapter fitting verbs",
+        "diffusers filelock PIL pooch pyarrow requests torchmetrics jinja2 matplotlib omegaconf pandas pydantic rich",
     ),
     ("training", "lightning"),
     ("cli __main__", "hydra wandb"),

@@ -113,13 +113,14 @@ def test_denoiser_obeys_tweedie_and_its_jacobian_is_the_covariance(mixture: Gaus
     time = torch.tensor(t, dtype=torch.float64)
     alpha, sigma = schedule.alpha(time), schedule.sigma(time)
     x_t = noisy(6, alpha, sigma)
-    prediction = denoiser(x_t, time)
+    level = denoiser.levels(time)
+    prediction = denoiser(x_t, level)
     mean, covariance = mixture.posterior(x_t, alpha, sigma)
     assert_close(prediction.x0, mean, rtol=1e-7, atol=1e-9)
     assert_close(prediction.eps, -sigma * mixture.score(x_t, alpha, sigma), rtol=1e-7, atol=1e-9)
 
     jacobian = torch.stack(
-        [torch.autograd.functional.jacobian(lambda x: denoiser(x[None], time).eps[0], x) for x in x_t]
+        [torch.autograd.functional.jacobian(lambda x: denoiser(x[None], level).eps[0], x) for x in x_t]
     )
     r = (sigma / alpha) ** 2
     expected = r * (torch.eye(2, dtype=torch.float64) - sigma * jacobian)
@@ -133,7 +134,7 @@ def test_network_reads_its_time(mixture: GaussianMixture, schedule: NoiseSchedul
     x_t = torch.tensor([[0.3, -0.4]]).double().expand(3, 2)
     sigma = schedule.sigma(t)
     expected = -sigma[:, None] * mixture.score(x_t, schedule.alpha(t), sigma)
-    assert_close(denoiser(x_t, t).eps, expected, rtol=1e-6, atol=1e-8)
+    assert_close(denoiser(x_t, denoiser.levels(t)).eps, expected, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize(

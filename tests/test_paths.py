@@ -9,12 +9,9 @@ tau_1, whose covariance is ``S - C(tau_1)``.  So is that of the ODE's exact solu
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -23,6 +20,7 @@ from optcov.data_range import DataRange
 from optcov.denoiser import Denoiser, Prediction
 from optcov.likelihood import ProbabilityFlow
 from optcov.parameterization import EDM, X0, Eps, Parameterization, V, Velocity
+from optcov.registry import make, options
 from optcov.sampler import (
     DDIMSampler,
     DDPMSampler,
@@ -52,7 +50,6 @@ from optcov.variance.base import Closed
 from optcov.variance.fixed import BetaTilde
 from optcov.variance.profile import variance_profile
 
-SAMPLERS = sorted((Path(__file__).parents[1] / "conf/sampler").glob("*.yaml"))
 PATHS: dict[str, NoiseSchedule] = {
     "linear": LinearSchedule(1000),
     "cosine": CosineSchedule(1000),
@@ -364,13 +361,13 @@ class White(NoiseStream):
 
 
 @every_path
-@pytest.mark.parametrize("path", SAMPLERS, ids=lambda path: path.stem)
-def test_a_sampler_gives_the_data_back_or_refuses_the_path(schedule: NoiseSchedule, path: Path):
+@pytest.mark.parametrize("name", options("sampler"))
+def test_a_sampler_gives_the_data_back_or_refuses_the_path(schedule: NoiseSchedule, name: str):
     """From the very end of a path, to 0.03, or 0.05 for Euler-Maruyama: more than 40 steps leave.
 
     What a sampler made for another path answers is wrong by more: Euler-Maruyama gave 0.129 for 0.25 on a flow.
     """
-    sampler: Sampler = instantiate(OmegaConf.load(path), num_steps=40)
+    sampler: Sampler = make("sampler", name, num_steps=40)
     tolerance = 0.05 if isinstance(sampler, EulerMaruyamaSampler) else 0.03
     # the steps of Langevin dynamics are sized by norms, which say little in one dimension, and are not linear
     langevin = isinstance(sampler, PredictorCorrectorSampler)

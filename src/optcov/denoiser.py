@@ -91,7 +91,7 @@ class Denoiser(nn.Module):
         time_offset: the network is fed ``(n + time_offset) * 1000 / N``; 0 as in DDPM's CIFAR-10 network, -1 for
             networks that count from 0.
         data_range: where the data live.
-        time: what the network is fed at a level instead, a function of it: see :mod:`optcov.model.time`.
+        time: what the network is fed at a level instead, a function of it: see :mod:`optcov.adapter.time`.
     Attributes:
         cost: network evaluations, counted at each call.
     Raises:

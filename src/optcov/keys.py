@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class Determines(Flag):
@@ -79,6 +79,7 @@ class Config(BaseModel):
     warmup_steps: Annotated[NonNegativeInt, Key(TRAINING)]
     cooldown: Annotated[float, Field(ge=0, le=1), Key(TRAINING)]
     variance_steps: Annotated[PositiveInt | None, Key(VARIANCE)]
+    variance_lr: Annotated[PositiveFloat | None, Key(VARIANCE)]
     optimizer: Annotated[Part, Key(TRAINING, {"fused": PLACE, "foreach": PLACE})]
     callbacks: Annotated[Parts, Key(TRAINING | UNLABELLED, {"tracking*": PLACE, "*": TRAINING})]
     trainer: Annotated[

@@ -70,6 +70,19 @@ class Parameterization(ABC):
         """
 
 
+def check_signal(parameterization: Parameterization, schedule: NoiseSchedule) -> None:
+    """Refuse a path that ends without signal, where a target of noise alone says nothing of x_0.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    if not bool(schedule.alpha(schedule.grid()[-1]) > 0):
+        raise ValueError(
+            "parameterization must be one that knows x_0 at t = 1, where this schedule leaves no signal (got "
+            f"{type(parameterization).__name__.lower()}): set parameterization=velocity or parameterization=x0"
+        )
+
+
 class Eps(Parameterization):
     """The noise: DDPM's parameterization, and that of the covariance papers."""
 
@@ -95,11 +108,7 @@ class Eps(Parameterization):
         return output
 
     def check(self, schedule: NoiseSchedule) -> None:
-        if not bool(schedule.alpha(schedule.grid()[-1]) > 0):
-            raise ValueError(
-                "parameterization must be one that knows x_0 at t = 1, where this schedule leaves no signal (got eps "
-                "or score): set parameterization=velocity, parameterization=v or parameterization=x0"
-            )
+        check_signal(self, schedule)
 
 
 class Score(Parameterization):
@@ -118,7 +127,7 @@ class Score(Parameterization):
         return -per_sample(level.sigma, x_t) * output
 
     def check(self, schedule: NoiseSchedule) -> None:
-        Eps().check(schedule)
+        check_signal(self, schedule)
 
 
 class X0(Parameterization):
@@ -209,3 +218,9 @@ class EDM(Parameterization):
         scale = self._total(level).rsqrt()
         signal, noise = level.sigma / self.sigma_data * scale, level.alpha * self.sigma_data * scale
         return per_sample(signal, x_0) * x_0 - per_sample(noise, x_0) * eps
+
+    def eps(self, x_t: Tensor, output: Tensor, level: NoiseLevels) -> Tensor:
+        # without x_t - alpha x_0, which cancels where sigma is small
+        total = self._total(level)
+        keep, change = level.sigma / total, level.alpha * self.sigma_data * total.rsqrt()
+        return per_sample(keep, x_t) * x_t - per_sample(change, x_t) * output

@@ -119,7 +119,11 @@ def _constructor(module: str, node: ast.ClassDef) -> tuple[dict[str, Any], bool]
     above = next(filter(None, inherited), ({}, False) if set(names) <= WITHOUT_ARGUMENTS else None)
     if any("dataclass" in ast.unparse(each) for each in node.decorator_list):
         fields = {ast.unparse(each.target): each.annotation for each in node.body if isinstance(each, ast.AnnAssign)}
-        own = {name: _type(module, hint) for name, hint in fields.items() if "ClassVar" not in ast.unparse(hint)}
+        own = {
+            name: _type(module, hint)
+            for name, hint in fields.items()
+            if name != "_" and "ClassVar" not in ast.unparse(hint)  # "_: KW_ONLY" is no field
+        }
         return (above[0] if above else {}) | own, False
     return above
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from optcov.adapter.images import Images, data
+from optcov.adapter.load import load
 from optcov.denoiser import Denoiser, device_of
 from optcov.fitting import train
 from optcov.guidance import Guidance
 from optcov.metric.base import Score
-from optcov.model.load import load
 from optcov.registry import options, resolve, settings_of
 from optcov.sampler import Sampler
 from optcov.sampler import sample as draw
@@ -26,10 +26,6 @@ from optcov.trajectory import Trajectory
 from optcov.variance.base import Calibrated, Trained, VarianceStrategy
 
 __all__ = ["bits_per_dim", "fit", "load", "sample"]
-
-Images = Tensor | np.ndarray[Any, Any] | Iterable[Any]
-"""Data ``[n, *event]``: float in the denoiser's range, or uint8 grey levels; an iterable of such batches, or of
-``(batch, labels)``, of which the labels are ignored."""
 
 
 def fit(
@@ -209,43 +205,6 @@ def bits_per_dim(
     times = _times(denoiser, strategy, trajectory, num_steps, seed, x_0)
     labels = _labels(denoiser, labels, len(x_0))
     return metric.score(denoiser, strategy, times, x_0, seed, batch_size, labels, progress)
-
-
-def data(denoiser: Denoiser, images: Images) -> Tensor:
-    """Images as float32 ``[n, *event]`` in the denoiser's range, on the CPU.
-
-    Raises:
-        ValueError: if they have another shape, lie outside of the range, or are not finite.
-    """
-    if isinstance(images, np.ndarray):
-        images = torch.from_numpy(images)
-    elif not isinstance(images, Tensor):
-        batches = [each[0] if isinstance(each, tuple | list) else each for each in images]
-        if not batches:
-            raise ValueError("images must not be empty: give at least one batch")
-        images = torch.cat([torch.as_tensor(each).cpu() for each in batches])
-    shape, data_range = denoiser.data_shape, denoiser.data_range
-    if images.shape[1:] != shape or len(images) == 0:
-        raise ValueError(
-            f"images must have the shape [n, {', '.join(map(str, shape))}] (got {list(images.shape)}): give data of "
-            "the shape that the network was trained on"
-        )
-    if images.dtype == torch.uint8:
-        if data_range.grey_level is None:
-            raise ValueError("images must be float for a network whose data have no grey levels (got uint8)")
-        return data_range.from_unit(images.cpu().float() / 127.5 - 1)
-    x_0 = images.detach().cpu().to(torch.float32)
-    if not x_0.isfinite().all():
-        raise ValueError("images must be finite (got NaN or infinity): look at how they were made")
-    if data_range.low is not None and data_range.high is not None:
-        slack = 0.01 * (data_range.high - data_range.low)
-        low, high = float(x_0.min()), float(x_0.max())
-        if low < data_range.low - slack or high > data_range.high + slack:
-            raise ValueError(
-                f"images must lie in the network's range [{data_range.low:g}, {data_range.high:g}] (got {low:.4g} to "
-                f"{high:.4g}): scale them, give uint8 grey levels, or load the network with another data_range"
-            )
-    return x_0
 
 
 def _with_head(name: str, denoiser: Denoiser, settings: dict[str, Any]) -> dict[str, Any]:

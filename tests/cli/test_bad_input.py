@@ -143,7 +143,7 @@ def test_an_error_of_our_own_is_one_line_that_says_how_to_see_more(run: CLI, mon
         (["+model.depth=2"], ["model.depth", "channels"]),
         (["schedule.num_steps=0"], ["schedule", "0"]),
         (["schedule.num_steps=many"], ["schedule.num_steps", "many"]),
-        (["schedule.num_steps=10"], ["num_steps = 10"]),
+        (["schedule.num_steps=10"], ["num_steps must be larger (got 10)"]),
         (["model.channels=wide"], ["model.channels", "wide"]),
         (["model.channels=0"], ["model.channels", "0"]),
         (["model.channels=[8]"], ["model.channels", "8"]),
@@ -163,7 +163,7 @@ def test_an_error_of_our_own_is_one_line_that_says_how_to_see_more(run: CLI, mon
         (["sample_batch_size=0"], ["sample_batch_size", "0"]),
         (["warmup_steps=-1"], ["warmup_steps", "-1"]),
         (["checkpoint_every=0"], ["checkpoint_every", "0"]),
-        (["parameterization=score"], ["parameterization", "score", "eps"]),
+        (["parameterization=noise"], ["parameterization", "noise", "eps"]),
         (["optimizer.lr=fast"], ["optimizer.lr", "fast"]),
         (["optimizer.lr=-1"], ["optimizer", "-1"]),
         (["callbacks.ema.decay=2"], ["callbacks.ema.decay", "2"]),
@@ -174,7 +174,7 @@ def test_an_error_of_our_own_is_one_line_that_says_how_to_see_more(run: CLI, mon
         (["trainer.strategy=magic"], ["trainer", "magic"]),
         (["trainer.accelerator=quantum"], ["trainer", "quantum"]),
         (["var=analytic", "var.num_images=1"], ["var.num_images", "1"]),
-        (["var=iddpm", "sampler=ddim"], ["var=iddpm", "sampler.eta = 0", "sampler=ddpm"]),
+        (["var=iddpm", "sampler=ddim"], ["sampler.eta must be 1", "LearnedRange", "sampler=ddpm"]),
         (["logger=wandb", "logger.wandb.mode=sometimes"], ["logger.wandb.mode", "sometimes", "offline"]),
     ],
     ids=lambda value: "_".join(value) if "=" in "".join(value) else "",
@@ -265,7 +265,7 @@ def test_the_two_checkpoints_swapped(run: CLI, untouched: Path):
         ("model=unet_keras_ddpm", ["model"]),
         ("schedule.num_steps=40", ["schedule.num_steps", "50", "40"]),
         ("schedule=cosine", ["schedule", "Cosine"]),
-        ("parameterization=v", ["parameterization", "eps", "v"]),
+        ("parameterization=v", ["parameterization", "Eps", "V"]),
         ("time_offset=-1", ["time_offset", "0", "-1"]),
     ],
 )
@@ -422,4 +422,4 @@ def test_as_a_user_sees_it(tmp_path: Path):
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
     (line,) = done.stderr.strip().splitlines()
-    one_sentence(line, "error: sampler.num_steps = 0", "give a number from 1")
+    one_sentence(line, "error: sampler.num_steps must be at least 1 (got 0)", "give a number from 1")

@@ -45,7 +45,7 @@ def is_channels_last(denoiser: Denoiser) -> bool:
 def test_memory_format_follows_the_config(changes: list[str], expected: bool):
     denoiser = settled(*changes)
     assert is_channels_last(denoiser) == expected
-    features = denoiser(torch.randn(2, 3, 8, 8), torch.tensor(0.5, dtype=torch.float64)).features
+    features = denoiser(torch.randn(2, 3, 8, 8), denoiser.levels(torch.tensor(0.5))).features
     assert features.is_contiguous() != expected  # the format of the weights is that of the maps
 
 

@@ -261,7 +261,7 @@ def test_settings_that_would_need_another_network_are_refused(run: CLI, untouche
         "schedule=cosine": "schedule._target_",
         "conditional=true": "conditional = False, not True",
         "label_dropout=0.3": "label_dropout = 0.1, not 0.3",
-        "parameterization=v": "parameterization = eps, not v",
+        "parameterization=v": "parameterization._target_ = optcov.parameterization.Eps",
         "time_offset=-1": "time_offset = 0, not -1",
         "experiment=oracle": "leave experiment out",
     }.items():

@@ -70,7 +70,9 @@ def test_trajectory_is_fitted_after_the_variance_and_kept(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("trajectory", ["optimal", "optimal_nll"])
 def test_too_many_steps_are_refused_before_a_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trajectory: str):
-    with pytest.raises(SystemExit, match=r"error: sampler\.num_steps = 31 does not fit a schedule of 30 steps"):
+    with pytest.raises(
+        SystemExit, match=r"error: sampler\.num_steps must lie in 1\.\.schedule\.num_steps = 30 \(got 31\)"
+    ):
         mixture(
             monkeypatch,
             tmp_path,

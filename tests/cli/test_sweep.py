@@ -181,13 +181,13 @@ def test_a_job_that_is_refused_leaves_the_others_their_results(run: CLI):
     """The jobs after it run, too; the sweep ends with its sentence, and the tables say why one is missing."""
     with pytest.raises(SystemExit) as exit_:
         run.raw("-m", *TINY, *UNET, "var=iddpm,beta", "sampler=ddim", "hydra.sweep.dir=sweep")
-    assert "iddpm" in str(exit_.value.code)
+    assert "sampler.eta must be 1" in str(exit_.value.code)
     assert "\n" not in str(exit_.value.code)
     folder = run.folder / "sweep"
     assert len(list(folder.glob("*_beta_*/results.json"))) == 1
     assert cells(folder).keys() == {("beta", 3)}
     (line,) = [line for line in (folder / "table.md").read_text().splitlines() if line.startswith("- ")]
-    assert line.startswith("- 0_iddpm_ddim_3: sampler.eta = 0.0 has no meaning for var=iddpm")
+    assert line.startswith("- 0_iddpm_ddim_3: sampler.eta must be 1 for LearnedRange")
     run.raw("runs=sweep", task="evaluate")
     assert "0_iddpm_ddim_3" in (folder / "report.html").read_text()
 

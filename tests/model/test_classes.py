@@ -45,5 +45,5 @@ def test_the_classifier_sees_data_and_time_sample_by_sample(shape: tuple[int, ..
     assert_close(network(x_t[1:2], t[1])[0], logits[1], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(network(x_t, t.flip(0))[0], logits[0])
     assert not torch.allclose(network(x_t.flip(0), t)[0], logits[0])
-    with pytest.raises(ValueError, match=r"guidance\.classifier\.channels = 3"):
+    with pytest.raises(ValueError, match=r"guidance\.classifier\.channels must be even"):
         Classifier(shape, 4, channels=3)

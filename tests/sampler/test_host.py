@@ -5,21 +5,19 @@ On a GPU each exchange would be a wait.
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from optcov.denoiser import Denoiser
 from optcov.guidance import ClassifierFreeGuidance, ClassifierGuidance, Guidance
-from optcov.model import Classifier
+from optcov.model import Classifier, ComplexHead
 from optcov.parameterization import X0
+from optcov.registry import make, options, settings_of
 from optcov.sampler import DDPMSampler, ImageBar, NoiseStream
 from optcov.schedule import FlowSchedule, LinearSchedule, NoiseLevels, NoiseSchedule, VESchedule, VPSDESchedule
 from optcov.trajectory import LogSNRTrajectory
@@ -27,8 +25,6 @@ from optcov.variance.analytic import Analytic
 from optcov.variance.base import Calibrated, VarianceStrategy
 from optcov.variance.fixed import BetaTilde
 
-CONF = Path(__file__).parents[2] / "conf"
-SAMPLERS, VARIANCES = (sorted((CONF / group).glob("*.yaml")) for group in ("sampler", "var"))
 PATHS = {"linear": LinearSchedule(100), "vp_sde": VPSDESchedule(100), "flow": FlowSchedule(100), "ve": VESchedule(100)}
 READS = {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.equal}
 SENDS = {torch.ops.aten.lift_fresh}  # a tensor made of numbers, whose copy to a GPU is waited for, too
@@ -101,13 +97,12 @@ def test_a_read_back_is_found():
 
 
 @pytest.mark.parametrize(
-    ("path", "name"),
-    [(p, n) for p in SAMPLERS for n in PATHS if p.stem != "euler_maruyama" or n in ("linear", "vp_sde")],
-    ids=lambda value: value if isinstance(value, str) else value.stem,
+    ("name", "path"),
+    [(n, p) for n in options("sampler") for p in PATHS if n != "euler_maruyama" or p in ("linear", "vp_sde")],
 )
-def test_the_loop_reads_nothing_back_and_asks_no_schedule(path: Path, name: str, evaluations: list[str]):
-    sampler, mode = instantiate(OmegaConf.load(path), num_steps=8), ReadBack()
-    denoiser = Denoiser(Arming(mode), PATHS[name], X0())
+def test_the_loop_reads_nothing_back_and_asks_no_schedule(name: str, path: str, evaluations: list[str]):
+    sampler, mode = make("sampler", name, num_steps=8), ReadBack()
+    denoiser = Denoiser(Arming(mode), PATHS[path], X0())
     strategy = strategy_of(denoiser, sampler.uses_variance)
     mode.armed = False
     nodes = times(denoiser.schedule)
@@ -145,15 +140,13 @@ def test_nor_does_guidance(guide: Callable[..., Guidance], evaluations: list[str
     assert set(at_calls) == {at_calls[0]}
 
 
-@pytest.mark.parametrize("path", VARIANCES, ids=lambda path: path.stem)
-def test_no_variance_reads_back_and_no_bar(path: Path, evaluations: list[str]):
+@pytest.mark.parametrize("name", options("var"))
+def test_no_variance_reads_back_and_no_bar(name: str, evaluations: list[str]):
     """Between the nodes of the schedule, where tables are interpolated."""
     mode = ReadBack()
     denoiser = Denoiser(Arming(mode), PATHS["vp_sde"])
-    config = OmegaConf.to_container(OmegaConf.load(path))
-    if "head" in config:
-        config["head"] = {"_target_": "optcov.model.ComplexHead", "_partial_": True}
-    strategy: VarianceStrategy = instantiate(config, denoiser=denoiser)
+    head = {"head": ComplexHead} if "head" in settings_of("var", name) else {}  # one that reads the time
+    strategy: VarianceStrategy = make("var", name, denoiser=denoiser, **head)
     if isinstance(strategy, Calibrated):
         strategy.calibrate(denoiser, [torch.rand(8, 3)])
     mode.armed = False

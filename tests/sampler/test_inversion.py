@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from optcov.oracle import GaussianMixture
 from optcov.sampler import DDIMSampler, EulerSampler, NoiseStream, invert, slerp
-from optcov.schedule import CosineSchedule, NoiseSchedule, VESchedule, VPSDESchedule
+from optcov.schedule import CosineSchedule, LinearSchedule, NoiseSchedule, VESchedule, VPSDESchedule
 from optcov.trajectory import EvenTrajectory, LogSNRTrajectory
 from optcov.variance.fixed import BetaTilde
 
@@ -37,6 +37,16 @@ def test_encoding_is_of_first_order(mixture: GaussianMixture, make_oracle):
     errors = [there_and_back(denoiser, x_0, num_steps, 0) for num_steps in (25, 50, 100)]
     slopes = [math.log2(before / after) for before, after in pairwise(errors)]
     assert slopes == pytest.approx([1, 1], abs=0.1)
+
+
+@pytest.mark.parametrize("corrections", [0, 2])
+def test_each_step_asks_where_it_starts_and_then_where_it_ends(mixture: GaussianMixture, make_oracle, corrections: int):
+    """DDIM's encoding asks at (x_s, s), but for the first step: no network has seen clean images."""
+    denoiser, asked = make_oracle(mixture, LinearSchedule(100)), []
+    denoiser.network.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[1][0].item() / 10))
+    invert(denoiser, white(1, 3, 2)[0], torch.tensor([5, 40, 100]).double() / 100, corrections)
+    again = [[n] * corrections for n in (5, 40, 100)]
+    assert asked == pytest.approx([5, *again[0], 5, *again[1], 40, *again[2]])
 
 
 def test_encoded_data_are_white(make_oracle):

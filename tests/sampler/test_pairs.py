@@ -6,52 +6,27 @@ that exclude each other are listed, and refused in a sentence.  The full product
 
 from functools import cache
 from itertools import combinations, product
-from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from optcov.denoiser import Denoiser
 from optcov.guidance import ClassifierFreeGuidance
-from optcov.model import MLP, SimpleHead
-from optcov.parameterization import EDM, X0, Eps, Parameterization, V, Velocity
+from optcov.model import MLP
+from optcov.registry import make, options, settings_of
 from optcov.sampler import Sampler, sample
-from optcov.schedule import FlowSchedule, NoiseSchedule, VESchedule, VPSchedule
+from optcov.schedule import NoiseSchedule, VPSchedule
 from optcov.trajectory import Trajectory
 from optcov.variance.base import Calibrated, VarianceStrategy
 from optcov.variance.fixed import BetaTilde
 
-CONF = Path(__file__).parents[2] / "conf"
-
-
-def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-def config(group: str, name: str):
-    return OmegaConf.load(CONF / group / f"{name}.yaml")
-
-
-SCHEDULES: dict[str, NoiseSchedule] = {
-    **{name: instantiate(config("schedule", name), num_steps=40) for name in options("schedule")},
-    "flow": FlowSchedule(40),
-    "ve": VESchedule(40),
-}
-PARAMETERIZATIONS: dict[str, type[Parameterization]] = {
-    "eps": Eps,
-    "x0": X0,
-    "v": V,
-    "velocity": Velocity,
-    "edm": EDM,
-}
+SCHEDULES: dict[str, NoiseSchedule] = {name: make("schedule", name, num_steps=40) for name in options("schedule")}
 FACTORS = {
     "sampler": options("sampler"),
     "trajectory": options("trajectory"),
     "schedule": list(SCHEDULES),
-    "parameterization": list(PARAMETERIZATIONS),
+    "parameterization": options("parameterization"),
     "num_steps": ["1", "2", "3", "8"],
     "guidance": ["none", "labels", "classifier_free"],
 }
@@ -59,7 +34,8 @@ OTHER_PATHS = [name for name, schedule in SCHEDULES.items() if not isinstance(sc
 EXCLUDED = {
     *(frozenset({("sampler", "euler_maruyama"), ("schedule", path)}) for path in OTHER_PATHS),
     *(frozenset({("parameterization", "v"), ("schedule", path)}) for path in OTHER_PATHS),
-    frozenset({("parameterization", "eps"), ("schedule", "flow")}),  # says nothing of x_0 where no signal is left
+    # of the noise, which says nothing of x_0 where no signal is left
+    *(frozenset({("parameterization", name), ("schedule", "flow")}) for name in ("eps", "score")),
     *(frozenset({("trajectory", name), ("schedule", "flow")}) for name in ("karras", "log_snr")),  # of infinite SNR
 }
 
@@ -116,7 +92,7 @@ def denoiser_of(schedule: str, parameterization: str, guidance: str) -> Denoiser
     network = MLP((3,), channels=8, num_blocks=1, num_classes=None if guidance == "none" else 4)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.3)
-    return Denoiser(network, SCHEDULES[schedule], PARAMETERIZATIONS[parameterization]())
+    return Denoiser(network, SCHEDULES[schedule], make("parameterization", parameterization))
 
 
 IMAGES = torch.rand(8, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -126,10 +102,8 @@ LABELS = torch.arange(8) % 4
 @cache
 def fitted(trajectory: str, schedule: str, parameterization: str, guidance: str) -> Trajectory:
     """A trajectory, fitted where it has something to fit."""
-    settings = config("trajectory", trajectory)
-    if "num_candidates" in settings:
-        settings.num_candidates = 12
-    made: Trajectory = instantiate(settings)
+    few = {"num_candidates": 12} if "num_candidates" in settings_of("trajectory", trajectory) else {}
+    made: Trajectory = make("trajectory", trajectory, **few)
     if made.num_images:
         denoiser = denoiser_of(schedule, parameterization, guidance)
         made.fit(denoiser, BetaTilde(denoiser), [IMAGES], labels=None if guidance == "none" else LABELS)
@@ -140,10 +114,8 @@ def run(case: Case) -> Tensor:
     """Two samples with these options."""
     given = case["schedule"], case["parameterization"], case["guidance"]
     denoiser, num_steps = denoiser_of(*given), int(case["num_steps"])
-    settings = OmegaConf.merge(config("sampler", case["sampler"]), {"num_steps": num_steps})
-    if "order" in settings:
-        settings.order = min(settings.order, num_steps)
-    sampler: Sampler = instantiate(settings)
+    low = {"order": min(2, num_steps)} if "order" in settings_of("sampler", case["sampler"]) else {}
+    sampler: Sampler = make("sampler", case["sampler"], num_steps=num_steps, **low)
     times = fitted(case["trajectory"], *given).times(denoiser.schedule, num_steps)
     guidance = ClassifierFreeGuidance(denoiser, 4, 2.0) if case["guidance"] == "classifier_free" else None
     labels = None if case["guidance"] == "none" else LABELS[:2]
@@ -164,26 +136,18 @@ def test_options_that_exclude_each_other_are_refused_in_a_sentence(pair: list[tu
         run({**others, **dict(pair)})
 
 
-def strategy_of(var: str, denoiser: Denoiser) -> VarianceStrategy:
-    settings = config("var", var)
-    arguments = {"head": SimpleHead} if "head" in settings else {}
-    strategy: VarianceStrategy = instantiate(
-        OmegaConf.masked_copy(settings, [key for key in settings if key != "head"]), denoiser=denoiser, **arguments
-    )
-    if isinstance(strategy, Calibrated):
-        strategy.calibrate(denoiser, [IMAGES])
-    return strategy
-
-
 @pytest.mark.parametrize("var", options("var"))
-@pytest.mark.parametrize("sampler", options("sampler"))
-def test_every_sampler_takes_a_variance_or_says_why_not(sampler: str, var: str):
+@pytest.mark.parametrize("name", options("sampler"))
+def test_every_sampler_takes_a_variance_or_says_why_not(name: str, var: str):
     """On times between the nodes of the schedule, where tables of fitted variances are interpolated."""
     denoiser = denoiser_of("cosine", "eps", "none")
-    strategy, made = strategy_of(var, denoiser), instantiate(config("sampler", sampler), num_steps=5)
-    times = instantiate(config("trajectory", "log_snr")).times(denoiser.schedule, 5)
-    if (not made.uses_variance and var != "beta_tilde") or (sampler, var) == ("ddim", "iddpm"):
+    strategy: VarianceStrategy = make("var", var, denoiser=denoiser)
+    if isinstance(strategy, Calibrated):
+        strategy.calibrate(denoiser, [IMAGES])
+    sampler: Sampler = make("sampler", name, num_steps=5)
+    times = make("trajectory", "log_snr").times(denoiser.schedule, 5)
+    if (not sampler.uses_variance and var != "beta_tilde") or (name, var) == ("ddim", "iddpm"):
         with pytest.raises(ValueError, match=r"^[^\n]* must be [^\n]* \(got [^\n]*set (var=beta_tilde|sampler=ddpm)"):
-            sample(denoiser, strategy, made, times, 2, progress=False)
+            sample(denoiser, strategy, sampler, times, 2, progress=False)
         return
-    assert torch.isfinite(sample(denoiser, strategy, made, times, 2, progress=False)).all()
+    assert torch.isfinite(sample(denoiser, strategy, sampler, times, 2, progress=False)).all()

@@ -1,26 +1,22 @@
 """``sample()``, the plain call: the same images in any batches, autocast, a compiled network, and a bar of images."""
 
 import io
-from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
 from optcov.denoiser import Denoiser
 from optcov.model import SimpleHead, UNet
+from optcov.registry import make, options
 from optcov.sampler import DDPMSampler, HeunSampler, ImageBar, NoiseStream, Sampler, sample
 from optcov.schedule import CosineSchedule, LinearSchedule
 from optcov.trajectory import EvenTrajectory
 from optcov.variance.base import VarianceStrategy
 from optcov.variance.fixed import Beta, BetaTilde
 from optcov.variance.sn_dpm import SN
-
-SAMPLERS = sorted((Path(__file__).parents[2] / "conf" / "sampler").glob("*.yaml"))
 
 
 class Elementwise(nn.Module):
@@ -50,10 +46,10 @@ def draw(
     return sample(denoiser, strategy, sampler, times, count, seed, batch_size, progress=False)
 
 
-@pytest.mark.parametrize("path", SAMPLERS, ids=lambda path: path.stem)
-def test_images_do_not_depend_on_the_batch_size(path: Path):
+@pytest.mark.parametrize("name", options("sampler"))
+def test_images_do_not_depend_on_the_batch_size(name: str):
     """To the last bit, as far as the sampler is concerned."""
-    sampler = instantiate(OmegaConf.load(path), num_steps=4)
+    sampler = make("sampler", name, num_steps=4)
     denoiser = Denoiser(Elementwise(), CosineSchedule(30))
     strategy = Beta(denoiser) if sampler.uses_variance else BetaTilde(denoiser)
     whole = draw(denoiser, strategy, sampler, 11, 256)

@@ -247,7 +247,7 @@ class Counted(nn.Module):
 
     def forward(self, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         self.samples += len(x_t)
-        return torch.zeros_like(x_t), x_t
+        return 0 * x_t, x_t  # not a number where x_t is none
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 11])
@@ -297,7 +297,7 @@ def test_orders_of_dpm_solver_share_all_calls(order: int, calls: int):
         assert orders == published[calls]
 
 
-@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("step", [1, 3, 8])
 def test_langevin_steps_have_the_known_stationary_variance(step: int):
     """With g = (x - alpha mu) / v they tend to ``v (1 + alpha_{s|r}^2 snr^2)``, wherever they start.
 

@@ -162,11 +162,11 @@ def test_refuses_so_few_steps_that_a_variance_reaches_one(kind: type[NoiseSchedu
 @pytest.mark.parametrize(
     ("beta", "says"),
     [
-        ([0.1, 1.0], "num_steps.*below 1"),
-        ([0.1, 1.5], "num_steps.*below 1"),
-        ([0.1, 0.0], "above 0"),
-        ([-0.1, 0.5], "above 0"),
-        ([0.1, float("nan")], "nan"),
+        ([0.1, 1.0], "num_steps must be larger.*between 0 and 1"),
+        ([0.1, 1.5], "num_steps must be larger.*between 0 and 1"),
+        ([0.1, 0.0], "between 0 and 1"),
+        ([-0.1, 0.5], "between 0 and 1"),
+        ([0.1, float("nan")], "between 0 and 1"),
     ],
 )
 def test_refuses_variances_outside_the_unit_interval(beta: list[float], says: str):

@@ -111,7 +111,7 @@ def plan_fits(config: Config, parts: Parts, own: Mapping[str, Path] | None = Non
         asked = {"mean": network if mean is None else identity_key(mean), "var": config.var}
         problems = {"mean": "fitted to another mean network", "var": "fitted to other settings of var"}
         load("var_ckpt", parts.strategy, asked, problems)
-        variance = asked | training | dropout | {"variance_steps": config.variance_steps}
+        variance = asked | training | dropout | {key: getattr(config, key) for key in ("variance_steps", "variance_lr")}
     return FitPlan(mean, variance, classifier, given)
 
 
@@ -171,8 +171,10 @@ def fit(run: Run, plan: FitPlan, kind: Kind, loggers: list[Logger]) -> Checkpoin
 def _stage(run: Run, kind: Kind) -> tuple[Stage, str]:
     """The stage that trains weights of a kind, and what it is called."""
     config, parts = run.config, run.parts
+    lr = config.variance_lr if kind == "variance" else None
+    own = {} if lr is None else {"lr": lr}
     settings = StageSettings(
-        instantiate(config.optimizer), config.warmup_steps, config.cooldown, config.seed, config.label_dropout
+        instantiate(config.optimizer, **own), config.warmup_steps, config.cooldown, config.seed, config.label_dropout
     )
     if kind == "mean":
         return MeanStage(parts.denoiser, settings), "1/3 mean network"

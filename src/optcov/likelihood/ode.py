@@ -8,6 +8,11 @@ Scaled to ``y = x_t / norm`` with ``norm = sqrt(alpha_t^2 + sigma_t^2)``, every 
 
 with Hutchinson's estimate ``v^T (de/dy) v`` of the trace, v of random signs, one v for the whole path of a sample.
 
+This is the density of what a chain draws that starts from the prior.  It differs from the density of the data, even for
+an exact network, by ``log prior(x_max) - log q(x_max)``: for data of mean mu, z standard deviations away from it, about
+``alpha_max mu z / sigma_max``, of either sign (0.011 nats a dimension for mu = 0.3, z = 3 and sigma_max = 80), and on
+average over data ``-KL(q(x_max) || prior)``, of second order (7e-6).
+
 Sources: score SDEs (arXiv:2011.13456), Eq. 13 and Appendix D.2; FFJORD (arXiv:1810.01367), Eq. 8; the trace, Hutchinson
 1989.  The solver is torchdiffeq's Dormand-Prince.
 """

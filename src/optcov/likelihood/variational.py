@@ -1,9 +1,10 @@
 """The variational bound on -log p(x_0) of a chain of reverse steps, for every covariance, trajectory and stride.
 
-    L = KL(q(x_N|x_0) || N(0, I)) + sum_i KL(q(x_{i-1}|x_i,x_0) || p(x_{i-1}|x_i)) - log p(x_0|x_1)
+    L = KL(q(x_K|x_0) || prior) + sum_i KL(q(x_{i-1}|x_i,x_0) || p(x_{i-1}|x_i)) - log p(x_0|x_1)
 
-over the nodes 1..K of the trajectory, with eta = 1.  Both Gaussians of a transition have mean ``(...) x_t + c x_0``,
-with x_0 and with its estimate m, so that they are ``c (x_0 - m)`` apart.  Each term is estimated at one draw of x_t.
+over the nodes 1..K of the trajectory, with eta = 1; the prior is the Gaussian that chains start from, N(0, I) on
+variance-preserving paths.  Both Gaussians of a transition have mean ``(...) x_t + c x_0``, one with x_0 and one with
+its estimate m, so that their means differ by ``c (x_0 - m)``.  Each term is estimated at one draw of x_t.
 
 Sources: DDPM (arXiv:2006.11239), Eq. 5; the decoder and its variance, Analytic-DPM (arXiv:2201.06503), Appendix H.2:
 the Gaussian mass of each pixel's bin, of variance beta_tilde between the first two times of the full chain.
@@ -57,7 +58,8 @@ class VariationalBound:
         half_bin(self.denoiser.data_range)
         if self.denoiser.schedule.num_steps < 2:
             raise ValueError(
-                "schedule.num_steps must be at least 2 for bits/dim (got 1): the decoder's variance is beta_tilde(1, 2)"
+                "schedule.num_steps must be at least 2 for bits/dim (got 1): give 2 or more, as the decoder's variance "
+                "is that of the step between the first two times"
             )
 
     @torch.no_grad()

@@ -95,8 +95,8 @@ class UNet(nn.Module):
         channel_mult: factor on ``channels`` at each level; each level halves the resolution; None for 1, 2, 2, ...
             down to 4 pixels.
         num_blocks: residual blocks at each level on the way down (one more on the way up).
-        attention_resolutions: heights at which attention follows each block; None for the largest up to 16 below
-            the images' own.
+        attention_resolutions: heights at which attention follows each block; None for the largest from 8
+            to 16 below the images' own.
         middle_attention: attention between the two middle blocks.
         num_heads: of the attention.
         dropout: in residual blocks.
@@ -132,7 +132,7 @@ class UNet(nn.Module):
         if channel_mult is None:
             channel_mult = [1] + [2] * (len(heights) - 1)
         if attention_resolutions is None:
-            attention_resolutions = [height for height in heights[1:] if height <= 16][:1]
+            attention_resolutions = [height for height in heights[1:] if 8 <= height <= 16][:1]
         factor = 2 ** (len(channel_mult) - 1)
         if data_shape[1] % factor or data_shape[2] % factor:
             raise ValueError(

@@ -37,7 +37,7 @@ class KernelPlan:
 
 
 class KernelSampler(Sampler):
-    """Steps of the kernel at one eta.
+    """Draws each step from the reverse kernel at one eta.
 
     Args:
         num_steps: K, one network call each.
@@ -60,7 +60,7 @@ class KernelSampler(Sampler):
 
     @abstractmethod
     def clipped_eps(self, x0: Tensor, prediction: Prediction) -> Tensor:
-        """The eps that enters the mean beside a clipped ``x0``, ``[B, *event]``."""
+        """The eps that goes into the mean with a clipped ``x0``, ``[B, *event]``."""
 
     def check(self, strategy: VarianceStrategy, schedule: NoiseSchedule) -> None:
         super().check(strategy, schedule)

@@ -27,7 +27,7 @@ from optcov.variance.fixed import BetaTilde
 
 @dataclass(frozen=True)
 class Model:
-    """All that a step may ask: the mean, the covariance of a step, and noise, for one batch."""
+    """What a step may ask for, of one batch: the mean, the covariance of a step, and noise."""
 
     denoiser: Denoiser
     strategy: VarianceStrategy
@@ -46,13 +46,13 @@ class Model:
 
 @dataclass(frozen=True)
 class State:
-    """Where a chain is.
+    """Where a chain stands.
 
     Args:
-        i: how many steps were taken.
+        i: the number of steps taken.
         x: the batch after them, ``[B, *event]``.
-        prediction: the network's last answer, with the question: ``prediction.x_t`` and ``prediction.level``.
-        memory: what the method keeps for its next step.
+        prediction: the network's last answer, with its question: ``prediction.x_t`` and ``prediction.level``.
+        memory: tensors that the method keeps for its next step.
     """
 
     i: int
@@ -62,14 +62,14 @@ class State:
 
 
 class Sampler(ABC):
-    """A rule of update: :meth:`plan` computes what depends on time alone, :meth:`step` takes one step.
+    """An update rule: :meth:`plan` computes what depends on time alone, :meth:`step` takes one step.
 
     Args:
         num_steps: K, the number of times visited; at least 1.
     Attributes:
-        uses_variance: whether the noise of a step comes from the strategy; solvers of an ODE have none, those of an
-            SDE prescribe it.
-        schedules: the paths this method is derived for.
+        uses_variance: whether steps draw from the strategy's covariance; ODE solvers add no noise, and SDE solvers
+            prescribe their own.
+        schedules: the kind of path that the method is derived for.
     Raises:
         ValueError: if ``num_steps`` is below 1.
     """
@@ -103,8 +103,10 @@ class Sampler(ABC):
 
     @abstractmethod
     def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> Any:
-        """Coefficients of all steps, for levels in the order in which they are visited, ``[K]``, on the CPU.
+        """Coefficients of all steps.
 
+        Args:
+            levels: in the order in which they are visited, ``[K]``, on the CPU.
         Returns:
             An object with ``len``, the number of steps, and ``to(device)``.
         """
@@ -176,7 +178,7 @@ class Sampler(ABC):
 
 
 def order_within(order: int, num_steps: int) -> int:
-    """The order of a solver, if it is 1, 2 or 3 and there are as many steps.
+    """The order of a solver: 1, 2 or 3, and at most the number of steps.
 
     Raises:
         ValueError: if it is not.
@@ -191,14 +193,14 @@ def order_within(order: int, num_steps: int) -> int:
 
 
 def batches(count: int, batch_size: int) -> list[range]:
-    """The indices 0..count - 1 in as few batches as can be, all of one size.
+    """The indices 0..count - 1 in as few batches as possible, all of the same size.
 
-    Every network call then has one shape, for which it is compiled once, and the same arithmetic.  The last batch may
-    reach beyond ``count``, by less than one index for each batch.
+    Every network call then has the same shape: a compiled network is compiled once, and its arithmetic does not change.
+    The last batch may reach beyond ``count``, by less than one index for each batch.
 
     Args:
-        count: how many indices.
-        batch_size: the largest size of a batch.
+        count: the number of indices.
+        batch_size: the largest allowed size of a batch.
     Raises:
         ValueError: if either is below 1.
     """
@@ -223,19 +225,19 @@ def sample(
     labels: Tensor | None = None,
     guidance: Guidance | None = None,
 ) -> Tensor:
-    """Draw samples in batches, with a bar.
+    """Draw samples in batches, with a progress bar.
 
     Args:
-        denoiser, strategy: a mean network and its (fitted) variance; moved to ``device``, put in eval mode.
-        sampler, times: which update, and which times (``trajectory.times(schedule, num_steps)``).
-        count: how many samples.
-        seed: sample i depends on (seed, i) alone, whatever the batch size.
-        batch_size: samples at once, at most.
+        denoiser, strategy: a mean network and its (fitted) variance; moved to ``device`` and put in eval mode.
+        sampler, times: the update rule, and the times it visits (``trajectory.times(schedule, num_steps)``).
+        count: the number of samples.
+        seed: sample i depends on (seed, i) only, not on the batch size.
+        batch_size: the largest number of samples drawn at once.
         device: where to compute.
-        progress: show a bar.
+        progress: whether to show the bar.
         labels: the class of each sample, int64 ``[count]`` in 0..K-1, for a denoiser that knows classes or guidance;
             None for none, which is the null label where there are classes.
-        guidance: towards the labels, moved and put in eval mode as the others; None for none.
+        guidance: towards the labels; moved and put in eval mode like the denoiser; None for none.
     Returns:
         float32 ``[count, *event]``, nominally in the denoiser's range, on the CPU.
     Raises:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 
 from optcov.sampler.base import order_within
-from optcov.sampler.single_step import Call, SingleStepSampler, first_call, last_call
+from optcov.sampler.single_step import Call, SingleStepSampler, last_call
 from optcov.schedule.base import NoiseSchedule
 from optcov.schedule.levels import NoiseLevels
 
@@ -21,8 +21,8 @@ from optcov.schedule.levels import NoiseLevels
 class DPMSolverSampler(SingleStepSampler):
     """K network calls: ``K - 1`` in steps of the order from the largest time to tau_1, one for the step to 0.
 
-    A step of order p takes p calls and so spans p intervals of the trajectory; its calls between the ends lie evenly in
-    lambda, wherever the trajectory has its nodes.
+    A step of order p makes p calls, and so spans p intervals of the trajectory.  Its inner calls are spaced evenly in
+    lambda, not at the nodes of the trajectory.
 
     Args:
         num_steps: K.
@@ -44,10 +44,7 @@ class DPMSolverSampler(SingleStepSampler):
 
     def calls(self, schedule: NoiseSchedule, levels: NoiseLevels) -> list[Call]:
         calls, node = [], 0
-        orders = self.orders(len(levels) - 1)
-        if len(levels) > 1 and not bool(levels[0].alpha > 0):
-            orders = [1, *self.orders(len(levels) - 2)]  # the step from a level without signal takes one call
-        for order in orders:
+        for order in self.orders(len(levels) - 1):
             calls += _step(schedule, levels[node], levels[node + order], order)
             node += order
         return [*calls, last_call(levels[-1])]
@@ -55,8 +52,6 @@ class DPMSolverSampler(SingleStepSampler):
 
 def _step(schedule: NoiseSchedule, t: NoiseLevels, s: NoiseLevels, order: int) -> list[Call]:
     """The ``order`` calls of the step from ``t`` to ``s``, at fractions 0, 1/order, ... of the way in lambda."""
-    if not bool(t.alpha > 0):
-        return [first_call(t, s)]
     h = (s.log_snr - t.log_snr) / 2
     fractions = torch.arange(1, order, dtype=torch.float64) / order
     between = schedule.levels(schedule.time(t.log_snr + fractions * (s.log_snr - t.log_snr)))

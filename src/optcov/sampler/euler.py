@@ -6,20 +6,21 @@ Without churn it is DDIM with eta = 0.  Source: EDM (arXiv:2206.00364), Eq. 4 an
 from __future__ import annotations
 
 import math
+import sys
 from abc import abstractmethod
 
 import torch
 from torch import Tensor
 
-from optcov.sampler.single_step import Call, SingleStepSampler, first_call, last_call
+from optcov.sampler.single_step import Call, SingleStepSampler, last_call
 from optcov.schedule.base import NoiseSchedule
 from optcov.schedule.levels import NoiseLevels
 
 
 class ChurnSampler(SingleStepSampler):
-    """Steps in EDM's coordinates, each with or without churn.
+    """Steps in EDM's coordinates, with or without churn.
 
-    Churn first raises the noise of a step from ``sigma_hat = sigma_t / alpha_t`` to ``(1 + gamma) sigma_hat``,
+    Before a step, churn raises the noise from ``sigma_hat = sigma_t / alpha_t`` to ``(1 + gamma) sigma_hat``,
     ``gamma = min(churn / K, sqrt(2) - 1)``, by fresh noise; never above that of t = 1, where networks end.
 
     Args:
@@ -53,7 +54,8 @@ class ChurnSampler(SingleStepSampler):
         if churn_noise < 0:
             raise ValueError(f"sampler.churn_noise must not be negative (got {churn_noise}): give 1, or a little more")
         self.churn, self.churn_min, self.churn_noise = churn, churn_min, churn_noise
-        self.churn_max = math.inf if churn_max is None else churn_max
+        # no bound but infinity, where no signal is left, and noise is relative to nothing
+        self.churn_max = sys.float_info.max if churn_max is None else churn_max
 
     def raised(
         self, schedule: NoiseSchedule, levels: NoiseLevels
@@ -73,25 +75,18 @@ class ChurnSampler(SingleStepSampler):
 
     def calls(self, schedule: NoiseSchedule, levels: NoiseLevels) -> list[Call]:
         raised, churn = self.raised(schedule, levels)
-        calls = [
-            call for i in range(len(levels) - 1) for call in self.calls_of_step(raised[i], levels[i + 1], churn[i])
-        ]
+        steps = zip(raised[:-1], levels[1:], churn[:-1], strict=True)
+        calls = [call for t, s, added in steps for call in self.calls_of_step(t, s, added)]
         return [*calls, last_call(raised[-1], churn[-1])]
 
-    def calls_of_step(self, t: NoiseLevels, s: NoiseLevels, churn: tuple[Tensor, Tensor] | None) -> tuple[Call, ...]:
-        """The calls of the step from ``t`` to ``s``, both above 0."""
-        if not bool(t.alpha > 0):
-            return (first_call(t, s),)
-        return self.method(t, s, churn)
-
     @abstractmethod
-    def method(self, t: NoiseLevels, s: NoiseLevels, churn: tuple[Tensor, Tensor] | None) -> tuple[Call, ...]:
-        """The same where some signal is left."""
+    def calls_of_step(self, t: NoiseLevels, s: NoiseLevels, churn: tuple[Tensor, Tensor] | None) -> tuple[Call, ...]:
+        """The network calls of the step from ``t`` to ``s``, both above 0; churn is added before the first."""
 
 
 class EulerSampler(ChurnSampler):
     """``x_s / alpha_s = x_t / alpha_t + (sigma_s / alpha_s - sigma_t / alpha_t) e``; arguments as in the base class."""
 
-    def method(self, t: NoiseLevels, s: NoiseLevels, churn: tuple[Tensor, Tensor] | None) -> tuple[Call, ...]:
+    def calls_of_step(self, t: NoiseLevels, s: NoiseLevels, churn: tuple[Tensor, Tensor] | None) -> tuple[Call, ...]:
         keep = s.alpha / t.alpha
         return (Call(t, keep, (s.sigma - keep * t.sigma,), True, churn),)

@@ -19,7 +19,7 @@ class HeunSampler(ChurnSampler):
     def num_updates(self, num_times: int) -> int:
         return 2 * num_times - 1
 
-    def method(self, t: NoiseLevels, s: NoiseLevels, churn: tuple[Tensor, Tensor] | None) -> tuple[Call, ...]:
+    def calls_of_step(self, t: NoiseLevels, s: NoiseLevels, churn: tuple[Tensor, Tensor] | None) -> tuple[Call, ...]:
         keep = s.alpha / t.alpha
         change = s.sigma - keep * t.sigma
         return Call(t, keep, (change,), False, churn), Call(s, keep, (change / 2, change / 2), True)

@@ -1,4 +1,4 @@
-r"""Solvers that remember: a step from ``t`` to ``s`` uses the data predictions of the last steps, one new call each.
+r"""Multistep solvers: a step from ``t`` to ``s`` makes one call, and also uses the data predictions of earlier steps.
 
 In ``lambda = log(alpha / sigma)``, with ``h = lambda_s - lambda_t``, the probability-flow ODE (H = h) and the reverse
 SDE (H = 2 h, exact noise) have the solution
@@ -62,8 +62,8 @@ class LinearSampler(Sampler):
 
     Args:
         num_steps: K, one network call each.
-        order: how many predictions a step uses: 1, 2 or 3; fewer while there are fewer, and towards the end.
-        stochastic: whether its steps add noise.
+        order: how many predictions a step uses: 1, 2 or 3; fewer at the start, where there are fewer, and at the end.
+        stochastic: whether steps add noise.
         clip_x0: clamp the predicted x_0 to the data's range.
     Raises:
         ValueError: if the order is none of these, or above K.

@@ -1,4 +1,4 @@
-"""White noise of which sample i's share depends on (seed, i) alone: not on batch size, order, or number of devices."""
+"""White noise for sample i that depends on (seed, i) only: not on batch size, order, or number of devices."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from optcov.seeds import Stream, derive_seed
 
 
 class NoiseStream:
-    """One random stream per sample; each call draws the next noise of all of them.
+    """One random stream per sample; each call draws the next numbers from every stream.
 
     Args:
         seed: of the whole set of samples.
-        indices: which samples of the set, ``[B]``.
+        indices: the samples of the set that make up this batch, ``[B]``.
         shape: of one sample.
         device, dtype: of the noise.
     """
@@ -34,7 +34,7 @@ class NoiseStream:
         self._shape, self._device, self._dtype = tuple(shape), device, dtype
 
     def draw(self, shape: tuple[int, ...] | None = None) -> Tensor:
-        """Standard normal ``[B, *shape]``, of a sample's own shape where None."""
+        """Standard normal ``[B, *shape]``; the shape of a sample where None."""
         event = self._shape if shape is None else shape
         noise = torch.empty(len(self._generators), *event, device=self._device, dtype=self._dtype)
         for row, generator in zip(noise, self._generators, strict=True):

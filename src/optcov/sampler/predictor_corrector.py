@@ -24,7 +24,7 @@ from optcov.variance.base import VarianceStrategy
 
 @dataclass(frozen=True)
 class CorrectedPlan:
-    """The predictor's steps, and alpha_{s|r}^2 at the end of each but the last, ``[K - 1]``."""
+    """The predictor's steps, and alpha_{s|r}^2 at the end of every step but the last, ``[K - 1]``."""
 
     predictor: KernelPlan
     kept: Tensor
@@ -37,7 +37,7 @@ class CorrectedPlan:
 
 
 class PredictorCorrectorSampler(Sampler):
-    """Ancestral steps with any ``var``, each but the last followed by annealed Langevin dynamics.
+    """Ancestral steps with any ``var``; annealed Langevin dynamics follows each but the last.
 
     Args:
         num_steps: K, the number of ancestral steps.
@@ -81,6 +81,6 @@ class PredictorCorrectorSampler(Sampler):
             z = model.noise.draw()
             length = score.flatten(1).norm(dim=1).double()
             size = 2 * plan.kept[state.i] * (self.snr * z.flatten(1).norm(dim=1).double() / length) ** 2
-            size = torch.where(length > 0, size, 0.0)  # a network that is yet to learn may answer 0: no step
+            size = torch.where(length > 0, size, 0.0)  # an untrained network may answer 0: no step
             x = x + per_sample(size, x) * score + per_sample((2 * size).sqrt(), x) * z
         return replace(after, x=x)

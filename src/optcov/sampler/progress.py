@@ -1,4 +1,4 @@
-"""A progress bar that counts images, and moves within a batch, too."""
+"""A progress bar that counts images and also moves within a batch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Item = TypeVar("Item")
 
 
 class ImageBar:
-    """Images per second and time to go; each step of a chain moves it by its share of a batch.
+    """Shows images per second and the time left; each step of a chain moves it by a share of the batch.
 
     Args:
-        steps: of a batch.
-        total: images in all.
-        done: those that were there before, which do not count for the speed.
-        processes: how many draw as this one does.
-        description: what stands in front of the bar.
+        steps: the number of steps of a batch.
+        total: the number of images in the end.
+        done: images that existed before; they do not count towards the speed.
+        processes: the number of processes that draw at the same pace as this one.
+        description: the text in front of the bar.
         disable: show nothing.
     """
 
@@ -36,7 +36,7 @@ class ImageBar:
         self._steps, self._total, self._processes, self._done = steps, total, processes, done
 
     def watch(self, states: Iterable[Item], images: int) -> Iterator[Item]:
-        """The states of one batch of so many images, each of which moves the bar."""
+        """Pass on the states of a batch of ``images`` images, and move the bar at each."""
         images *= self._processes
         for step, state in enumerate(states, 1):
             self._move(self._done + images * min(1.0, step / self._steps))
@@ -45,7 +45,7 @@ class ImageBar:
         self._move(self._done)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Stop the bar, and leave it on the screen."""
         self.bar.close()
 
     def __enter__(self) -> ImageBar:

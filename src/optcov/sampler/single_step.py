@@ -1,13 +1,13 @@
-r"""Solvers that forget: each step from ``t`` to ``s`` uses predictions of its own alone, as Runge-Kutta methods do.
+r"""Single-step solvers: a step from ``t`` to ``s`` uses only its own predictions, as Runge-Kutta methods do.
 
 The probability-flow ODE is ``d(x / alpha) / d(sigma / alpha) = e(x, t)`` (Score SDEs, arXiv:2011.13456, Eq. 13, in the
 coordinates of EDM and DDIM), so that every explicit method of it sets, after the j-th network call of a step,
 
     x = keep x_t + sum_k weights_k e_k,      k = 1..j
 
-to reach the time of the next call, and at last s.  What remains at the smallest time tau_1 is taken off at once:
-the step to ``sigma_0 = 0`` returns ``E[x_0 | x_{tau_1}]``, the Euler step there, finite where log-SNR is not.  Where no
-signal is left, ``alpha_t = 0``, the first step is Euler's, ``x_s = alpha_s m + sigma_s e``, which is finite there, too.
+to reach the time of the next call, and finally s.  The last step, from the smallest time tau_1 to ``sigma_0 = 0``,
+returns ``E[x_0 | x_{tau_1}]``: that is Euler's, which is finite although log SNR is not.  So is the first step where
+no signal is left, ``alpha_t = 0``: ``x_s = alpha_s m + sigma_s e``.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Call:
     """One network call, and the combination formed after it; float64, 0-dimensional.
 
     Args:
-        level: at which the network is called.
+        level: where the network is called.
         keep: factor of x at the start of the step.
         weights: of the step's predictions of eps so far, first to last.
         ends: whether the combination is x_s, the end of the step.
-        churn: ``(scale, amplitude)`` of ``x <- scale x + amplitude z`` before a step, if noise is added.
-        signal: factor of the prediction of x_0.
+        churn: ``(scale, amplitude)`` of ``x <- scale x + amplitude z`` before the call; None if no noise is added.
+        signal: factor of the prediction of x_0; None for 0.
     """
 
     level: NoiseLevels
@@ -56,7 +56,7 @@ def first_call(t: NoiseLevels, s: NoiseLevels) -> Call:
 
 @dataclass(frozen=True)
 class CallPlan:
-    """All network calls of a chain, with their coefficients in tables, a row each."""
+    """All network calls of a chain, and their coefficients as tables with one row per call."""
 
     calls: list[Call]
     levels: NoiseLevels
@@ -86,7 +86,7 @@ class CallPlan:
 
 
 class SingleStepSampler(Sampler):
-    """Runs the calls that a method plans; a state is yielded after each.
+    """Makes the calls that a method plans, and yields a state after each.
 
     Args:
         num_steps: K, the number of times visited.
@@ -96,9 +96,11 @@ class SingleStepSampler(Sampler):
 
     @abstractmethod
     def calls(self, schedule: NoiseSchedule, levels: NoiseLevels) -> list[Call]:
-        """All network calls from ``levels[0]`` down, the last of them :func:`last_call`."""
+        """All network calls from ``levels[0]``, where some signal is left, down to :func:`last_call`."""
 
     def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> CallPlan:
+        if len(levels) > 1 and not bool(levels[0].alpha > 0):
+            return CallPlan.of([first_call(levels[0], levels[1]), *self.calls(schedule, levels[1:])])
         return CallPlan.of(self.calls(schedule, levels))
 
     def step(self, model: Model, plan: CallPlan, state: State) -> State:

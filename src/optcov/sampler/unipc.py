@@ -31,8 +31,9 @@ class UniPCSampler(AdamsSampler):
         predictor = super().plan(schedule, levels)
         lam = half_log_snr(levels)
         correction = lam.new_zeros(len(levels), self.order + 2)
-        for i in range(1, len(levels)):  # the step from levels[i - 1] to levels[i], again
-            order = min(self.order, i, len(levels) + 1 - i)
+        # the step from levels[i - 1] to levels[i], taken again; the last step returns m and needs no corrected x
+        for i in range(1, len(levels) - 1):
+            order = min(self.order, i)
             h = lam[i] - lam[i - 1]
             nodes = (lam[i - order : i + 1].flip(0) - lam[i - 1]) / h
             correction[i, 0] = predictor.keep[i - 1]

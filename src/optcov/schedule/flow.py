@@ -12,7 +12,7 @@ from optcov.schedule.base import NoiseSchedule
 
 
 class FlowSchedule(NoiseSchedule):
-    """``x_t = (1 - t) x_0 + t eps``; no signal is left at ``t = 1``, so networks predict velocity, v-like or x_0 there.
+    """``x_t = (1 - t) x_0 + t eps``; no signal is left at ``t = 1``, so that networks predict the velocity or x_0.
 
     Args:
         num_steps: N, times of the grid on which networks are trained and tables are kept.

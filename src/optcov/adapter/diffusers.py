@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optcov.model.files import read_json
-from optcov.model.load import Conventions
+from optcov.adapter.conventions import Conventions
+from optcov.adapter.files import read_json
 from optcov.parameterization import EDM
 from optcov.schedule import BetaSchedule, CosineSchedule, FlowSchedule, NoiseSchedule, VESchedule
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from importlib import import_module
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from optcov.adapter.conventions import Conventions
+from optcov.adapter.network import AdaptedNetwork, find_features, inner
+from optcov.adapter.time import TimeFeed, time_feed
 from optcov.data_range import DataRange
 from optcov.denoiser import Denoiser, device_of
-from optcov.model.adapter import AdaptedNetwork, find_features, inner
-from optcov.model.time import TimeFeed, time_feed
 from optcov.parameterization import EDM, X0, Eps, Parameterization, Score, V, Velocity
 from optcov.registry import make
 from optcov.schedule import BetaSchedule, FunctionSchedule, NoiseSchedule
@@ -38,20 +38,6 @@ PREDICTIONS: dict[str, Callable[[], Parameterization]] = {
 }
 
 ScheduleLike = NoiseSchedule | str | Sequence[Any] | Tensor | Any
-
-
-@dataclass(frozen=True)
-class Conventions:
-    """What a source says of itself; None where it says nothing."""
-
-    shape: tuple[int, ...] | None = None
-    prediction: str | Parameterization | None = None
-    schedule: Any = None
-    time: str | TimeFeed | None = None
-    data_range: Any = None
-    learned_sigma: bool | None = None
-    num_classes: int | None = None
-    integer_time: bool = False
 
 
 def load(
@@ -110,7 +96,7 @@ def load(
         None if shape is None else tuple(shape), prediction, schedule, time, data_range, learned_sigma, num_classes
     )
     if isinstance(source, str | Path):
-        from optcov.model.files import open_source
+        from optcov.adapter.files import open_source
 
         source, found = open_source(source, network)
     else:
@@ -155,7 +141,7 @@ def load(
         adapted = _adapt(call, known.shape, options, path, feed, integer_time, known.learned_sigma, features)
     denoiser = Denoiser(adapted, path, meaning, data_range=support, time=feed).eval()
     if check and adapted is not call:
-        from optcov.model.conventions import check_conventions
+        from optcov.adapter.check import check_conventions
 
         check_conventions(denoiser, images, labels)
     return denoiser
@@ -290,7 +276,7 @@ def _from_diffusers(source: Any) -> tuple[Any, Conventions]:
     """The network in an object of diffusers, and what its configs say; anything else as it is."""
     if not type(source).__module__.startswith(("diffusers.", "transformers.")) and not hasattr(source, "scheduler"):
         return source, Conventions()
-    from optcov.model.diffusers import of_object
+    from optcov.adapter.diffusers import of_object
 
     return of_object(source)
 
@@ -329,7 +315,7 @@ def _schedule(schedule: Any) -> NoiseSchedule:
         assert isinstance(made, NoiseSchedule)
         return made
     if hasattr(schedule, "config") and type(schedule).__module__.startswith("diffusers."):
-        from optcov.model.diffusers import schedule_of
+        from optcov.adapter.diffusers import schedule_of
 
         return schedule_of(dict(schedule.config))
     if isinstance(schedule, tuple | list) and len(schedule) == 2 and all(callable(each) for each in schedule):
@@ -342,16 +328,3 @@ def _schedule(schedule: Any) -> NoiseSchedule:
             f"{type(schedule).__name__}): say how signal and noise change with time"
         ) from error
     return BetaSchedule(betas)
-
-
-def named(place: str) -> Any:
-    """What ``module:name`` stands for.
-
-    Raises:
-        ValueError: if it cannot be imported.
-    """
-    module, _, name = place.partition(":")
-    try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"source = {place} cannot be imported ({error}): give module:name of a network") from error

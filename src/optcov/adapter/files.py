@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from optcov.model.load import Conventions, named
+from optcov.adapter.conventions import Conventions
 
 AVERAGED = (
     "ema_model",
@@ -55,7 +56,7 @@ def open_source(source: str | Path, network: nn.Module | None) -> tuple[Any, Con
     if path.is_dir():
         return _of_folder(path)
     if path.suffix == ".safetensors" and network is None:
-        from optcov.model.own import is_own, open_own
+        from optcov.adapter.own import is_own, open_own
 
         if is_own(path):
             return open_own(path), Conventions()
@@ -78,11 +79,11 @@ def _of_folder(folder: Path) -> tuple[Any, Conventions]:
         folder = next((each for each in found if each.name == commit), found[-1])
     own = folder / "checkpoints" / "mean.safetensors"
     if own.is_file():
-        from optcov.model.own import open_own
+        from optcov.adapter.own import open_own
 
         return open_own(own), Conventions()
     if (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
-        from optcov.model.diffusers import of_folder
+        from optcov.adapter.diffusers import of_folder
 
         return of_folder(folder)
     raise ValueError(
@@ -231,3 +232,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path.parent.name}/{path.name} must hold a dictionary (got {type(content).__name__})")
     return content
+
+
+def named(place: str) -> Any:
+    """What ``module:name`` stands for.
+
+    Raises:
+        ValueError: if it cannot be imported.
+    """
+    module, _, name = place.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"source = {place} cannot be imported ({error}): give module:name of a network") from error

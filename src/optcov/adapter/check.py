@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optcov.adapter.images import data
+from optcov.adapter.time import FEEDS, TimeFeed, time_feed
 from optcov.data_range import DataRange
 from optcov.denoiser import Denoiser, device_of
-from optcov.model.time import FEEDS, TimeFeed, time_feed
 from optcov.parameterization import X0, Eps, Parameterization, Score, V, Velocity
 
 TIMES = (0.004, 0.02, 0.06, 0.2, 0.5, 0.8)  # where errors are compared
@@ -44,8 +45,6 @@ def check_conventions(denoiser: Denoiser, images: Any = None, labels: Tensor | N
     Returns:
         The sentence of the warning; None if nothing fits better.
     """
-    from optcov.verbs import data
-
     known, began = images is not None, clock.monotonic()
     x_0 = data(denoiser, images)[:16] if known else smooth(denoiser, 8)
     device = device_of(denoiser)

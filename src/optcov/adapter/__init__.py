@@ -1,0 +1,5 @@
+"""Networks of others: where they come from, what they mean, and how they are asked."""
+
+from optcov.adapter.load import load
+
+__all__ = ["load"]
