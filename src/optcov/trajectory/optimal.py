@@ -59,9 +59,16 @@ class OptimalTrajectory(GridTrajectory):
 
     Args:
         num_images: of that pass.
+    Raises:
+        ValueError: if there are too few images for a standard error.
     """
 
     def __init__(self, num_images: int = 128) -> None:
+        if num_images < 3:
+            raise ValueError(
+                f"trajectory.num_images must be at least 3 (got {num_images}): the standard error is undefined below "
+                "that"
+            )
         self.num_images = num_images
         self._paths: ShortestPaths | None = None
 
