@@ -17,7 +17,7 @@ from optcov.model import MLP
 from optcov.registry import make, options, settings_of
 from optcov.sampler import Sampler, sample
 from optcov.schedule import NoiseSchedule, VPSchedule
-from optcov.trajectory import Trajectory
+from optcov.trajectory import LogSNRTrajectory, Trajectory
 from optcov.variance.base import Calibrated, VarianceStrategy
 from optcov.variance.fixed import BetaTilde
 
@@ -86,6 +86,7 @@ def test_every_pair_occurs_in_a_few_cases():
     assert len(CASES) <= 1.2 * first * second  # no design has fewer than the product
 
 
+@cache
 def denoiser_of(schedule: str, parameterization: str, guidance: str) -> Denoiser:
     """A small network with random weights, none of whose outputs is 0."""
     torch.manual_seed(0)
@@ -136,16 +137,23 @@ def test_options_that_exclude_each_other_are_refused_in_a_sentence(pair: list[tu
         run({**others, **dict(pair)})
 
 
-@pytest.mark.parametrize("var", options("var"))
-@pytest.mark.parametrize("name", options("sampler"))
-def test_every_sampler_takes_a_variance_or_says_why_not(name: str, var: str):
-    """On times between the nodes of the schedule, where tables of fitted variances are interpolated."""
+@cache
+def strategy_of(var: str) -> VarianceStrategy:
+    """A strategy for the denoiser of the next test, calibrated where there is something to calibrate."""
     denoiser = denoiser_of("cosine", "eps", "none")
     strategy: VarianceStrategy = make("var", var, denoiser=denoiser)
     if isinstance(strategy, Calibrated):
         strategy.calibrate(denoiser, [IMAGES])
+    return strategy
+
+
+@pytest.mark.parametrize("var", options("var"))
+@pytest.mark.parametrize("name", options("sampler"))
+def test_every_sampler_takes_a_variance_or_says_why_not(name: str, var: str):
+    """On times between the nodes of the schedule, where tables of fitted variances are interpolated."""
+    denoiser, strategy = denoiser_of("cosine", "eps", "none"), strategy_of(var)
     sampler: Sampler = make("sampler", name, num_steps=5)
-    times = make("trajectory", "log_snr").times(denoiser.schedule, 5)
+    times = LogSNRTrajectory().times(denoiser.schedule, 5)
     if (not sampler.uses_variance and var != "beta_tilde") or (name, var) == ("ddim", "iddpm"):
         with pytest.raises(ValueError, match=r"^[^\n]* must be [^\n]* \(got [^\n]*set (var=beta_tilde|sampler=ddpm)"):
             sample(denoiser, strategy, sampler, times, 2, progress=False)

@@ -52,11 +52,11 @@ def evenly_in_log_snr(schedule: NoiseSchedule, count: int, first: float) -> Tens
 
 @pytest.fixture(scope="module")
 def solution(mixture: GaussianMixture, make_oracle) -> tuple[Denoiser, Tensor, Tensor]:
-    """A denoiser, noise, and the end of the ODE from there: third order, 187 steps, an error near 1e-7."""
+    """A denoiser, noise, and the end of the ODE from there: third order, 93 steps, an error near 1e-6."""
     denoiser = make_oracle(mixture, VPSDESchedule(1000))
     draws = white(1, 16, 2)
-    times = evenly_in_log_snr(denoiser.schedule, 564, 0.02)
-    return denoiser, draws, solve(DPMSolverSampler(564, 3), denoiser, times, draws)
+    times = evenly_in_log_snr(denoiser.schedule, 282, 0.02)
+    return denoiser, draws, solve(DPMSolverSampler(282, 3), denoiser, times, draws)
 
 
 def error_of_ode(sampler: Sampler, solution: tuple[Denoiser, Tensor, Tensor], intervals: int) -> float:
@@ -108,7 +108,7 @@ def test_half_of_the_second_difference_would_cost_an_order(solution: tuple[Denoi
     exact = multistep.adams_weights
     monkeypatch.setattr(multistep, "adams_weights", halved)
     coarse, fine = (error_of_ode(DPMSolverPPSampler(999, 3), solution, intervals) for intervals in (48, 96))
-    assert math.log2(coarse / fine) == pytest.approx(2, abs=0.25)
+    assert math.log2(coarse / fine) < 2.4  # with ours above 2.75: see above
 
 
 class Line(nn.Module):
@@ -145,14 +145,13 @@ def error_of_moments(sampler: Sampler, path: str, intervals: int) -> tuple[float
 
 
 GIVEN_ORDERS = {
-    "euler": (EulerSampler(999), 1),
     "euler_churn": (EulerSampler(999, churn=5.0), 1),
     "heun": (HeunSampler(999), 2),
     "heun_churn": (HeunSampler(999, churn=5.0), 2),
-    **{f"dpm_solver_{p}": (DPMSolverSampler(999, p), p) for p in (2, 3)},
+    "dpm_solver_3": (DPMSolverSampler(999, 3), 3),
     **{f"dpm_solver_pp_{p}m": (DPMSolverPPSampler(999, p), p) for p in (2, 3)},
-    **{f"dpm_solver_pp_{p}m_sde": (DPMSolverPPSampler(999, p, sde=True), p) for p in (1, 2)},
-    **{f"unipc_{p}": (UniPCSampler(999, p), p + 1) for p in (1, 2)},  # the corrector adds one
+    "dpm_solver_pp_2m_sde": (DPMSolverPPSampler(999, 2, sde=True), 2),
+    "unipc_2": (UniPCSampler(999, 2), 3),  # the corrector adds one
 }
 
 
@@ -267,12 +266,11 @@ def test_calls_are_counted_and_as_many_as_told(name: str, num_steps: int, path: 
     assert torch.isfinite(states[-1].x).all()
 
 
-@pytest.mark.parametrize("num_steps", [1, 3])
 @pytest.mark.parametrize("name", SOLVERS)
-def test_few_steps_are_finite_on_every_schedule(mixture, make_oracle, schedule, name: str, num_steps: int):
+def test_few_steps_are_finite_on_every_schedule(mixture, make_oracle, schedule, name: str):
     denoiser = make_oracle(mixture, schedule)
-    times = EvenTrajectory().times(schedule, num_steps)
-    x = solve(SOLVERS[name](num_steps), denoiser, times, white(100, 20, 2).float())
+    times = EvenTrajectory().times(schedule, 3)
+    x = solve(SOLVERS[name](3), denoiser, times, white(100, 20, 2).float())
     assert x.dtype == torch.float32
     assert torch.isfinite(x).all()
 
