@@ -2,7 +2,7 @@
 
     python -m benchmarks.mutations --revision HEAD --out mutations.md
 
-A revision is unpacked into a scratch folder.  Twenty lines of its core (:data:`CORE`) are drawn with a seed, among all
+A revision is unpacked into a scratch folder.  Twenty lines of its core (`CORE`) are drawn with a seed, among all
 that have an operator, a sign, a comparison, a number or a truth value to swap, and one such swap is made on each.  Then
 the tests run until the first failure, those named like the broken module first, in one process.  The answer is a table:
 what was broken, and the test that noticed it.  What only speaks or asserts (raised errors, logs, progress bars,

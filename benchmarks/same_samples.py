@@ -10,7 +10,7 @@ Outputs of the networks and times of the trajectories are kept beside the sample
 into a sampler is not taken for one of the sampler.  One thread, float32; samples are compared bit by bit.  Options that
 one version does not know are left out of a comparison.
 
-It runs on versions of optcov before and after the redesign of its interfaces: :class:`Version` holds all that differs.
+It runs on versions of optcov before and after the redesign of its interfaces: `Version` holds all that differs.
 """
 
 from __future__ import annotations

@@ -228,7 +228,7 @@ def defaults(settings: Settings) -> Iterator[Row]:
 
 
 def default_run(name: str, batch: int, device: str, channels: int, steps: int) -> None:
-    """One process of :func:`defaults`: a warm-up of one step, then a turn; prints seconds and peak memory as JSON."""
+    """One process of `defaults`: a warm-up of one step, then a turn; prints seconds and peak memory as JSON."""
     import diffusers
 
     schedulers: Any = diffusers

@@ -57,7 +57,7 @@ class Settings:
         return torch.autocast(self.device, torch.bfloat16) if precision == "bf16" else nullcontext()
 
     def at(self, precision: str, turn: Contender) -> Contender:
-        """The turn under :meth:`autocast`."""
+        """The turn under `autocast`."""
 
         def autocast() -> object:
             with self.autocast(precision):

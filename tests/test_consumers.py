@@ -67,7 +67,7 @@ class Minimal(Covariance):
 
 
 def answer(name: str) -> Callable[..., Any]:
-    """An operation of :class:`Minimal`, answered by the matrix it holds."""
+    """An operation of `Minimal`, answered by the matrix it holds."""
 
     def operation(self: Minimal, *arguments: Any) -> Any:
         Minimal.asked.add(name)

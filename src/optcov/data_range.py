@@ -60,7 +60,7 @@ class DataRange:
         return (images + 1) * ((self.high - self.low) / 2) + self.low
 
     def to_unit(self, x_0: Tensor) -> Tensor:
-        """Data of this range on [-1, 1]; inverse of :meth:`from_unit`."""
+        """Data of this range on [-1, 1]; inverse of `from_unit`."""
         if self.low is None or self.high is None or (self.low, self.high) == (-1, 1):
             return x_0
         return (x_0 - self.low) * (2 / (self.high - self.low)) - 1

@@ -1,6 +1,6 @@
 """A denoiser: a network, the path it was trained on, and what its output means.
 
-Whatever the network predicts, a :class:`Denoiser` answers with both ``E[x_0|x_t]`` and ``E[eps|x_t]``, tied by
+Whatever the network predicts, a `Denoiser` answers with both ``E[x_0|x_t]`` and ``E[eps|x_t]``, tied by
 ``x_t = alpha_t x_0 + sigma_t eps``.  What a network is fed as its time is settled here and nowhere else: heads and
 classifiers are fed the same.
 
@@ -60,7 +60,7 @@ class Prediction:
 
 @dataclass
 class Cost:
-    """What a denoiser was asked, in samples x evaluations, since the last :meth:`reset`.
+    """What a denoiser was asked, in samples x evaluations, since the last `reset`.
 
     Args:
         nfe: network evaluations.
@@ -85,13 +85,13 @@ class Denoiser(nn.Module):
     """Predicts clean data and noise from noisy data.
 
     Args:
-        network: see :class:`Network`.
+        network: see `Network`.
         schedule: the forward process the network belongs to.
         parameterization: what the network's output is.
         time_offset: the network is fed ``(n + time_offset) * 1000 / N``; 0 as in DDPM's CIFAR-10 network, -1 for
             networks that count from 0.
         data_range: where the data live.
-        time: what the network is fed at a level instead, a function of it: see :mod:`optcov.adapter.time`.
+        time: what the network is fed at a level instead, a function of it: see `optcov.adapter.time`.
     Attributes:
         cost: network evaluations, counted at each call.
     Raises:
@@ -132,7 +132,7 @@ class Denoiser(nn.Module):
         return getattr(self.network, "num_classes", None)
 
     def levels(self, t: Tensor) -> NoiseLevels:
-        """The noise levels at times of any shape, computed once for a chain: see :class:`NoiseLevels`."""
+        """The noise levels at times of any shape, computed once for a chain: see `NoiseLevels`."""
         return self.schedule.levels(t)
 
     def network_time(self, level: NoiseLevels) -> Tensor:

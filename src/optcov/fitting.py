@@ -1,4 +1,4 @@
-"""Fitting a strategy to a denoiser in a plain loop: what :func:`optcov.fit` does, without Lightning."""
+"""Fitting a strategy to a denoiser in a plain loop: what `optcov.fit` does, without Lightning."""
 
 from __future__ import annotations
 

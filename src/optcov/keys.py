@@ -1,6 +1,6 @@
 """Every key of a run's config, declared once: its type and what it determines.
 
-Whatever depends on the meaning of a key is derived from :class:`Config`: what identifies a fit and a sample, which
+Whatever depends on the meaning of a key is derived from `Config`: what identifies a fit and a sample, which
 settings a stopped run may change, what ``sample.py`` and ``evaluate.py`` may set, and which settings name a row of a
 report.  A new key is one line here and one line in ``conf/config.yaml``.
 """

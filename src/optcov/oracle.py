@@ -87,7 +87,7 @@ class GaussianMixture:
         )
 
     def draw_components(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """The components of as many samples, int64 ``[count]``: those of :meth:`sample` from the same generator."""
+        """The components of as many samples, int64 ``[count]``: those of `sample` from the same generator."""
         return torch.multinomial(self.weights, count, replacement=True, generator=generator)
 
     def posterior(
@@ -117,7 +117,7 @@ class GaussianMixture:
         return mean, covariance + torch.einsum("bk,bki,bkj->bij", responsibility, centred, centred)
 
     def log_density(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """``log q(x_t)`` in nats, ``[B]``; arguments as in :meth:`posterior`."""
+        """``log q(x_t)`` in nats, ``[B]``; arguments as in `posterior`."""
         return self._log_joint(x_t, alpha.double().expand(len(x_t)), sigma.double().expand(len(x_t))).logsumexp(1)
 
     def score(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

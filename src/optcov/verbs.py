@@ -1,4 +1,4 @@
-"""The verbs of a notebook: :func:`load`, :func:`fit`, :func:`sample`, :func:`bits_per_dim`, on any network.
+"""The verbs of a notebook: `load`, `fit`, `sample`, `bits_per_dim`, on any network.
 
 They take names (those of ``conf/``) or objects, and need neither Lightning nor Hydra.  Images go in and samples come
 out in the network's own range.
@@ -46,8 +46,8 @@ def fit(
 
     Args:
         strategy: a name, one of the options of ``var``, or an object, which is fitted in place.
-        denoiser: from :func:`load`; it is not changed.
-        images: see :data:`Images`; not needed by strategies that have nothing to fit.
+        denoiser: from `load`; it is not changed.
+        images: see `Images`; not needed by strategies that have nothing to fit.
         steps: gradient steps of a strategy that is trained; 2000 where None.
         labels: of the images, int64 ``[n]``, for a denoiser that knows classes.
         label_dropout: share of labels that are hidden from it in training.
@@ -132,8 +132,8 @@ def sample(
     """Draw samples.
 
     Args:
-        denoiser: from :func:`load`.
-        strategy: from :func:`fit`, or the name of one that has nothing to fit; None for ``beta_tilde``.
+        denoiser: from `load`.
+        strategy: from `fit`, or the name of one that has nothing to fit; None for ``beta_tilde``.
         num_steps: K, the times visited; network calls of the one-call-a-step samplers.
         count: how many samples.
         sampler: a name, one of the options of ``sampler``, or an object, whose ``num_steps`` then counts.
@@ -141,7 +141,7 @@ def sample(
         seed: sample i depends on (seed, i) alone, whatever the batch size.
         labels: one class for all samples, or the class of each, ``[count]``, for a denoiser that knows classes.
         guidance: a name, one of the options of ``guidance``, or an object; None for none.
-        images: see :data:`Images`; for trajectories that are measured, such as ``optimal``.
+        images: see `Images`; for trajectories that are measured, such as ``optimal``.
         batch_size: samples at once, at most.
         progress: show a bar.
         settings: of the sampler, such as ``eta=0.5`` of ``ddim``.
@@ -185,8 +185,8 @@ def bits_per_dim(
     """The variational bound on ``-log2 p(x_0)`` per dimension.
 
     Args:
-        denoiser, strategy, num_steps, trajectory, seed, batch_size, progress: as in :func:`sample`.
-        images: see :data:`Images`, on the grey levels of the denoiser's range.
+        denoiser, strategy, num_steps, trajectory, seed, batch_size, progress: as in `sample`.
+        images: see `Images`, on the grey levels of the denoiser's range.
         labels: of the images, int64 ``[n]``, for a denoiser that knows classes.
         settings: of the metric ``nll``, such as ``clip_x0=False``.
     Returns:

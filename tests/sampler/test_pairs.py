@@ -1,6 +1,6 @@
 """Samplers with every trajectory, path, target and variance that there is: finite samples, or a sentence.
 
-The factors of a run meet two by two: :func:`covering` makes a few runs in which every pair of options occurs.  Options
+The factors of a run meet two by two: `covering` makes a few runs in which every pair of options occurs.  Options
 that exclude each other are listed, and refused in a sentence.  The full product is kept of samplers and variances.
 """
 

@@ -317,7 +317,7 @@ def test_langevin_steps_have_the_known_stationary_variance(step: int):
 
 
 class ExactLine(Closed):
-    """The exact C of :class:`Line`."""
+    """The exact C of `Line`."""
 
     def covariance(self, denoiser: Denoiser, prediction: Prediction) -> IsotropicCovariance:
         level, x_t = prediction.level, prediction.x_t

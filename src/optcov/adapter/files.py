@@ -147,7 +147,7 @@ def _weights(content: Any, name: str) -> dict[str, Tensor]:
 
 
 def _shadows(content: Mapping[str, Any], shadows: list[Tensor], name: str) -> dict[str, Tensor]:
-    """Averages kept as a list in the order of the parameters, put into the raw weights; see :func:`load_weights`."""
+    """Averages kept as a list in the order of the parameters, put into the raw weights; see `load_weights`."""
     raw = next((_weights(content[key], name) for key in RAW if isinstance(content.get(key), Mapping)), None)
     if raw is None:
         raise ValueError(f"{name} must hold the weights that its averages belong to: save the model's state dict, too")

@@ -73,7 +73,7 @@ def load(
             functions ``(alpha, sigma)`` of t in [0, 1].
         time: what the network is fed at step n of N, ``t = n/N``: ``n``, ``n-1``, ``1000t``, ``999t``, ``t``,
             ``log_snr``, ``edm``, or a function of the level.
-        data_range: ``(low, high)`` of the data, a :class:`DataRange`, or ``"unbounded"`` for latents.
+        data_range: ``(low, high)`` of the data, a `DataRange`, or ``"unbounded"`` for latents.
         features: the module whose input heads read; ``auto`` finds the last feature map; None for heads of their own.
         num_classes, null_class: of a network that takes labels: K, and what it is fed where no class is wanted.
         learned_sigma: whether it answers with 2C channels, the second half being Improved DDPM's variance.

@@ -27,7 +27,7 @@ FEEDS: dict[str, Callable[[NoiseLevels, int], Tensor]] = {
 
 
 def time_feed(name: str | TimeFeed, schedule: NoiseSchedule) -> TimeFeed:
-    """A feed from its name, one of :data:`FEEDS`, or a function of the level as it is.
+    """A feed from its name, one of `FEEDS`, or a function of the level as it is.
 
     Raises:
         ValueError: if there is no such feed.

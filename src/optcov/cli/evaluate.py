@@ -35,7 +35,7 @@ def draw(run: Run) -> SampleStore:
     """Draw what is missing of ``num_samples`` samples, on all devices.
 
     Args:
-        run: fitted; its folder keeps what is drawn until :func:`delete_partial_samples`.
+        run: fitted; its folder keeps what is drawn until `delete_partial_samples`.
     Returns:
         The samples, which only the first process should read.
     Raises:
@@ -70,7 +70,7 @@ def draw(run: Run) -> SampleStore:
 
 
 def delete_partial_samples(folder: Path) -> None:
-    """Delete the samples that :func:`draw` keeps in a folder, once they have become what they were drawn for."""
+    """Delete the samples that `draw` keeps in a folder, once they have become what they were drawn for."""
     shutil.rmtree(folder / ".parts", ignore_errors=True)
 
 

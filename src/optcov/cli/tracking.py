@@ -57,7 +57,7 @@ class TrackedRun:
 
 @dataclass(frozen=True)
 class Tracking:
-    """Settings of a :class:`Tracker`.
+    """Settings of a `Tracker`.
 
     Args:
         every_n_steps: optimizer steps between two scores.

@@ -18,7 +18,7 @@ DENSE_LIMIT = 4096  # dimensions above which no d x d matrix is made: 128 MiB a 
 
 
 class Noise(Protocol):
-    """A source of white noise, one stream per sample: see :class:`optcov.sampler.NoiseStream`."""
+    """A source of white noise, one stream per sample: see `optcov.sampler.NoiseStream`."""
 
     def draw(self, shape: tuple[int, ...] | None = None) -> Tensor:
         """Standard normal ``[B, *shape]``; the shape of an event where None."""
@@ -28,7 +28,7 @@ class Covariance(ABC):
     """A batch of symmetric positive semi-definite matrices on events, one per sample.
 
     Attributes:
-        is_diagonal: whether there are no correlations, so that :meth:`diagonal` is all there is.
+        is_diagonal: whether there are no correlations, so that `diagonal` is all there is.
     """
 
     is_diagonal: ClassVar[bool] = False
@@ -80,7 +80,7 @@ class Covariance(ABC):
 
     @abstractmethod
     def lerp(self, other: Covariance, weight: float) -> Covariance:
-        """``C + weight (other - C)``, with all correlations of both; beyond 0 and 1 it may need :meth:`bounded`."""
+        """``C + weight (other - C)``, with all correlations of both; beyond 0 and 1 it may need `bounded`."""
 
     def inv_quad(self, v: Tensor) -> Tensor:
         """``v^T C^{-1} v`` of each sample, ``[B]``, for ``v`` of shape ``[B, *event]``."""
@@ -91,16 +91,16 @@ class Covariance(ABC):
         return self.diagonal().flatten(1).sum(1)
 
     def inv_trace(self) -> Tensor:
-        """``tr C^{-1}`` of each sample, ``[B]``.  The default makes d calls of :meth:`solve`."""
+        """``tr C^{-1}`` of each sample, ``[B]``.  The default makes d calls of `solve`."""
         like = self.diagonal()
         unit = torch.eye(self.dim, dtype=like.dtype, device=like.device).reshape(self.dim, 1, *self.shape[1:])
         return torch.stack([self.inv_quad(row.expand_as(like)) for row in unit]).sum(0)
 
     def dense(self) -> Tensor:
-        """The matrices ``[B, d, d]``.  The default makes d calls of :meth:`matvec`.
+        """The matrices ``[B, d, d]``.  The default makes d calls of `matvec`.
 
         Raises:
-            ValueError: if d is above :data:`DENSE_LIMIT`.
+            ValueError: if d is above `DENSE_LIMIT`.
         """
         check_dense(self.dim)
         like = self.diagonal()
@@ -112,7 +112,7 @@ def check_dense(dim: int) -> None:
     """Refuse a d x d matrix that is too large to make.
 
     Raises:
-        ValueError: if ``dim`` is above :data:`DENSE_LIMIT`.
+        ValueError: if ``dim`` is above `DENSE_LIMIT`.
     """
     if dim > DENSE_LIMIT:
         raise ValueError(

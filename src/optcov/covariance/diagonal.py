@@ -14,7 +14,7 @@ class DiagonalCovariance(Covariance):
     """``C = diag(variance)``.
 
     Args:
-        variance: ``[B, *event]``; :meth:`bounded` raises an estimate that fell below 0 to 0.
+        variance: ``[B, *event]``; `bounded` raises an estimate that fell below 0 to 0.
     """
 
     def __init__(self, variance: Tensor) -> None:

@@ -13,10 +13,10 @@ class FullCovariance(Covariance):
     """``C`` itself.
 
     Args:
-        matrix: symmetric ``[B, d, d]``; :meth:`bounded` projects an indefinite estimate on the positive semi-definite.
+        matrix: symmetric ``[B, d, d]``; `bounded` projects an indefinite estimate on the positive semi-definite.
         event_shape: shape of one sample, of d = prod(event_shape) dimensions.
     Raises:
-        ValueError: if the shapes do not fit together, or d is above :data:`optcov.covariance.base.DENSE_LIMIT`.
+        ValueError: if the shapes do not fit together, or d is above `optcov.covariance.base.DENSE_LIMIT`.
     """
 
     def __init__(self, matrix: Tensor, event_shape: torch.Size | tuple[int, ...]) -> None:

@@ -16,7 +16,7 @@ class IsotropicCovariance(Covariance):
     """``C = variance * I``.
 
     Args:
-        variance: ``[B]``; :meth:`bounded` raises an estimate that fell below 0 to 0.
+        variance: ``[B]``; `bounded` raises an estimate that fell below 0 to 0.
         event_shape: shape of one sample, of d = prod(event_shape) dimensions.
     """
 

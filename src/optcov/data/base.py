@@ -19,11 +19,11 @@ Split = Literal["train", "val", "test"]
 class DataSource(ABC):
     """A data set that fits in memory.
 
-    A subclass implements :meth:`load`. Images are uint8 ``[n, C, H, W]``; vectors are float ``[n, D]`` on [-1, 1].
+    A subclass implements `load`. Images are uint8 ``[n, C, H, W]``; vectors are float ``[n, D]`` on [-1, 1].
 
     Args:
         batch_size: samples per process and training step.
-        seed: of the order of the training samples, of their flips, and of :meth:`calibration`.
+        seed: of the order of the training samples, of their flips, and of `calibration`.
         random_flip: mirror half of the training images, chosen anew in each step.
     Raises:
         ValueError: if ``batch_size`` is below 1.
@@ -46,7 +46,7 @@ class DataSource(ABC):
         """
 
     def labels(self, split: Split) -> Tensor:
-        """The class of each sample of :meth:`load`, int64 ``[n]``.
+        """The class of each sample of `load`, int64 ``[n]``.
 
         Raises:
             ValueError: if the data have no classes.
@@ -81,7 +81,7 @@ class DataSource(ABC):
         return self.train if self.train.dtype == torch.uint8 else to_uint8(self.train)
 
     def normalize(self, batch: Tensor) -> Tensor:
-        """A batch of :meth:`load`, on any device, as float32 on [-1, 1]."""
+        """A batch of `load`, on any device, as float32 on [-1, 1]."""
         return from_uint8(batch) if batch.dtype == torch.uint8 else batch.to(torch.float32)
 
     def calibration(self, count: int) -> Tensor:
@@ -89,7 +89,7 @@ class DataSource(ABC):
         return self.normalize(self.train[self._calibration_order(count)])
 
     def calibration_labels(self, count: int) -> Tensor:
-        """The labels of :meth:`calibration`."""
+        """The labels of `calibration`."""
         return self.labels("train")[self._calibration_order(count)]
 
     def _calibration_order(self, count: int) -> Tensor:

@@ -49,8 +49,8 @@ class RandomBatches:
         num_batches: length of the stream.
         seed: of the order.
         rank, world_size: this process, and how many share the data; each takes its own part of every epoch.
-        random_flip: yield :class:`FlippedBatch` with half of the images marked, by (seed, rank, position) alone.
-        labels: of the data, int64 ``[n]``; if given, yield :class:`LabelledBatch`.
+        random_flip: yield `FlippedBatch` with half of the images marked, by (seed, rank, position) alone.
+        labels: of the data, int64 ``[n]``; if given, yield `LabelledBatch`.
     Raises:
         ValueError: if ``data`` is empty.
     """

@@ -40,7 +40,7 @@ class CelebAData(ImageData):
     Args:
         root: ``img_align_celeba.zip``, the folder of its images, or a folder that holds either.
         image_size: side of the result in pixels, 64 as published.
-        cache_dir, limit, skip_corrupt, batch_size, seed, random_flip: as in :class:`ImageData`.
+        cache_dir, limit, skip_corrupt, batch_size, seed, random_flip: as in `ImageData`.
     Raises:
         ValueError: if ``image_size`` or ``limit`` is below 1.
     """

@@ -25,12 +25,12 @@ class CIFAR10Data(ImageData):
     """Colour images ``(3, 32, 32)`` with labels.
 
     Args:
-        root: folder or archive, in any layout of :mod:`optcov.data.cifar10_layouts`.
+        root: folder or archive, in any layout of `optcov.data.cifar10_layouts`.
         download: get the official archive into ``root`` if no layout is found there.
         mirrors: addresses of the official archive, tried in turn.
         checksums: MD5 of the official archives by name; an archive that is not listed is not checked.
         val_size: images held out for validation, the last of the training files (which are in random order).
-        cache_dir, limit, skip_corrupt, batch_size, seed, random_flip: as in :class:`ImageData`.
+        cache_dir, limit, skip_corrupt, batch_size, seed, random_flip: as in `ImageData`.
     Raises:
         ValueError: if ``val_size`` is negative, or ``limit`` below 1.
     """

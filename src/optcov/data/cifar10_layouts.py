@@ -32,7 +32,7 @@ class Layout(ABC):
     """CIFAR-10 in one layout, found on disk.
 
     Attributes:
-        looked_for: the file names that :meth:`find` looks for, for messages.
+        looked_for: the file names that `find` looks for, for messages.
         place: the folder or archive that was found.
     """
 

@@ -12,7 +12,7 @@ class DigitsData(DataSource):
     """Grey images ``(1, 8, 8)``, the 17 levels spread over 0..255; 1500 for training, 297 for testing.
 
     Args:
-        batch_size, seed, random_flip: as in :class:`DataSource`.
+        batch_size, seed, random_flip: as in `DataSource`.
     """
 
     def load(self, split: Split) -> Tensor:

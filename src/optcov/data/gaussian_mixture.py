@@ -18,7 +18,7 @@ class GaussianMixtureData(DataSource):
     Args:
         mixture: their distribution; keep it within [-1, 1].
         num_train, num_test: vectors in each split; which ones does not depend on the seed.
-        batch_size, seed: as in :class:`DataSource`.
+        batch_size, seed: as in `DataSource`.
     Raises:
         ValueError: if ``random_flip`` is set: the mirror image of a vector is not one of the mixture's.
     """

@@ -25,7 +25,7 @@ class ImageFolderData(ImageData):
         resample: the filter of the resize.
         channels: 1 for grey, 3 for RGB.
         val_size, test_size: images held out for validation and testing, a fixed random choice.
-        cache_dir, limit, skip_corrupt, batch_size, seed, random_flip: as in :class:`ImageData`.
+        cache_dir, limit, skip_corrupt, batch_size, seed, random_flip: as in `ImageData`.
     Raises:
         ValueError: if ``image_size``, ``crop`` or ``limit`` is below 1.
     """

@@ -19,15 +19,15 @@ from optcov.data.records import Records, Selection, evenly_spaced
 class ImageData(DataSource):
     """Images of one shape from files.
 
-    A subclass says where its images are (:meth:`origin`), what identifies them without decoding any
-    (:meth:`fingerprint`), how they are made (:meth:`preprocessing`), and opens them (:meth:`records`).
+    A subclass says where its images are (`origin`), what identifies them without decoding any
+    (`fingerprint`), how they are made (`preprocessing`), and opens them (`records`).
 
     Args:
         root: folder or archive.
         cache_dir: where decoded images are kept.
         limit: at most this many images of each split, evenly spaced over it; None for all.
         skip_corrupt: leave out images that cannot be decoded.
-        batch_size, seed, random_flip: as in :class:`DataSource`.
+        batch_size, seed, random_flip: as in `DataSource`.
     Attributes:
         name: of the data set, in the names of its cache entries.
         path: ``root`` with the home directory filled in.

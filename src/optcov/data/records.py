@@ -1,4 +1,4 @@
-"""Images that are decoded one at a time, from which a :class:`PixelCache` is filled."""
+"""Images that are decoded one at a time, from which a `PixelCache` is filled."""
 
 from __future__ import annotations
 

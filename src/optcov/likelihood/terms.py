@@ -16,7 +16,7 @@ from optcov.data_range import DataRange
 from optcov.schedule.levels import per_sample
 
 LogMass = Callable[[Tensor, Tensor, Tensor, DataRange], Tensor]
-"""``(x_0, mean, log_variance, data_range) -> [B]``: the log mass of each sample's bins, as :func:`pixel_log_mass`."""
+"""``(x_0, mean, log_variance, data_range) -> [B]``: the log mass of each sample's bins, as `pixel_log_mass`."""
 
 
 def gaussian_kl(mean_q: Tensor, log_variance_q: Tensor, mean_p: Tensor, log_variance_p: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def pixel_log_mass_tanh(
     log_variance: Tensor,
     data_range: DataRange = DataRange(),  # noqa: B008 (frozen)
 ) -> Tensor:
-    """As :func:`pixel_log_mass`, ``Phi(z) ~ (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3))) / 2``, masses not below 1e-12.
+    """As `pixel_log_mass`, ``Phi(z) ~ (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3))) / 2``, masses not below 1e-12.
 
     The approximation behind published bits/dim (Improved DDPM's implementation, arXiv:2102.09672), for comparison with
     them; it is off by up to 3e-4 in Phi, and by everything where a pixel lies beyond seven standard deviations.

@@ -34,8 +34,8 @@ class Score:
 class Metric(ABC):
     """A score of a set of samples, with or without a reference.
 
-    Call :meth:`refer_to` once, then any number of times: :meth:`reset`, :meth:`update` with all samples,
-    :meth:`compute`.  A metric is not an ``nn.Module``, so that none of its weights enter a checkpoint or an average.
+    Call `refer_to` once, then any number of times: `reset`, `update` with all samples,
+    `compute`.  A metric is not an ``nn.Module``, so that none of its weights enter a checkpoint or an average.
     """
 
     name: str
@@ -137,7 +137,7 @@ class ModelMetric(ABC):
         return self.choose(to_uint8(raw) if raw.is_floating_point() else raw)
 
     def labels(self, data: DataSource) -> Tensor:
-        """The classes of :meth:`images`, int64 ``[n]``.
+        """The classes of `images`, int64 ``[n]``.
 
         Raises:
             ValueError: if the data have no classes.

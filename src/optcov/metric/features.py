@@ -24,7 +24,7 @@ class FeatureNetwork(ABC):
     Args:
         batch_size: images at once.
     Attributes:
-        device: that computes; the CPU until :meth:`to` is called.
+        device: that computes; the CPU until `to` is called.
     Raises:
         ValueError: if ``batch_size`` is below 1.
     """
@@ -56,7 +56,7 @@ class FeatureNetwork(ABC):
 
     @abstractmethod
     def extract(self, images: Tensor) -> Tensor:
-        """Features ``[B, d]`` of a batch of uint8 ``[B, *data_shape]`` on :attr:`device`."""
+        """Features ``[B, d]`` of a batch of uint8 ``[B, *data_shape]`` on `device`."""
 
     def to(self, device: torch.device | str) -> Self:
         """Compute on this device from now on."""
@@ -65,7 +65,7 @@ class FeatureNetwork(ABC):
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Features ``[n, d]`` on :attr:`device`, of uint8 ``[n, *data_shape]`` on any device."""
+        """Features ``[n, d]`` on `device`, of uint8 ``[n, *data_shape]`` on any device."""
         with torch.autocast(self.device.type, enabled=False):
             batches = torch.split(images, self.batch_size)
             return torch.cat([self.extract(batch.to(self.device)) for batch in batches])
@@ -101,7 +101,7 @@ class TrainedFeatures(FeatureNetwork, Generic[Network]):
 
     @cached_property
     def network(self) -> Network:
-        """The network on :attr:`device`, loaded on first use."""
+        """The network on `device`, loaded on first use."""
         return self.load().to(self.device).eval().requires_grad_(False)
 
     def to(self, device: torch.device | str) -> Self:
@@ -127,7 +127,7 @@ class TrainedFeatures(FeatureNetwork, Generic[Network]):
 class FeatureMetric(Metric, Generic[State]):
     """A metric that depends on samples only through their features.
 
-    What it accumulates is one object, which :meth:`new_state` makes when the first samples arrive after construction or
+    What it accumulates is one object, which `new_state` makes when the first samples arrive after construction or
     a reset: a subclass never sees a state from before its own ``__init__`` has ended.
 
     Args:
@@ -166,7 +166,7 @@ class FeatureMetric(Metric, Generic[State]):
 
     @abstractmethod
     def update_features(self, features: Tensor) -> None:
-        """Add the features ``[B, d]`` of samples to :attr:`state`."""
+        """Add the features ``[B, d]`` of samples to `state`."""
 
 
 class TwoSampleMetric(FeatureMetric[list[Tensor]]):
@@ -219,9 +219,9 @@ def update_all(metrics: Iterable[Metric], images: Tensor) -> None:
 
     Args:
         metrics: on one device.
-        images: as in :meth:`Metric.update`.
+        images: as in `Metric.update`.
     Raises:
-        ValueError: as :meth:`Metric.update` does.
+        ValueError: as `Metric.update` does.
     """
     images = grey_levels(images)
     computed: dict[str, Tensor] = {}

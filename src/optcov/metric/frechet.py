@@ -93,7 +93,7 @@ class FrechetDistance(FeatureMetric[Moments]):
     Args:
         features: computes them.
         reference: a ``.npz`` file with ``mu`` and ``sigma`` to compare with, instead of the images given to
-            :meth:`refer_to`.
+            `refer_to`.
     """
 
     def __init__(self, features: FeatureNetwork, reference: str | None = None) -> None:
@@ -178,7 +178,7 @@ class FrechetPixelDistance(FrechetDistance):
     reference, and possible where that is too large to form.
 
     Args:
-        reference: as in :class:`FrechetDistance`.
+        reference: as in `FrechetDistance`.
     """
 
     def __init__(self, reference: str | None = None) -> None:

@@ -224,7 +224,7 @@ class InceptionFeatures(TrainedFeatures[InceptionV3]):
 
     Args:
         weights: the file of the standard weights; None for torch.hub's folder, where pytorch-fid keeps it, too.
-        download: get the file from :data:`URL` (95 MB) if it is missing.
+        download: get the file from `URL` (95 MB) if it is missing.
         batch_size: images at once.
     Raises:
         ValueError: if the file is missing, cannot be downloaded, or has another SHA-256.

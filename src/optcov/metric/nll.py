@@ -1,4 +1,4 @@
-"""Bits per dimension by the variational bound, term by term (see :mod:`optcov.likelihood.variational`)."""
+"""Bits per dimension by the variational bound, term by term (see `optcov.likelihood.variational`)."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ class BitsPerDim(ModelMetric):
         """The terms of a batch.
 
         Args:
-            denoiser, strategy, times: as in :meth:`measure`.
+            denoiser, strategy, times: as in `measure`.
             batch: the data.
         Returns:
             float64 ``[terms, B]``, in nats.
         """
 
     def term_details(self, times: Tensor, bits: Tensor) -> dict[str, Any]:
-        """Details of the terms ``[terms, n]`` in bits/dim, for :class:`Score`."""
+        """Details of the terms ``[terms, n]`` in bits/dim, for `Score`."""
         return {}
 
     def measure(
@@ -84,7 +84,7 @@ class BitsPerDim(ModelMetric):
         labels: Tensor | None = None,
         progress: bool = True,
     ) -> Score:
-        """As :meth:`measure`, of data ``[n, *data_shape]`` that are in the denoiser's range already."""
+        """As `measure`, of data ``[n, *data_shape]`` that are in the denoiser's range already."""
         device = device_of(denoiser)
         found, calls = [], []
         with tqdm(desc="bits/dim", leave=False, unit="call", disable=not progress) as bar:
@@ -106,9 +106,9 @@ class VariationalNLL(BitsPerDim):
     """The bound, with eta = 1 for every sampler, and never cut.
 
     Args:
-        split, num_images: as in :class:`ModelMetric`.
+        split, num_images: as in `ModelMetric`.
         clip_x0: clamp the predicted x_0 to the range of the data in each step.
-        log_mass: the log mass of a pixel's bin, such as :func:`optcov.likelihood.pixel_log_mass`.
+        log_mass: the log mass of a pixel's bin, such as `optcov.likelihood.pixel_log_mass`.
     """
 
     stream = Stream.NLL

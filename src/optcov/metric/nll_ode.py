@@ -1,4 +1,4 @@
-"""Bits per dimension of the probability-flow ODE, with uniform dequantisation (see :mod:`optcov.likelihood.ode`)."""
+"""Bits per dimension of the probability-flow ODE, with uniform dequantisation (see `optcov.likelihood.ode`)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class FlowNLL(BitsPerDim):
     ``t_min``, where a little noise is left; it is a density all the same, so that the bound holds.
 
     Args:
-        split, num_images: as in :class:`ModelMetric`.
-        t_min, tolerance: as in :class:`optcov.likelihood.ProbabilityFlow`.
+        split, num_images: as in `ModelMetric`.
+        t_min, tolerance: as in `optcov.likelihood.ProbabilityFlow`.
     Raises:
         ValueError: if ``t_min`` or ``tolerance`` is out of range.
     """

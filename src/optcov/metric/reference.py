@@ -33,7 +33,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class FeatureExtractor(Protocol):
-    """Computes features of images, see :class:`~optcov.metric.features.FeatureNetwork`.
+    """Computes features of images, see `FeatureNetwork`.
 
     Attributes:
         name: for messages.
@@ -57,7 +57,7 @@ class Statistics:
     Args:
         mean: ``[d]``.
         covariance: ``[d, d]``.
-        network: :attr:`FeatureExtractor.key` of the network; None if a file does not name it.
+        network: `FeatureExtractor.key` of the network; None if a file does not name it.
         data_shape: of the images; None if a file does not name it.
     """
 

@@ -33,7 +33,7 @@ class ComplexHead(SimpleHead):
     """One residual block, which sees the time, in front of the simple head.
 
     Args:
-        feature_channels, data_shape: as in :class:`SimpleHead`.
+        feature_channels, data_shape: as in `SimpleHead`.
         hidden_channels: of the residual block; those of the features where None.
     """
 
@@ -55,7 +55,7 @@ class InputHead(nn.Module):
 
     Args:
         feature_channels: those of ``(x_t, output)``, twice the data's.
-        data_shape: as in :class:`SimpleHead`.
+        data_shape: as in `SimpleHead`.
         hidden_channels: of its layers.
     """
 
@@ -65,5 +65,5 @@ class InputHead(nn.Module):
         self.head = ComplexHead(hidden_channels, data_shape)
 
     def forward(self, features: Tensor, network_time: Tensor) -> Tensor:
-        """As :meth:`SimpleHead.forward`."""
+        """As `SimpleHead.forward`."""
         return self.head(self.input(features), network_time)  # type: ignore[no-any-return]

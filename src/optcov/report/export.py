@@ -42,7 +42,7 @@ def write_npz(
 
 
 def write_pngs(chunks: Iterable[Tensor], count: int, folder: Path) -> None:
-    """Samples as ``000000.png``, ``000001.png``, ...; arguments as in :func:`write_npz`, of images."""
+    """Samples as ``000000.png``, ``000001.png``, ...; arguments as in `write_npz`, of images."""
     folder.mkdir(exist_ok=True)
     images = (image for chunk in chunks for image in chunk)
     for i, image in enumerate(tqdm(images, desc="writing", total=count, unit="image", disable=None)):

@@ -68,7 +68,7 @@ class Mode(ABC):
 
     @abstractmethod
     def picture(self, parts: Parts, folder: Path, seed: int, device: torch.device) -> None:
-        """:meth:`draw`, with networks in place."""
+        """`draw`, with networks in place."""
 
 
 class Interpolation(Mode):
@@ -106,8 +106,8 @@ class ImageInterpolation(Interpolation):
     is told, and written to ``interpolation.json``.
 
     Args:
-        rows, frames: as in :class:`Mode`.
-        corrections: of :func:`optcov.sampler.invert`.
+        rows, frames: as in `Mode`.
+        corrections: of `optcov.sampler.invert`.
     """
 
     def __init__(self, rows: int = 4, frames: int = 9, corrections: int = 3) -> None:

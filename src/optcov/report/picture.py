@@ -90,7 +90,7 @@ def _scatter(vectors: Tensor, path: Path, labels: Tensor | None) -> None:
 
 
 def first_samples(path: Path, shape: Sequence[int] | None, side: int = 4, labelled: bool = False) -> Image.Image:
-    """The corner of a file that :func:`picture` wrote.
+    """The corner of a file that `picture` wrote.
 
     Args:
         path: of the picture.

@@ -23,8 +23,8 @@ def plot(runs: pd.DataFrame, metric: str, path: Path) -> None:
     """Plot a metric against the number of steps, and against network calls if they differ; one line per label.
 
     Args:
-        runs: of :func:`optcov.report.collect`.
-        metric: a name of :func:`optcov.report.metric_names`.
+        runs: of `optcov.report.collect`.
+        metric: a name of `optcov.report.metric_names`.
         path: of the PNG.
     """
     from matplotlib.figure import Figure
@@ -60,7 +60,7 @@ def plot_variance(curves: Mapping[str, pd.DataFrame], path: Path) -> None:
     """Plot ``Cov[x_0 | x_t]`` of strategies, and the variance of their steps, between the bounds.
 
     Args:
-        curves: by label, with the columns of :func:`optcov.variance.profile.variance_profile`.
+        curves: by label, with the columns of `optcov.variance.profile.variance_profile`.
         path: of the PNG.
     """
     from matplotlib.figure import Figure

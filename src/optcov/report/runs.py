@@ -132,7 +132,7 @@ class Runs:
         return os.path.relpath(folder, self.base)
 
     def frame(self) -> pd.DataFrame:
-        """A row for each finished run, see :func:`collect`."""
+        """A row for each finished run, see `collect`."""
         import pandas as pd
 
         keys = dict.fromkeys(key for run in self.ended for key in run.results.overrides if key not in ("run", "seed"))
@@ -165,14 +165,14 @@ def collect(source: Path | str | Sequence[Path | str]) -> pd.DataFrame:
     """The results of runs, a row each.
 
     Args:
-        source: as for :func:`gather`.
+        source: as for `gather`.
     Returns:
         A frame with the columns ``run`` (the folder), overrides, the option chosen in each group, ``num_steps``,
         ``nfe``, ``ne``, ``seed``, and the metrics; a metric with standard errors is followed by them, in a column
         whose name ends in ``_se``. ``frame.attrs["higher_is_better"]`` lists metrics;
         ``frame.attrs["told_by_settings"]`` lists groups whose option adds nothing to the columns of its settings.
     Raises:
-        ValueError: as :func:`gather`.
+        ValueError: as `gather`.
     """
     return gather(source).frame()
 

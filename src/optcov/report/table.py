@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def metric_names(runs: pd.DataFrame) -> list[str]:
-    """The columns of :func:`collect` that are metrics."""
+    """The columns of `collect` that are metrics."""
     following = [str(name) for name in runs.loc[:, "nfe":].columns if name not in ("nfe", "ne", "seed")]
     errors = {name + STANDARD_ERROR for name in following}
     return [name for name in following if name not in errors]
@@ -103,7 +103,7 @@ class Scores:
 
 
 def scores(runs: pd.DataFrame, metric: str) -> Scores:
-    """A metric of :func:`collect`'s runs, averaged over seeds."""
+    """A metric of `collect`'s runs, averaged over seeds."""
     label_of_run = labels(runs)
     scored = runs.assign(label=label_of_run).dropna(subset=[metric])
     grouped = scored.groupby(["label", "num_steps"], sort=False)

@@ -71,7 +71,7 @@ def write_report(runs: Runs, folder: Path) -> None:
     """Write tables, a plot for each metric, ``variance.png``, ``samples.png`` and ``report.html``; print the tables.
 
     Args:
-        runs: of :func:`optcov.report.gather`; at least one is finished.
+        runs: of `optcov.report.gather`; at least one is finished.
         folder: an existing folder.
     """
     for place, words in runs.unfinished:

@@ -97,7 +97,7 @@ class DDIMSampler(KernelSampler):
     """DDIM at any eta; a clipped x_0 keeps the network's own noise estimate.
 
     Args:
-        num_steps, eta, clip_x0, cut: as in :class:`KernelSampler`.
+        num_steps, eta, clip_x0, cut: as in `KernelSampler`.
     """
 
     def __init__(self, num_steps: int = 50, eta: float = 0.0, clip_x0: bool = True, cut: float | None = 1.0) -> None:
@@ -111,7 +111,7 @@ class DDPMSampler(KernelSampler):
     """DDPM, eta = 1; with a clipped x_0 the mean is that of ``q(x_s | x_t, x_0)``.
 
     Args:
-        num_steps, clip_x0, cut: as in :class:`KernelSampler`.
+        num_steps, clip_x0, cut: as in `KernelSampler`.
     """
 
     def __init__(self, num_steps: int = 50, clip_x0: bool = True, cut: float | None = 2.0) -> None:

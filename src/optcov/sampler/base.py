@@ -62,7 +62,7 @@ class State:
 
 
 class Sampler(ABC):
-    """An update rule: :meth:`plan` computes what depends on time alone, :meth:`step` takes one step.
+    """An update rule: `plan` computes what depends on time alone, `step` takes one step.
 
     Args:
         num_steps: K, the number of times visited; at least 1.
@@ -129,7 +129,7 @@ class Sampler(ABC):
     ) -> Iterator[State]:
         """Draw one batch of x_0 step by step; the last state's ``x`` is the answer, ``[B, *event]``.
 
-        Gradients are off; a strategy may turn them on with :func:`torch.enable_grad`.
+        Gradients are off; a strategy may turn them on with `torch.enable_grad`.
 
         Args:
             denoiser, strategy: in eval mode, on the device of ``noise``.
@@ -166,14 +166,14 @@ class Sampler(ABC):
         condition: Tensor | None = None,
         start: Tensor | None = None,
     ) -> Tensor:
-        """Draw one batch of x_0, ``[B, *event]``; arguments as in :meth:`steps`."""
+        """Draw one batch of x_0, ``[B, *event]``; arguments as in `steps`."""
         states = self.steps(denoiser, strategy, times, noise, guidance=guidance, condition=condition, start=start)
         for state in states:
             last = state
         return last.x
 
     def num_updates(self, num_times: int) -> int:
-        """How many states :meth:`steps` yields for K times: one each, unless a sampler says otherwise."""
+        """How many states `steps` yields for K times: one each, unless a sampler says otherwise."""
         return num_times
 
 

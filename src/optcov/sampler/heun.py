@@ -13,7 +13,7 @@ class HeunSampler(ChurnSampler):
     """Euler's step, then again with the average of the predictions at both ends; Euler alone in the step to 0.
 
     Second order; ``2 K - 1`` network calls for K steps, and one fewer from a time without any signal, whose step is
-    Euler's.  Arguments as in :class:`ChurnSampler`.
+    Euler's.  Arguments as in `ChurnSampler`.
     """
 
     def num_updates(self, num_times: int) -> int:

@@ -101,7 +101,7 @@ class LinearSampler(Sampler):
 
 
 class AdamsSampler(LinearSampler):
-    """The exponential multistep methods of the module's formula; arguments as in :class:`LinearSampler`.
+    """The exponential multistep methods of the module's formula; arguments as in `LinearSampler`.
 
     The i-th of K steps has order ``min(order, i, K + 1 - i)`` (DPM-Solver++'s ``lower_order_final``).
     """

@@ -43,7 +43,7 @@ class PredictorCorrectorSampler(Sampler):
         num_steps: K, the number of ancestral steps.
         snr: signal-to-noise ratio of a Langevin step, positive; 0.16 in the paper.
         corrector_steps: Langevin steps after each ancestral one, a network call each; 0 leaves DDPM.
-        clip_x0, cut: as in :class:`DDPMSampler`.
+        clip_x0, cut: as in `DDPMSampler`.
     Raises:
         ValueError: if an argument is out of range.
     """

@@ -96,7 +96,7 @@ class SingleStepSampler(Sampler):
 
     @abstractmethod
     def calls(self, schedule: NoiseSchedule, levels: NoiseLevels) -> list[Call]:
-        """All network calls from ``levels[0]``, where some signal is left, down to :func:`last_call`."""
+        """All network calls from ``levels[0]``, where some signal is left, down to `last_call`."""
 
     def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> CallPlan:
         if len(levels) > 1 and not bool(levels[0].alpha > 0):

@@ -52,7 +52,7 @@ class NoiseSchedule(ABC):
 
     @abstractmethod
     def time(self, log_snr: Tensor) -> Tensor:
-        """The inverse of :meth:`log_snr`; float64, any shape, clamped to [0, 1]."""
+        """The inverse of `log_snr`; float64, any shape, clamped to [0, 1]."""
 
     def levels(self, t: Tensor) -> NoiseLevels:
         """Everything that depends on time alone, for times of any shape."""

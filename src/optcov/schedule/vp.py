@@ -25,7 +25,7 @@ class VPSchedule(NoiseSchedule):
 
     @abstractmethod
     def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
-        """The inverse of :meth:`log_alpha`; float64, any shape; values below ``log_alpha(1)`` give 1."""
+        """The inverse of `log_alpha`; float64, any shape; values below ``log_alpha(1)`` give 1."""
 
     def alpha(self, t: Tensor) -> Tensor:
         return self.log_alpha(t).exp()

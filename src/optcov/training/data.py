@@ -31,7 +31,7 @@ class DataModule(LightningDataModule):
 
     Args:
         source: whose ``batch_size``, ``seed`` and ``random_flip`` hold.
-        labelled: yield :class:`~optcov.data.batches.LabelledBatch`.
+        labelled: yield `LabelledBatch`.
     """
 
     def __init__(self, source: DataSource, labelled: bool = False) -> None:

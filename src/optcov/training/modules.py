@@ -90,7 +90,7 @@ class Stage(LightningModule):
 
         Args:
             x_t: noisy data, ``[B, *event]``.
-            target: what the network's output should be, see :meth:`Denoiser.target`.
+            target: what the network's output should be, see `Denoiser.target`.
             level: of the noise, ``[B]``.
             labels: int64 ``[B]`` if the stage is labelled.
         """
@@ -147,7 +147,7 @@ class VarianceStage(FrozenMeanStage):
     """Stage 2: trains a strategy on the frozen mean network.
 
     Args:
-        denoiser, settings: as in :class:`Stage`.
+        denoiser, settings: as in `Stage`.
         strategy: to be trained.
     """
 
@@ -167,7 +167,7 @@ class ClassifierStage(FrozenMeanStage):
     """Trains a classifier of noisy data; it uses only the forward process of the denoiser.
 
     Args:
-        denoiser, settings: as in :class:`Stage`.
+        denoiser, settings: as in `Stage`.
         classifier: to be trained.
     """
 
@@ -193,10 +193,10 @@ class SamplingStage(LightningModule):
     divide them again (``use_distributed_sampler=False``).
 
     Args:
-        denoiser, strategy, sampler, times: as in :func:`optcov.sampler.sample`.
+        denoiser, strategy, sampler, times: as in `optcov.sampler.sample`.
         seed: sample i depends on (seed, i) alone.
         store: of the samples.
-        guidance: as in :func:`optcov.sampler.sample`.
+        guidance: as in `optcov.sampler.sample`.
         labels: the class of each sample, int64 ``[n]``, up to the end of the last batch.
         description: shown in front of a progress bar over the images of all processes, on a terminal only.
     """

@@ -99,7 +99,7 @@ class SampleStore:
         return seconds
 
     def cost(self) -> dict[str, int | float]:
-        """``nfe`` and ``ne`` of one sample, on average; see :class:`optcov.denoiser.Cost`."""
+        """``nfe`` and ``ne`` of one sample, on average; see `optcov.denoiser.Cost`."""
         total = np.zeros(2)
         for path, keep in self._pieces():
             with np.load(path) as part:

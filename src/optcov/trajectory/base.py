@@ -20,7 +20,7 @@ class Trajectory(ABC):
     """A choice of K times.
 
     Attributes:
-        num_images: how many images :meth:`fit` wants; 0 for a trajectory that is a formula and needs no fit.
+        num_images: how many images `fit` wants; 0 for a trajectory that is a formula and needs no fit.
     """
 
     num_images: int = 0
@@ -57,7 +57,7 @@ class Trajectory(ABC):
 
     @abstractmethod
     def times(self, schedule: NoiseSchedule, num_steps: int) -> Tensor:
-        """Ascending float64 times in (0, 1], ``[K]``; after :meth:`fit`, where there is something to fit.
+        """Ascending float64 times in (0, 1], ``[K]``; after `fit`, where there is something to fit.
 
         Args:
             schedule: with N steps.

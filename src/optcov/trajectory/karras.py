@@ -12,7 +12,7 @@ class KarrasTrajectory(NoiseLevelTrajectory):
 
     Args:
         rho: at least 1.
-        t_max, t_min: as in :class:`NoiseLevelTrajectory`.
+        t_max, t_min: as in `NoiseLevelTrajectory`.
     Raises:
         ValueError: if rho is below 1 or the ends are out of order.
     """

@@ -53,7 +53,7 @@ def monotone_variance(denoiser: Denoiser, eps_variance: Tensor, eps_variance_se:
 
 
 class OptimalTrajectory(GridTrajectory):
-    """``J``'s shortest path, for an :class:`Analytic` strategy over its own curve; N alone for K = 1.
+    """``J``'s shortest path, for an `Analytic` strategy over its own curve; N alone for K = 1.
 
     For another strategy the curve is measured by a pass of its own: the path then is the best one for ``var=analytic``.
 

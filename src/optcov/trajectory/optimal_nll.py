@@ -30,7 +30,7 @@ class OptimalNLLTrajectory(GridTrajectory):
     Args:
         num_images: the terms are measured on.
         num_candidates: times to choose from, both ends among them; their pairs are what it costs; None for all N.
-        clip_x0: as in :class:`optcov.likelihood.VariationalBound`.
+        clip_x0: as in `optcov.likelihood.VariationalBound`.
     Raises:
         ValueError: if there are fewer than two candidates, or no images.
     """

@@ -268,7 +268,7 @@ def left_out(denoiser: Denoiser, nodes: Tensor, table: Tensor) -> Tensor:
     this overstates what a smooth curve misses; of a rippled one it is a fair sample.
 
     Args:
-        denoiser, nodes, table: as in :func:`interpolate_in_log_snr`; at least 3 nodes.
+        denoiser, nodes, table: as in `interpolate_in_log_snr`; at least 3 nodes.
     Returns:
         float64 ``[(len(nodes) - 1) // 2, ...]``, on the CPU.
     """

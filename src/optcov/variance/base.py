@@ -1,8 +1,8 @@
 """A variance strategy: a model of ``Cov[x_0 | x_t]``, or of a step's covariance, beside a mean network.
 
-How a strategy is fitted is its class: :class:`Closed` has nothing to fit, :class:`Calibrated` fills its buffers in one
-pass over data, :class:`Trained` takes gradient steps on a loss.  What it models is its class, too: a
-:class:`CovarianceModel` answers with C, which one kernel turns into a step, and a :class:`StepModel` with the
+How a strategy is fitted is its class: `Closed` has nothing to fit, `Calibrated` fills its buffers in one
+pass over data, `Trained` takes gradient steps on a loss.  What it models is its class, too: a
+`CovarianceModel` answers with C, which one kernel turns into a step, and a `StepModel` with the
 covariance of the step itself.
 """
 
@@ -119,7 +119,7 @@ class Trained(VarianceStrategy):
         Args:
             denoiser: the mean network.
             prediction: its answer; level ``[B]``.
-            target: f of the clean data and the noise in ``prediction.x_t``: see :meth:`Denoiser.target`.
+            target: f of the clean data and the noise in ``prediction.x_t``: see `Denoiser.target`.
         """
 
 

@@ -36,7 +36,7 @@ class LearnedRange(TrainedHead, StepModel):
 
     Args:
         denoiser: the mean network; one that answers with ``2 v - 1`` itself needs no head and no fit.
-        head: as in :class:`TrainedHead`; its output is ``2 v - 1``.
+        head: as in `TrainedHead`; its output is ``2 v - 1``.
     Raises:
         ValueError: if the schedule has one step only, or the data have no grey levels.
     """

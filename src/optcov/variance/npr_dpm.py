@@ -16,7 +16,7 @@ class NPR(TrainedHead, CovarianceModel):
     For a network that predicts eps, ``r = sigma_t^2 / alpha_t^2`` and f is the noise, as published.
 
     Args:
-        denoiser, head: as in :class:`TrainedHead`; the head is g.
+        denoiser, head: as in `TrainedHead`; the head is g.
     """
 
     def loss(self, denoiser: Denoiser, prediction: Prediction, target: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ COLUMNS = ("t", "s", "mean", "q05", "q95", "upper", "step_lower", "step_mean", "
 
 
 def num_profile_images(dimensions: int) -> int:
-    """How many images :func:`variance_profile` needs: 4096 values at each time, from 8 images or more."""
+    """How many images `variance_profile` needs: 4096 values at each time, from 8 images or more."""
     return max(8, -(-4096 // dimensions))
 
 

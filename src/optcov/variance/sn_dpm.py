@@ -16,7 +16,7 @@ class SN(TrainedHead, CovarianceModel):
     For a network that predicts eps, ``r = sigma_t^2 / alpha_t^2`` and f is the noise, as published.
 
     Args:
-        denoiser, head: as in :class:`TrainedHead`; the head is h.
+        denoiser, head: as in `TrainedHead`; the head is h.
     """
 
     def loss(self, denoiser: Denoiser, prediction: Prediction, target: Tensor) -> Tensor:
