@@ -83,20 +83,20 @@ class Guidance(nn.Module):
         return prediction.start if isinstance(prediction, GuidedPrediction) else prediction
 
     def transition(
-        self, kernel: ReverseKernel, strategy: VarianceStrategy, denoiser: Denoiser, prediction: Prediction
+        self, kernel: ReverseKernel, denoiser: Denoiser, strategy: VarianceStrategy, prediction: Prediction
     ) -> Covariance:
         """``Cov[x_s | x_t]`` that goes with a guided prediction."""
         return strategy.transition(kernel, denoiser, self.own(prediction))
 
     def covariance(
-        self, kernel: ReverseKernel, strategy: VarianceStrategy, denoiser: Denoiser, prediction: Prediction
+        self, kernel: ReverseKernel, denoiser: Denoiser, strategy: VarianceStrategy, prediction: Prediction
     ) -> Covariance:
         """``Cov[x_0 | x_t]`` that goes with a guided prediction, bounded; of a step model, the C behind its step."""
-        return x0_covariance(kernel, strategy, denoiser, self.own(prediction))
+        return x0_covariance(kernel, denoiser, strategy, self.own(prediction))
 
 
 def x0_covariance(
-    kernel: ReverseKernel, strategy: VarianceStrategy, denoiser: Denoiser, prediction: Prediction
+    kernel: ReverseKernel, denoiser: Denoiser, strategy: VarianceStrategy, prediction: Prediction
 ) -> Covariance:
     """C as a strategy models it, bounded; of a strategy that models the step, the C that would make such a step."""
     if isinstance(strategy, CovarianceModel):

@@ -41,7 +41,7 @@ class Model:
 
     def transition(self, kernel: ReverseKernel, prediction: Prediction) -> Covariance:
         """``Cov[x_s | x_t]`` of the step that ``kernel`` describes."""
-        return self.guidance.transition(kernel, self.strategy, self.denoiser, prediction)
+        return self.guidance.transition(kernel, self.denoiser, self.strategy, prediction)
 
 
 @dataclass(frozen=True)
