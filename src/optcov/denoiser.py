@@ -66,19 +66,26 @@ class Cost:
         nfe: network evaluations.
         ne: network equivalents: an evaluation counts 1; a Jacobian-vector product 1 and a vector-Jacobian product 2,
             each beside an evaluation, which a product repeats and which counts.
+        classifier_calls: of a classifier that guides, each forward and backward; in neither of the two above.
     """
 
     nfe: int = 0
     ne: int = 0
+    classifier_calls: int = 0
 
-    def add(self, samples: int, nfe: int = 0, ne: int = 0) -> None:
+    def add(self, samples: int, nfe: int = 0, ne: int = 0, classifier_calls: int = 0) -> None:
         """Count evaluations of as many samples."""
         self.nfe += nfe * samples
         self.ne += ne * samples
+        self.classifier_calls += classifier_calls * samples
+
+    def since(self, before: Cost) -> Cost:
+        """What was added to an earlier count."""
+        return Cost(self.nfe - before.nfe, self.ne - before.ne, self.classifier_calls - before.classifier_calls)
 
     def reset(self) -> None:
         """Count from 0."""
-        self.nfe = self.ne = 0
+        self.nfe = self.ne = self.classifier_calls = 0
 
 
 class Denoiser(nn.Module):

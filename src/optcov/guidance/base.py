@@ -46,13 +46,11 @@ class Guidance(nn.Module):
         num_classes: K of the labels; None where there are none.
     Attributes:
         classifier: what is to be trained, ``(x_t, network_time) -> logits``; None for guidance that needs none.
-        classifier_calls: forward and backward, for one prediction.
         uses_null_label: whether the denoiser must have learned the null label.
         steers: whether predictions are others than the network's own.
     """
 
     classifier: nn.Module | None
-    classifier_calls: int = 0
     uses_null_label: bool = False
     steers: bool = False
 

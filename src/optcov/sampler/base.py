@@ -172,9 +172,9 @@ class Sampler(ABC):
             last = state
         return last.x
 
-    def num_updates(self, num_times: int) -> int:
-        """How many states `steps` yields for K times: one each, unless a sampler says otherwise."""
-        return num_times
+    def num_updates(self, schedule: NoiseSchedule, times: Tensor) -> int:
+        """How many states `steps` yields for ascending times ``[K]``: one each, unless a step takes several calls."""
+        return len(self.plan(schedule, schedule.levels(times.cpu()).flip()))
 
 
 def order_within(order: int, num_steps: int) -> int:
@@ -256,7 +256,7 @@ def sample(
         labels = torch.cat([labels, labels.new_zeros(parts[-1].stop - count)]).to(device)
     guidance = (guidance or Guidance(denoiser)).to(device).eval()
     images = torch.empty(count, *denoiser.data_shape)
-    with ImageBar(sampler.num_updates(len(times)), count, disable=not progress) as bar:
+    with ImageBar(sampler.num_updates(denoiser.schedule, times), count, disable=not progress) as bar:
         for indices in parts:
             noise = NoiseStream(seed, indices, denoiser.data_shape, device)
             condition = None if labels is None else labels[indices.start : indices.stop]
