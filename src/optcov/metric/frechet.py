@@ -151,7 +151,7 @@ class FrechetDistance(FeatureMetric[Moments]):
         self.state.update(features)
 
     def compute(self) -> dict[str, Score]:
-        """Compute the distance, which few samples bias upwards; warns once if there are no more samples than features."""
+        """Compute the distance, which few samples bias upwards; warn once if samples are not more than features."""
         distance = self._distance()
         count, dim = self.state.count, self.state.dim
         if count <= dim and not self._warned:
