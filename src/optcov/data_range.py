@@ -1,4 +1,4 @@
-"""The range that data live in: what clipping, the bound on a covariance, and grey levels mean for a network."""
+"""The range of the data, which defines clipping, the bound on a covariance, and grey levels."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DataRange:
-    """Data in ``[low, high]``, with 256 grey levels from end to end where they are images.
+    """The interval ``[low, high]`` of the data and, for images, the number of grey levels in it.
 
     Args:
-        low, high: the ends; None for data of unknown support, such as latents.
-        num_levels: of stored images, evenly spaced from low to high; None where there are none.
+        low, high: the ends of the interval; None for data with unknown support, such as latents.
+        num_levels: number of grey levels of stored images, evenly spaced from low to high; None for continuous data.
     Raises:
-        ValueError: unless both ends are given with ``low < high``, or neither.
+        ValueError: unless both ends are given with ``low < high``, or neither is given.
     """
 
     low: float | None = -1.0
@@ -25,8 +25,8 @@ class DataRange:
     def __post_init__(self) -> None:
         if (self.low is None) != (self.high is None) or (self.low is not None and not self.low < self.high):  # type: ignore[operator]
             raise ValueError(
-                f"data_range must be two ends, low below high, or none (got {self.low} and {self.high}): "
-                "give such as (-1, 1), (0, 1), or None for data of unknown support"
+                f"data_range must have two ends, low below high, or none (got {self.low} and {self.high}): "
+                "give (-1, 1), (0, 1), or None for data with unknown support"
             )
 
     @property
@@ -44,23 +44,23 @@ class DataRange:
 
     @property
     def grey_level(self) -> float | None:
-        """The distance of two grey levels in units of the data; None where there are none."""
+        """The distance between two grey levels in units of the data; None if there are no grey levels."""
         if self.low is None or self.high is None or self.num_levels is None:
             return None
         return (self.high - self.low) / (self.num_levels - 1)
 
     def clip(self, x_0: Tensor) -> Tensor:
-        """``x_0`` clamped to the support; itself where that is unknown."""
+        """Clamp ``x_0`` to the support; it is returned unchanged if the support is unknown."""
         return x_0 if self.low is None or self.high is None else x_0.clamp(self.low, self.high)
 
     def from_unit(self, images: Tensor) -> Tensor:
-        """Data on [-1, 1] in this range."""
+        """Map data on [-1, 1] to this range."""
         if self.low is None or self.high is None or (self.low, self.high) == (-1, 1):
             return images
         return (images + 1) * ((self.high - self.low) / 2) + self.low
 
     def to_unit(self, x_0: Tensor) -> Tensor:
-        """Data of this range on [-1, 1]; inverse of `from_unit`."""
+        """Map data in this range to [-1, 1]; the inverse of `from_unit`."""
         if self.low is None or self.high is None or (self.low, self.high) == (-1, 1):
             return x_0
         return (x_0 - self.low) * (2 / (self.high - self.low)) - 1

@@ -17,10 +17,10 @@ from optcov.variance.base import VarianceStrategy
 
 
 class FlowNLL(BitsPerDim):
-    """``E -log p(x + u)`` for u uniform over each pixel's bin: an upper bound on the bits of 8-bit data.
+    """``E -log p(x + u)`` for u uniform over each pixel's bin, an upper bound on the bits/dim of 8-bit data.
 
-    It depends on the mean network alone: not on variance, sampler or trajectory.  The density is that of x at
-    ``t_min``, where a little noise is left; it is a density all the same, so that the bound holds.
+    It depends only on the mean network, not on variance, sampler or trajectory.  The density is that of x at ``t_min``,
+    where a little noise is left; the bound holds because it is still a density.
 
     Args:
         split, num_images: as in `ModelMetric`.
@@ -42,7 +42,7 @@ class FlowNLL(BitsPerDim):
         if t_min is not None and not 0 < t_min < 1:
             raise ValueError(f"t_min must be between 0 and 1 (got {t_min}): give null for 1/N")
         if tolerance <= 0:
-            raise ValueError(f"tolerance must be above 0 (got {tolerance})")
+            raise ValueError(f"tolerance must be above 0 (got {tolerance}): give 1e-5")
         self.t_min, self.tolerance = t_min, tolerance
 
     def nats(self, denoiser: Denoiser, strategy: VarianceStrategy, times: Tensor, batch: Batch) -> Tensor:
