@@ -285,7 +285,7 @@ def test_offline_where_logged_in_and_not_answered(
     assert "wandb sync" in caplog.text
     run.close()
     monkeypatch.setattr(module, "START_LIMIT", 0.5)
-    with pytest.raises(ValueError, match=r"logger\.wandb\.mode = online") as error:
+    with pytest.raises(ValueError, match=r"logger\.wandb\.mode must .*\(got online\)") as error:
         module.wandb_logger(project="optcov", save_dir=str(tmp_path), mode="online")
     assert "\n" not in str(error.value)
 

@@ -1,4 +1,4 @@
-"""From a config to the objects it names, every refusal before anything heavy."""
+"""Builds the objects that a config names, and refuses bad configs before anything expensive starts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A job: its checked config, what it is made of, and where it runs; built once."""
+    """A job: its checked config, its objects, and the machine it runs on; built once."""
 
     config: Config
     parts: Parts
@@ -34,11 +34,11 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where the job leaves what it makes."""
+        """The folder for the job's output."""
         return Path(self.config.output_dir)
 
     def trainer(self, **arguments: Any) -> Trainer:
-        """Lightning's Trainer of the config, to train or to predict, with no more output than a run wants."""
+        """Make the config's Lightning Trainer, for training or prediction, without unneeded output."""
         from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 
         callbacks = arguments.get("callbacks", [])
@@ -56,12 +56,12 @@ class Run:
 
 
 def build(config: Config) -> Parts:
-    """Instantiate every group; new weights depend on the seed alone.
+    """Instantiate every group; initial weights depend only on the seed.
 
     PyTorch is needed here but not Lightning, whose import would make a refusal wait for seconds more.
 
     Raises:
-        ConfigError: if parts do not fit together, in one sentence.
+        ConfigError: if parts do not fit together; the message is one sentence.
     """
     with config_errors("schedule"):
         schedule = instantiate(config.schedule)
@@ -100,21 +100,21 @@ def build(config: Config) -> Parts:
         guidance = instantiate(config.guidance, denoiser=denoiser, num_classes=num_classes)
         if guidance.uses_null_label and config.label_dropout == 0:
             raise ConfigError(
-                "label_dropout = 0 leaves the null label untrained, which guidance = classifier_free wants: "
-                "give a share of labels to hide, such as 0.1, or guidance.weight=1"
+                "label_dropout must be above 0 for guidance = classifier_free (got 0), which needs a trained null "
+                "label: set label_dropout=0.1, or guidance.weight=1"
             )
         for name, metric in metrics.items():
             if guidance.steers and isinstance(metric, ModelMetric):
                 raise ConfigError(
-                    f"metric = {name} scores the model on images as it was trained, without the guidance of its "
-                    "samples: set guidance=none, or another metric"
+                    f"guidance must be none for metric = {name} (got {config.choices['guidance']}), which scores the "
+                    "model without guidance: set guidance=none, or another metric"
                 )
     with config_errors("sampler"):
         sampler.check(strategy, schedule)
     if config.labels is not None:
         if num_classes is None:
             raise ConfigError(
-                f"labels = {config.labels} mean nothing to a model without classes: leave labels out, or set "
+                f"labels must be null for a model without classes (got {config.labels}): leave labels out, or set "
                 "conditional=true or guidance=classifier"
             )
         with config_errors("labels"):
@@ -128,17 +128,17 @@ def build(config: Config) -> Parts:
 
 
 def _classes_of_network(config: Config, num_classes: int | None) -> dict[str, int | None]:
-    """The argument by which a mean network learns of classes; none for an unconditional one."""
+    """The argument that makes a mean network class-conditional; empty for an unconditional network."""
     if "num_classes" in config.model:
         raise ConfigError(
-            f"model.num_classes = {config.model['num_classes']} is counted in the data: leave it out and set "
-            "conditional=true"
+            f"model.num_classes must be left out (got {config.model['num_classes']}), because it is counted in the "
+            "data: set conditional=true"
         )
     if not config.conditional:
         return {}
     if "num_classes" not in signature(get_object(config.model["_target_"])).parameters:
         raise ConfigError(
-            f"conditional = true needs a mean network that takes num_classes, and {config.model['_target_']} does not: "
+            f"model must take num_classes for conditional = true (got {config.model['_target_']}, which does not): "
             "set model=unet, or conditional=false"
         )
     return {"num_classes": num_classes}

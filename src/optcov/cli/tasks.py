@@ -33,20 +33,20 @@ log = logging.getLogger(__name__)
 
 
 def train(config: Config, parts: Parts | None = None) -> dict[str, Any]:
-    """The whole job: fit the mean, fit its variance, sample, score; each fit only if it was not done before.
+    """Run a whole job: fit the mean and its variance, unless that was done before, then sample and score.
 
     Args:
-        config: of ``conf/config.yaml``, checked.
-        parts: what `build` makes of it, if that was done already.
+        config: a checked config of ``conf/config.yaml``.
+        parts: the result of ``build(config)``, if it exists already.
     Returns:
-        What ``results.json`` holds.
+        The content of ``results.json``.
     Raises:
-        ConfigError, CheckpointError: if the config cannot be run, before anything is written.
+        ConfigError, CheckpointError: if the config cannot be run; nothing has been written then.
     """
     _quiet()
     started = time.monotonic()
     run = _run(config, parts)
-    make_callbacks(config, run.parts, {})  # refuses what cannot be tracked
+    make_callbacks(config, run.parts, {})  # refuses a run that cannot be tracked
     plan = plan_fits(config, run.parts)
     done = open_run_folder(config) if rank_zero() else None
     if done is not None:
@@ -80,10 +80,10 @@ def train(config: Config, parts: Parts | None = None) -> dict[str, Any]:
 
 
 def sample(config: Config, parts: Parts | None = None) -> Path:
-    """Draw samples from a run's checkpoints: a picture, and the samples as ``.npz`` or PNG files.
+    """Draw samples from a run's checkpoints, and write a picture and the samples as ``.npz`` or PNG files.
 
     Args:
-        config: of ``conf/sample.yaml`` on top of the run's.
+        config: a checked config of ``conf/sample.yaml``, based on the run's.
         parts: as in `train`.
     Returns:
         The folder of the samples.
@@ -95,7 +95,7 @@ def sample(config: Config, parts: Parts | None = None) -> Path:
             instantiate(config.mode).draw(parts, folder, config.seed, device)
         return folder
     if config.format == "png" and len(parts.denoiser.data_shape) != 3:
-        raise ConfigError("format = png writes images, but the samples are vectors: set format=npz")
+        raise ConfigError("format must be npz for samples that are vectors (got png): set format=npz")
     place = folder / ("samples.npz" if config.format == "npz" else "samples")
     if rank_zero() and place.exists() and not (folder / ".parts").exists():
         raise ConfigError(f"output_dir = {folder} holds finished samples: choose another hydra.run.dir")
@@ -119,10 +119,10 @@ def evaluate(config: Config, parts: Parts | None = None) -> dict[str, Any]:
     """Sample from a run's checkpoints and score it again.
 
     Args:
-        config: of ``conf/evaluate.yaml`` on top of the run's.
+        config: a checked config of ``conf/evaluate.yaml``, based on the run's.
         parts: as in `train`.
     Returns:
-        What ``results.json`` of the evaluation holds.
+        The content of the evaluation's ``results.json``.
     """
     started = time.monotonic()
     run = _restore(config, parts)
@@ -135,10 +135,10 @@ def evaluate(config: Config, parts: Parts | None = None) -> dict[str, Any]:
 
 
 def prepare(config: Config) -> None:
-    """Fill the cache for every split that the data have, and print a line for each.
+    """Fill the cache for every split of the data, and print a line for each.
 
     Raises:
-        ConfigError: if the training split cannot be had, or a cache does not match its checksum.
+        ConfigError: if the training split is not available, or a cache does not match its checksum.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with config_errors("data"):
@@ -147,7 +147,7 @@ def prepare(config: Config) -> None:
 
 
 def _run(config: Config, parts: Parts | None) -> Run:
-    """Everything a job needs, and every refusal before anything heavy."""
+    """Build everything a job needs, and refuse bad configs before anything expensive starts."""
     machine = Machine.of(config)
     run = Run(config, parts or build(config), machine)
     configure_machine(config, run.parts.denoiser, machine)
@@ -155,10 +155,10 @@ def _run(config: Config, parts: Parts | None) -> Run:
 
 
 def _restore(config: Config, parts: Parts | None) -> Run:
-    """A run's networks with the sampler of the config, and a new output folder.
+    """Load a run's networks with the config's sampler, and claim a new output folder.
 
     Raises:
-        ConfigError, CheckpointError: if the run cannot do what the config asks, before anything is written.
+        ConfigError, CheckpointError: if the run cannot do what the config requests; nothing has been written then.
     """
     _quiet()
     folder = Path(str(config.run))
@@ -218,7 +218,7 @@ def _close(loggers: list[Logger], failed: bool = False) -> None:
 
 
 def _quiet() -> None:
-    """Leave the terminal to what a user asked for."""
+    """Suppress output that the user did not ask for."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
