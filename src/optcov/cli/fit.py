@@ -17,7 +17,6 @@ from torch import nn
 
 from optcov.cli.build import Run
 from optcov.cli.errors import config_errors
-from optcov.cli.tracking import Tracking
 from optcov.keys import NETWORK, TRAINING, Config, difference, select
 from optcov.parts import Parts
 from optcov.seeds import Stream, derive_seed
@@ -33,6 +32,7 @@ from optcov.training import (
     VarianceStage,
 )
 from optcov.training.store import FORMAT, CheckpointError, Identity, Kind, identity_key, rank_zero
+from optcov.training.tracking import Tracking
 from optcov.variance.base import Calibrated, Trained
 
 log = logging.getLogger(__name__)

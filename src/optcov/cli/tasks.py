@@ -20,13 +20,13 @@ from optcov.cli.fit import CHECKPOINTS, fit, fit_trajectory, make_callbacks, pla
 from optcov.cli.machine import Machine, configure_machine
 from optcov.cli.report import show_run
 from optcov.cli.run_folder import Saved, open_run_folder, write_config
-from optcov.cli.wandb import WandbRun
 from optcov.data.prepare import prepare as prepare_data
 from optcov.files import write_atomically
 from optcov.keys import Config
 from optcov.parts import Parts
 from optcov.report.export import write_npz, write_pngs
 from optcov.training.store import Checkpoint, Kind, rank_zero
+from optcov.training.wandb import WandbRun
 from optcov.variance.base import Calibrated, Trained
 
 log = logging.getLogger(__name__)
