@@ -177,6 +177,7 @@ def bits_per_dim(
     trajectory: str | Trajectory | Iterable[float] = "even",
     seed: int = 0,
     *,
+    unit: str = "bits",
     labels: Tensor | None = None,
     batch_size: int = 256,
     progress: bool = True,
@@ -186,22 +187,30 @@ def bits_per_dim(
 
     Args:
         denoiser, strategy, num_steps, trajectory, seed, batch_size, progress: as in `sample`.
-        images: see `Images`, on the grey levels of the denoiser's range.
+        images: see `Images`; for bits, on the grey levels of the denoiser's range, which set the bin of each pixel.
+        unit: ``bits`` for the probability of data on grey levels; ``nats`` for the density of continuous data, such as
+            latents, which has no bins and no decoder: the last term is the density of x_0 given x_1, and the value may
+            be negative.  The two do not compare.
         labels: of the images, int64 ``[n]``, for a denoiser that knows classes.
         settings: of the metric ``nll``, such as ``clip_x0=False``.
     Returns:
-        ``value`` and ``standard_error``, in bits/dim, and in ``details`` the mean of each term.
+        ``value`` and ``standard_error``, in bits/dim or nats/dim, in ``details`` the mean of each term, and these as
+        rows by ``table()``.
     Raises:
         ValueError: in one sentence, if a value has no meaning, or data have no grey levels.
     """
-    from optcov.metric.nll import VariationalNLL
+    from optcov.metric.nll import BitsPerDim, VariationalDensity, VariationalNLL
 
+    kinds: dict[str, type[BitsPerDim]] = {"bits": VariationalNLL, "nats": VariationalDensity}
+    if unit not in kinds:
+        raise ValueError(f'unit must be "bits" or "nats" (got {unit!r}): data on grey levels have bits')
     strategy = _fitted(strategy, denoiser)
-    metric = VariationalNLL(**settings)
+    metric = kinds[unit](**settings)
     x_0 = data(denoiser, images)
     if len(x_0) < 2:
         raise ValueError("images must be at least two (got 1): a standard error needs more than one")
-    _check_grey_levels(denoiser, x_0)
+    if unit == "bits":
+        _check_grey_levels(denoiser, x_0)
     times = _times(denoiser, strategy, trajectory, num_steps, seed, x_0)
     labels = _labels(denoiser, labels, len(x_0))
     return metric.score(denoiser, strategy, times, x_0, seed, batch_size, labels, progress)
@@ -296,7 +305,7 @@ def _check_grey_levels(denoiser: Denoiser, x_0: Tensor) -> None:
     if grey is None or data_range.low is None:
         raise ValueError(
             "data_range must have grey levels for bits/dim (got none): latents and other continuous data have a "
-            "density, not a probability per pixel"
+            'density, not a probability per pixel: give unit="nats" for the bound on it'
         )
     off = ((x_0 - data_range.low) / grey).double()
     share = float(((off - off.round()).abs() > 0.05).double().mean())

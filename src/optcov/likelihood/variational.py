@@ -8,10 +8,18 @@ its estimate m, so that their means differ by ``c (x_0 - m)``.  Each term is est
 
 Sources: DDPM (arXiv:2006.11239), Eq. 5; the decoder and its variance, Analytic-DPM (arXiv:2201.06503), Appendix H.2:
 the Gaussian mass of each pixel's bin, of variance beta_tilde between the first two times of the full chain.
+
+Continuous data have a density instead of masses: the last term is then ``-log N(x_0; m(x_1), r_1 I)`` with
+``r_1 = sigma_1^2 / alpha_1^2``.  Any density of x_0 given x_1 makes it a bound on ``-log p(x_0)``, by Jensen's inequality;
+the best Gaussian has the covariance of x_0 given x_1, and for a density of the data that is smooth on the scale of
+sigma_1 that is ``r_1 I`` to first order: the likelihood ``N(x_1; alpha_1 x_0, sigma_1^2 I)``, as a function of x_0, is the
+posterior.  What it overstates vanishes with sigma_1, and does not depend on the strategy.
 """
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,31 +44,24 @@ class Noised:
 
 
 @dataclass(frozen=True)
-class VariationalBound:
-    """The terms of the bound, in nats per sample and float64.
+class Bound(ABC):
+    """The terms of a bound on ``-log p(x_0)``, in nats per sample and float64.
 
     Args:
         denoiser, strategy: a mean network and its (fitted) variance, in eval mode, on one device.
         clip_x0: clamp the predicted x_0 to the data's range in each step, as published results do.
-        log_mass: the log mass of a pixel's bin.
-    Raises:
-        ValueError: if the schedule has one step only, which leaves the decoder no variance, or the data have no grey
-            levels.
     """
 
     denoiser: Denoiser
     strategy: VarianceStrategy
     clip_x0: bool = True
-    log_mass: LogMass = pixel_log_mass
 
     def __post_init__(self) -> None:
         self.strategy.check_step(1.0)
-        half_bin(self.denoiser.data_range)
-        if self.denoiser.schedule.num_steps < 2:
-            raise ValueError(
-                "schedule.num_steps must be at least 2 for bits/dim (got 1): give 2 or more, as the decoder's variance "
-                "is that of the step between the first two times"
-            )
+
+    @abstractmethod
+    def decoder(self, noised: Noised) -> Tensor:
+        """``-log p(x_0 | x_t)`` of the step to 0, ``[B]``."""
 
     @torch.no_grad()
     def terms(
@@ -103,15 +104,47 @@ class VariationalBound:
         difference = per_sample(kernel.c, noised.x_0) * (noised.x_0 - noised.mean)
         return gaussian_kl_between(difference, kernel.lambda_sq, covariance)
 
-    def decoder(self, noised: Noised) -> Tensor:
-        """``-log p(x_0 | x_t)`` of the step to 0, ``[B]``."""
-        first, second = self.denoiser.levels(self.denoiser.schedule.grid(noised.x_0.device)[:2])
-        log_variance = ReverseKernel.from_levels(first, second).lambda_sq.log()
-        data_range = self.denoiser.data_range
-        return -self.log_mass(noised.x_0.double(), noised.mean.double(), log_variance, data_range)
-
     def prior(self, x_0: Tensor, level: NoiseLevels) -> Tensor:
         """``KL(q(x_t | x_0) || N(0, prior_std^2 I))``, ``[B]``; the prior is what chains start from."""
         zero = torch.zeros((), dtype=torch.float64, device=x_0.device)
         log_variance = 2 * self.denoiser.schedule.prior_std(level).log()
         return gaussian_kl(level.alpha * x_0.double(), 2 * level.sigma.log(), zero, log_variance)
+
+
+@dataclass(frozen=True)
+class VariationalBound(Bound):
+    """The bound on the probability of data on grey levels.
+
+    Args:
+        denoiser, strategy, clip_x0: as in `Bound`.
+        log_mass: the log mass of a pixel's bin.
+    Raises:
+        ValueError: if the schedule has one step only, which leaves the decoder no variance, or the data have no grey
+            levels.
+    """
+
+    log_mass: LogMass = pixel_log_mass
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        half_bin(self.denoiser.data_range)
+        if self.denoiser.schedule.num_steps < 2:
+            raise ValueError(
+                "schedule.num_steps must be at least 2 for bits/dim (got 1): give 2 or more, as the decoder's variance "
+                "is that of the step between the first two times"
+            )
+
+    def decoder(self, noised: Noised) -> Tensor:
+        first, second = self.denoiser.levels(self.denoiser.schedule.grid(noised.x_0.device)[:2])
+        log_variance = ReverseKernel.from_levels(first, second).lambda_sq.log()
+        data_range = self.denoiser.data_range
+        return -self.log_mass(noised.x_0.double(), noised.mean.double(), log_variance, data_range)
+
+
+class DensityBound(Bound):
+    """The bound on the density of continuous data, such as latents."""
+
+    def decoder(self, noised: Noised) -> Tensor:
+        log_variance = -noised.prediction.level.log_snr
+        distance = (noised.x_0.double() - noised.mean.double()) ** 2 * (-log_variance).exp()
+        return (distance + log_variance + math.log(2 * math.pi)).flatten(1).sum(1) / 2
