@@ -17,6 +17,7 @@ from optcov.adapter.load import load
 from optcov.denoiser import Denoiser, device_of
 from optcov.fitting import train
 from optcov.guidance import Guidance
+from optcov.likelihood.terms import check_grey_levels, half_bin
 from optcov.metric.base import Score
 from optcov.registry import options, resolve, settings_of
 from optcov.sampler import Sampler
@@ -90,6 +91,7 @@ def fit(
             )
         order = torch.randperm(len(x_0), generator=torch.Generator().manual_seed(derive_seed(seed, Stream.EPOCH)))
         chosen = order[: strategy.num_images]
+        strategy.progress = progress
         strategy.calibrate(
             denoiser, [x_0[chosen].to(device)], seed, None if labels is None else labels[chosen].to(device)
         )
@@ -301,13 +303,8 @@ def _check_grey_levels(denoiser: Denoiser, x_0: Tensor) -> None:
         ValueError: in one sentence.
     """
     data_range = denoiser.data_range
-    grey = data_range.grey_level
-    if grey is None or data_range.low is None:
-        raise ValueError(
-            "data_range must have grey levels for bits/dim (got none): latents and other continuous data have a "
-            'density, not a probability per pixel: give unit="nats" for the bound on it'
-        )
-    off = ((x_0 - data_range.low) / grey).double()
+    check_grey_levels(data_range)
+    off = ((x_0 - data_range.ends(x_0)[0]) / (2 * half_bin(data_range, x_0))).double()
     share = float(((off - off.round()).abs() > 0.05).double().mean())
     if share > 0:
         raise ValueError(

@@ -10,10 +10,10 @@ Sources: DDPM (arXiv:2006.11239), Eq. 5; the decoder and its variance, Analytic-
 the Gaussian mass of each pixel's bin, of variance beta_tilde between the first two times of the full chain.
 
 Continuous data have a density instead of masses: the last term is then ``-log N(x_0; m(x_1), r_1 I)`` with
-``r_1 = sigma_1^2 / alpha_1^2``.  Any density of x_0 given x_1 makes it a bound on ``-log p(x_0)``, by Jensen's inequality;
-the best Gaussian has the covariance of x_0 given x_1, and for a density of the data that is smooth on the scale of
-sigma_1 that is ``r_1 I`` to first order: the likelihood ``N(x_1; alpha_1 x_0, sigma_1^2 I)``, as a function of x_0, is the
-posterior.  What it overstates vanishes with sigma_1, and does not depend on the strategy.
+``r_1 = sigma_1^2 / alpha_1^2``.  With any density of x_0 given x_1 this is a bound on ``-log p(x_0)`` (Jensen).  The best
+Gaussian has the covariance of x_0 given x_1, and where the data's density is smooth on the scale of sigma_1, that is
+``r_1 I`` to first order: the posterior is then the likelihood ``N(x_1; alpha_1 x_0, sigma_1^2 I)`` as a function of x_0.
+What the bound overstates here vanishes with sigma_1, and does not depend on the strategy.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor
 from optcov.covariance.base import Noise
 from optcov.denoiser import Denoiser, Prediction
 from optcov.kernel import ReverseKernel
-from optcov.likelihood.terms import LogMass, gaussian_kl, gaussian_kl_between, half_bin, pixel_log_mass
+from optcov.likelihood.terms import LogMass, check_grey_levels, gaussian_kl, gaussian_kl_between, pixel_log_mass
 from optcov.schedule.levels import NoiseLevels, per_sample
 from optcov.variance.base import VarianceStrategy
 
@@ -127,7 +127,7 @@ class VariationalBound(Bound):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        half_bin(self.denoiser.data_range)
+        check_grey_levels(self.denoiser.data_range)
         if self.denoiser.schedule.num_steps < 2:
             raise ValueError(
                 "schedule.num_steps must be at least 2 for bits/dim (got 1): give 2 or more, as the decoder's variance "
