@@ -1,4 +1,4 @@
-"""Whatever its conventions, a network is the denoiser it is: the exact network of a mixture, wrapped in each of them."""
+"""Whatever its conventions, a network is the denoiser it is: the exact one of a mixture, wrapped in each of them."""
 
 import math
 import warnings

@@ -10,9 +10,9 @@ Sources: DDPM (arXiv:2006.11239), Eq. 5; the decoder and its variance, Analytic-
 the Gaussian mass of each pixel's bin, of variance beta_tilde between the first two times of the full chain.
 
 Continuous data have a density instead of masses: the last term is then ``-log N(x_0; m(x_1), r_1 I)`` with
-``r_1 = sigma_1^2 / alpha_1^2``.  With any density of x_0 given x_1 this is a bound on ``-log p(x_0)`` (Jensen).  The best
+``r_1 = sigma_1^2 / alpha_1^2``.  With any density of x_0 given x_1 it is a bound on ``-log p(x_0)`` (Jensen).  The best
 Gaussian has the covariance of x_0 given x_1, and where the data's density is smooth on the scale of sigma_1, that is
-``r_1 I`` to first order: the posterior is then the likelihood ``N(x_1; alpha_1 x_0, sigma_1^2 I)`` as a function of x_0.
+``r_1 I`` to first order: the posterior is then the likelihood ``N(x_1; alpha_1 x_0, sigma_1^2 I)``, a function of x_0.
 What the bound overstates here vanishes with sigma_1, and does not depend on the strategy.
 """
 
