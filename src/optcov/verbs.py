@@ -17,6 +17,7 @@ from optcov.adapter.load import load
 from optcov.denoiser import Denoiser, device_of
 from optcov.fitting import train
 from optcov.guidance import Guidance
+from optcov.likelihood.terms import check_grey_levels, half_bin
 from optcov.metric.base import Score
 from optcov.registry import options, resolve, settings_of
 from optcov.sampler import Sampler
@@ -90,6 +91,7 @@ def fit(
             )
         order = torch.randperm(len(x_0), generator=torch.Generator().manual_seed(derive_seed(seed, Stream.EPOCH)))
         chosen = order[: strategy.num_images]
+        strategy.progress = progress
         strategy.calibrate(
             denoiser, [x_0[chosen].to(device)], seed, None if labels is None else labels[chosen].to(device)
         )
@@ -177,6 +179,7 @@ def bits_per_dim(
     trajectory: str | Trajectory | Iterable[float] = "even",
     seed: int = 0,
     *,
+    unit: str = "bits",
     labels: Tensor | None = None,
     batch_size: int = 256,
     progress: bool = True,
@@ -186,22 +189,30 @@ def bits_per_dim(
 
     Args:
         denoiser, strategy, num_steps, trajectory, seed, batch_size, progress: as in `sample`.
-        images: see `Images`, on the grey levels of the denoiser's range.
+        images: see `Images`; for bits, on the grey levels of the denoiser's range, which set the bin of each pixel.
+        unit: ``bits`` for the probability of data on grey levels; ``nats`` for the density of continuous data, such as
+            latents, which has no bins and no decoder: the last term is the density of x_0 given x_1, and the value may
+            be negative.  The two do not compare.
         labels: of the images, int64 ``[n]``, for a denoiser that knows classes.
         settings: of the metric ``nll``, such as ``clip_x0=False``.
     Returns:
-        ``value`` and ``standard_error``, in bits/dim, and in ``details`` the mean of each term.
+        ``value`` and ``standard_error``, in bits/dim or nats/dim, in ``details`` the mean of each term, and these as
+        rows by ``table()``.
     Raises:
         ValueError: in one sentence, if a value has no meaning, or data have no grey levels.
     """
-    from optcov.metric.nll import VariationalNLL
+    from optcov.metric.nll import BitsPerDim, VariationalDensity, VariationalNLL
 
+    kinds: dict[str, type[BitsPerDim]] = {"bits": VariationalNLL, "nats": VariationalDensity}
+    if unit not in kinds:
+        raise ValueError(f'unit must be "bits" or "nats" (got {unit!r}): data on grey levels have bits')
     strategy = _fitted(strategy, denoiser)
-    metric = VariationalNLL(**settings)
+    metric = kinds[unit](**settings)
     x_0 = data(denoiser, images)
     if len(x_0) < 2:
         raise ValueError("images must be at least two (got 1): a standard error needs more than one")
-    _check_grey_levels(denoiser, x_0)
+    if unit == "bits":
+        _check_grey_levels(denoiser, x_0)
     times = _times(denoiser, strategy, trajectory, num_steps, seed, x_0)
     labels = _labels(denoiser, labels, len(x_0))
     return metric.score(denoiser, strategy, times, x_0, seed, batch_size, labels, progress)
@@ -292,13 +303,8 @@ def _check_grey_levels(denoiser: Denoiser, x_0: Tensor) -> None:
         ValueError: in one sentence.
     """
     data_range = denoiser.data_range
-    grey = data_range.grey_level
-    if grey is None or data_range.low is None:
-        raise ValueError(
-            "data_range must have grey levels for bits/dim (got none): latents and other continuous data have a "
-            "density, not a probability per pixel"
-        )
-    off = ((x_0 - data_range.low) / grey).double()
+    check_grey_levels(data_range)
+    off = ((x_0 - data_range.ends(x_0)[0]) / (2 * half_bin(data_range, x_0))).double()
     share = float(((off - off.round()).abs() > 0.05).double().mean())
     if share > 0:
         raise ValueError(
