@@ -20,7 +20,7 @@ from optcov.variance.base import VarianceStrategy
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of."""
+    """What a run is made of; ``trains_mean`` is false where the mean network was given with its weights."""
 
     data: DataSource
     denoiser: Denoiser
@@ -30,6 +30,7 @@ class Parts:
     metrics: dict[str, Metric | ModelMetric]
     guidance: Guidance | None = None
     classes: int | list[int] | None = None  # wanted, in turn; None for as often as in the data
+    trains_mean: bool = True
 
     @property
     def num_classes(self) -> int | None:

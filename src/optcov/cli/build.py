@@ -14,11 +14,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 
 from optcov.cli.errors import ConfigError, config_errors
 from optcov.cli.machine import Machine
+from optcov.cli.pretrained import Given
 from optcov.denoiser import Denoiser
 from optcov.keys import Config
 from optcov.labels import cycle_labels
 from optcov.metric import ModelMetric, Reference
 from optcov.parts import Parts
+from optcov.schedule import NoiseSchedule
 from optcov.seeds import Stream, derive_seed
 
 
@@ -51,9 +53,12 @@ class Run:
         return trainer
 
 
-def build(config: Config) -> Parts:
+def build(config: Config, given: Given | None = None) -> Parts:
     """Instantiate every group; new weights depend on the seed alone.
 
+    Args:
+        config: checked; that of ``given``, where a mean network is given.
+        given: a mean network that was not trained here, and the data it was opened with.
     Raises:
         ConfigError: if parts do not fit together, in one sentence.
     """
@@ -68,7 +73,7 @@ def build(config: Config) -> Parts:
         with config_errors(f"metric.{name}"):
             metrics[name] = instantiate(metric)
     with config_errors("data"):
-        data = instantiate(config.data)
+        data = instantiate(config.data) if given is None else given.data
         shape = data.data_shape
     with config_errors("conditional" if config.conditional else "guidance"):
         num_classes = data.num_classes if config.conditional or "classifier" in config.guidance else None
@@ -81,11 +86,9 @@ def build(config: Config) -> Parts:
             else:
                 metric.check(Reference(data.reference(), config.reference_dir), config.num_samples)
     with config_errors("model"):
-        torch.manual_seed(derive_seed(config.seed, Stream.MEAN_WEIGHTS))
-        network = instantiate(config.model, data_shape=shape, **_classes_of_network(config, num_classes))
+        denoiser = _new(config, schedule, shape, num_classes) if given is None else given.denoiser
         if config.compile:
-            network.compile()
-        denoiser = Denoiser(network, schedule, instantiate(config.parameterization), config.time_offset)
+            denoiser.network.compile()
     with config_errors("var"):
         torch.manual_seed(derive_seed(config.seed, Stream.VARIANCE_WEIGHTS))
         strategy = instantiate(config.var, denoiser=denoiser)
@@ -118,7 +121,14 @@ def build(config: Config) -> Parts:
             )
         with config_errors("labels"):
             cycle_labels(config.labels, num_classes, 0)
-    return Parts(data, denoiser, strategy, sampler, trajectory, metrics, guidance, config.labels)
+    return Parts(data, denoiser, strategy, sampler, trajectory, metrics, guidance, config.labels, given is None)
+
+
+def _new(config: Config, schedule: NoiseSchedule, shape: tuple[int, ...], num_classes: int | None) -> Denoiser:
+    """The denoiser of a network to be trained."""
+    torch.manual_seed(derive_seed(config.seed, Stream.MEAN_WEIGHTS))
+    network = instantiate(config.model, data_shape=shape, **_classes_of_network(config, num_classes))
+    return Denoiser(network, schedule, instantiate(config.parameterization), config.time_offset)
 
 
 def _classes_of_network(config: Config, num_classes: int | None) -> dict[str, int | None]:

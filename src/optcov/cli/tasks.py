@@ -18,6 +18,7 @@ from optcov.cli.errors import ConfigError, config_errors
 from optcov.cli.evaluate import delete_partial_samples, draw, evaluate_run, preview, write_variance_profile
 from optcov.cli.fit import CHECKPOINTS, fit, fit_trajectory, make_callbacks, plan_fits
 from optcov.cli.machine import Machine, configure_machine
+from optcov.cli.pretrained import open_pretrained
 from optcov.cli.report import show_run
 from optcov.cli.run_folder import Saved, open_run_folder, write_config
 from optcov.cli.wandb import WandbRun
@@ -44,6 +45,7 @@ def train(config: Config) -> dict[str, Any]:
     _quiet()
     started = time.monotonic()
     run = _build(config)
+    config = run.config
     make_callbacks(config, run.parts, {})  # refuses what cannot be tracked
     plan = plan_fits(config, run.parts)
     done = open_run_folder(config) if rank_zero() else None
@@ -146,7 +148,10 @@ def prepare(config: Config) -> None:
 def _build(config: Config) -> Run:
     """Everything a job needs, and every refusal before anything heavy."""
     machine = Machine.of(config)
-    run = Run(config, build(config), machine)
+    given = open_pretrained(config)
+    if given is not None:
+        config = given.config
+    run = Run(config, build(config, given), machine)
     configure_machine(config, run.parts.denoiser, machine)
     return run
 
@@ -160,9 +165,9 @@ def _restore(config: Config) -> Run:
     _quiet()
     folder = Path(str(config.run))
     run = _build(config)
+    config = run.config
     guidance, strategy = run.parts.guidance, run.parts.strategy
     own = {key: folder / "checkpoints" / f"{kind}.safetensors" for key, kind in CHECKPOINTS.items()}
-    mean = config.mean_ckpt or own["mean_ckpt"]
     unfitted = None
     other_variance = config.var != Saved.read(folder).values["var"]
     if isinstance(strategy, Calibrated | Trained) and config.var_ckpt is None and other_variance:
@@ -172,9 +177,12 @@ def _restore(config: Config) -> Run:
         unfitted = "guidance", "trained", "train its classifier"
     if unfitted is not None:
         key, done, do = unfitted
+        mean = f"mean_ckpt={config.mean_ckpt or own['mean_ckpt']}"
+        if not run.parts.trains_mean:
+            mean = f"model={config.choices['model']} model.source={config.model['source']}"
         raise ConfigError(
             f"{key} = {config.choices[key]} was not {done} in run = {folder}: {do} with "
-            f"train.py {key}={config.choices[key]} mean_ckpt={mean}, then give that run"
+            f"train.py {key}={config.choices[key]} {mean}, then give that run"
         )
     plan_fits(config, run.parts, own)
     fit_trajectory(run)
