@@ -23,7 +23,7 @@ from optcov.registry import options, resolve, settings_of
 from optcov.sampler import Sampler
 from optcov.sampler import sample as draw
 from optcov.seeds import Stream, derive_seed
-from optcov.trajectory import Trajectory
+from optcov.trajectory import ListTrajectory, Trajectory
 from optcov.variance.base import Calibrated, Trained, VarianceStrategy
 
 __all__ = ["bits_per_dim", "fit", "load", "sample"]
@@ -273,10 +273,8 @@ def _times(
     if isinstance(trajectory, Trajectory):
         trajectory.check(denoiser.schedule, num_steps)
         return trajectory.times(denoiser.schedule, num_steps)
-    times = torch.as_tensor(list(trajectory), dtype=torch.float64)
-    if len(times) == 0 or not bool((times.diff(prepend=times.new_zeros(1)) > 0).all() and times[-1] <= 1):
-        raise ValueError(f"trajectory must be times that rise from above 0 to at most 1 (got {times.tolist()})")
-    return times
+    listed = ListTrajectory(list(trajectory))
+    return listed.times(denoiser.schedule, len(listed))
 
 
 def _labels(denoiser: Denoiser, labels: Tensor | None, count: int) -> Tensor | None:

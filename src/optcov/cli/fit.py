@@ -100,7 +100,7 @@ def plan_fits(config: Config, parts: Parts, own: Mapping[str, Path] | None = Non
     del training["label_dropout"]  # affects only class-conditional networks
 
     mean = variance = classifier = None
-    if list(parts.denoiser.parameters()):
+    if parts.trains_mean and list(parts.denoiser.parameters()):
         loaded = load("mean_ckpt", parts.denoiser, network, dict.fromkeys(network, ""))
         mean = network | training | dropout if loaded is None else loaded.identity
     if parts.guidance is not None and parts.guidance.classifier is not None:
