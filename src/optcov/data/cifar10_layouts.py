@@ -20,6 +20,7 @@ from optcov.data.decode import channels_first, decode
 from optcov.data.files import file_fingerprint
 from optcov.data.records import ArrayRecords, CorruptImageError, Pixels, Records
 from optcov.data.restricted_pickle import load_arrays
+from optcov.data.untrusted import MAX_BYTES, TooLargeError, check_size
 
 log = logging.getLogger(__name__)
 
@@ -256,12 +257,13 @@ def _read_members(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
             for member in tar:
                 name = PurePosixPath(member.name).name
                 if name in names and member.isfile():
+                    check_size(member.size, MAX_BYTES)
                     file = tar.extractfile(member)
                     assert file is not None
                     contents[name] = file.read()
                     if len(contents) == len(names):
                         break
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError, TooLargeError) as error:
         raise ValueError(f"data.root: {archive} is truncated or not a tar archive ({error}): {AGAIN}") from error
     missing = [name for name in names if name not in contents]
     if missing:

@@ -114,6 +114,16 @@ class ImageData(DataSource):
         labels = self.stored(split).labels
         return super().labels(split) if labels is None else labels
 
+    @property
+    def num_classes(self) -> int:
+        return super().num_classes if self.classes is None else len(self.classes)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """What the classes are called, in the order of their numbers; None where they have no names."""
+        names: list[str] | None = self.stored("train").manifest["classes"]
+        return names
+
     def identity(self) -> dict[str, Any]:
         """The checksum of the training images, which does not depend on where they are stored."""
         return {"train_sha256": self.stored("train").manifest["sha256"]}
