@@ -15,8 +15,8 @@ from typing import Any
 
 from optcov.data.base import Split
 from optcov.data.decode import Box, crop_and_resize, decode
+from optcov.data.encoded import check_side
 from optcov.data.files import Files, file_fingerprint, files_in, is_image
-from optcov.data.image_folder import check_side
 from optcov.data.images import ImageData
 from optcov.data.records import CorruptImageError, Pixels, Records
 

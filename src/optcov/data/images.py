@@ -141,7 +141,7 @@ def held_out(count: int, val_size: int, test_size: int, split: Split) -> list[in
     Raises:
         ValueError: if a size is negative, or nothing is left for training.
     """
-    if val_size < 0 or test_size < 0 or val_size + test_size >= count:
+    if count and (val_size < 0 or test_size < 0 or val_size + test_size >= count):
         raise ValueError(
             f"data.val_size + data.test_size must be less than the {count} images, and neither may be negative "
             f"(got {val_size} + {test_size})"

@@ -120,13 +120,18 @@ class ArrayHeader:
         """The size of the array."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def check(self, size: int | None) -> None:
+        """Raise ValueError if a file of this size has not what is declared; None if the size is not known."""
+        if size is not None and self.nbytes + self.offset != size:
+            raise ValueError(f"it declares {self.nbytes:,} bytes of data and has {size - self.offset:,}")
 
-def read_header(file: _Readable, size: int) -> ArrayHeader:
+
+def read_header(file: _Readable, size: int | None) -> ArrayHeader:
     """The header of a ``.npy`` file, checked against the size of the file.
 
     Args:
         file: at its beginning; left at the first element.
-        size: of the whole file, in bytes.
+        size: of the whole file in bytes, if it is known.
     Raises:
         ValueError: with the end of a sentence, if it is not an array of numbers or text, or of another size.
     """
@@ -148,8 +153,7 @@ def read_header(file: _Readable, size: int) -> ArrayHeader:
     if not (isinstance(shape, tuple) and all(isinstance(n, int) and 0 <= n < 2**48 for n in shape)):
         raise ValueError("its header is damaged")
     header = ArrayHeader(shape, dtype, fortran, 8 + width + length)
-    if header.nbytes + header.offset != size:
-        raise ValueError(f"it declares {header.nbytes:,} bytes of data and has {size - header.offset:,}")
+    header.check(size)
     return header
 
 
