@@ -24,6 +24,7 @@ from optcov.cli.wandb import WandbRun
 from optcov.data.prepare import prepare as prepare_data
 from optcov.files import write_atomically
 from optcov.keys import Config
+from optcov.parts import Parts
 from optcov.report.export import write_npz, write_pngs
 from optcov.training.store import Checkpoint, Kind, rank_zero
 from optcov.variance.base import Calibrated, Trained
@@ -31,11 +32,12 @@ from optcov.variance.base import Calibrated, Trained
 log = logging.getLogger(__name__)
 
 
-def train(config: Config) -> dict[str, Any]:
+def train(config: Config, parts: Parts | None = None) -> dict[str, Any]:
     """The whole job: fit the mean, fit its variance, sample, score; each fit only if it was not done before.
 
     Args:
         config: of ``conf/config.yaml``, checked.
+        parts: what `build` makes of it, if that was done already.
     Returns:
         What ``results.json`` holds.
     Raises:
@@ -43,7 +45,7 @@ def train(config: Config) -> dict[str, Any]:
     """
     _quiet()
     started = time.monotonic()
-    run = _build(config)
+    run = _run(config, parts)
     make_callbacks(config, run.parts, {})  # refuses what cannot be tracked
     plan = plan_fits(config, run.parts)
     done = open_run_folder(config) if rank_zero() else None
@@ -77,16 +79,16 @@ def train(config: Config) -> dict[str, Any]:
     return results
 
 
-def sample(config: Config) -> Path:
+def sample(config: Config, parts: Parts | None = None) -> Path:
     """Draw samples from a run's checkpoints: a picture, and the samples as ``.npz`` or PNG files.
 
     Args:
-        config: of ``conf/sample.yaml`` on the ground of the run's.
+        config: of ``conf/sample.yaml`` on top of the run's.
+        parts: as in `train`.
     Returns:
         The folder of the samples.
     """
-    # nothing is scored, so that nothing need be there for it
-    run = _restore(config.model_copy(update={"metric": {}}))
+    run = _restore(config, parts)
     config, parts, folder = run.config, run.parts, run.folder
     if config.mode is not None:
         with config_errors("mode"), run.machine.sampling() as device:
@@ -113,16 +115,17 @@ def sample(config: Config) -> Path:
     return folder
 
 
-def evaluate(config: Config) -> dict[str, Any]:
+def evaluate(config: Config, parts: Parts | None = None) -> dict[str, Any]:
     """Sample from a run's checkpoints and score it again.
 
     Args:
-        config: of ``conf/evaluate.yaml`` on the ground of the run's.
+        config: of ``conf/evaluate.yaml`` on top of the run's.
+        parts: as in `train`.
     Returns:
         What ``results.json`` of the evaluation holds.
     """
     started = time.monotonic()
-    run = _restore(config)
+    run = _restore(config, parts)
     results = evaluate_run(run)
     if rank_zero():
         write_config(run.folder, run.config)
@@ -143,15 +146,15 @@ def prepare(config: Config) -> None:
             print(line)
 
 
-def _build(config: Config) -> Run:
+def _run(config: Config, parts: Parts | None) -> Run:
     """Everything a job needs, and every refusal before anything heavy."""
     machine = Machine.of(config)
-    run = Run(config, build(config), machine)
+    run = Run(config, parts or build(config), machine)
     configure_machine(config, run.parts.denoiser, machine)
     return run
 
 
-def _restore(config: Config) -> Run:
+def _restore(config: Config, parts: Parts | None) -> Run:
     """A run's networks with the sampler of the config, and a new output folder.
 
     Raises:
@@ -159,7 +162,7 @@ def _restore(config: Config) -> Run:
     """
     _quiet()
     folder = Path(str(config.run))
-    run = _build(config)
+    run = _run(config, parts)
     guidance, strategy = run.parts.guidance, run.parts.strategy
     own = {key: folder / "checkpoints" / f"{kind}.safetensors" for key, kind in CHECKPOINTS.items()}
     mean = config.mean_ckpt or own["mean_ckpt"]

@@ -25,7 +25,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from optcov.denoiser import Denoiser
 from optcov.schedule.levels import NoiseLevels
@@ -97,6 +96,8 @@ class ProbabilityFlow:
             self.denoiser.cost.add(len(x), ne=2)
             trace = (product * probe).double().flatten(1).sum(1)
             return sigma * eps.detach().double() - sigma**2 * state[0], sigma * trace - sigma**2 * dim
+
+        from torchdiffeq import odeint  # imports SciPy, which takes most of a second
 
         start = (x.double() / float(norm[0]), torch.zeros(len(x), dtype=torch.float64, device=x.device))
         path, divergence = odeint(
