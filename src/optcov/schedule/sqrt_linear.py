@@ -1,6 +1,7 @@
 """The schedule of the Keras-DDPM implementation: amplitude ``sqrt(1 - 0.02 n / N)`` per step, so beta_n = 0.02 n / N.
 
-Written for N = 1000; scaled by 1000 / N elsewhere, as the linear schedule is, so that x_N stays close to pure noise.
+The original has N = 1000; for other N the betas scale by 1000 / N, as in the linear schedule, so that x_N stays close
+to pure noise.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ class SqrtLinearSchedule(DiscreteSchedule):
     """``beta_n = beta_max n / N * 1000 / N``.
 
     Args:
-        num_steps: N; above ``1000 * beta_max``, so that every beta stays below 1.
+        num_steps: N; must exceed ``1000 * beta_max``, so that every beta stays below 1.
         beta_max: variance of the last step of the 1000-step process.
     """
 

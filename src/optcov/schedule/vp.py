@@ -1,4 +1,4 @@
-"""Variance-preserving paths, ``alpha_t^2 + sigma_t^2 = 1``: those of DDPM and of the VP-SDE."""
+"""Variance-preserving paths, ``alpha_t^2 + sigma_t^2 = 1``, such as DDPM's and the VP-SDE's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optcov.schedule.levels import NoiseLevels
 
 
 class VPSchedule(NoiseSchedule):
-    """A path given by the logarithm of its signal amplitude alone.
+    """A path defined by the logarithm of its signal amplitude; the noise follows from it.
 
     Args:
         num_steps: N, the number of steps of the discrete process; at least 1.
@@ -21,7 +21,7 @@ class VPSchedule(NoiseSchedule):
 
     @abstractmethod
     def log_alpha(self, t: Tensor) -> Tensor:
-        """Logarithm of the signal's amplitude; float64, shape of ``t``; 0 at ``t = 0``."""
+        """Logarithm of the signal amplitude; float64, shape of ``t``; 0 at ``t = 0``."""
 
     @abstractmethod
     def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
@@ -38,11 +38,11 @@ class VPSchedule(NoiseSchedule):
         return twice - (-torch.expm1(twice)).log()
 
     def time(self, log_snr: Tensor) -> Tensor:
-        # alpha_t^2 = sigmoid(log_snr), as the path preserves variance
+        # alpha_t^2 = sigmoid(log_snr), because the path preserves variance
         return self.time_of_log_alpha(torch.nn.functional.logsigmoid(log_snr.to(torch.float64)) / 2)
 
     def prior_std(self, level: NoiseLevels) -> Tensor:
-        """1: the published samplers of these paths start from white noise at any time."""
+        """1, because the published samplers for these paths start from white noise at any time."""
         return torch.ones_like(level.sigma)
 
     def variance_between(self, s: Tensor, t: Tensor) -> Tensor:
@@ -66,11 +66,11 @@ def rescaled(beta: Tensor) -> Tensor:
 
 
 class DiscreteSchedule(VPSchedule):
-    """A schedule given by the variances of its N steps; log alpha is linear in t between them (as in DPM-Solver).
+    """A schedule defined by the variances of its N steps; log alpha is linear in t between them (as in DPM-Solver).
 
     Args:
         beta: float64 ``[N]``, beta_n = Var of ``q(x_n | x_{n-1})``, each in (0, 1).
-        last_alpha_sq: alpha_1^2 where the last beta is 1; None where that has no meaning.
+        last_alpha_sq: alpha_1^2 to use if the last beta is 1; None to refuse such a beta.
     Raises:
         ValueError: if a beta is not a number in (0, 1).
     """
@@ -98,7 +98,7 @@ class DiscreteSchedule(VPSchedule):
         return (lower + weight.clamp(0, 1)) / self.num_steps
 
     def _table_on(self, device: torch.device) -> Tensor:
-        """One copy per device, so that a sampling loop never waits for the host."""
+        """The table on a device; one copy is kept per device, so that a sampling loop never waits for the host."""
         if device not in self._log_alpha:
             self._log_alpha[device] = next(iter(self._log_alpha.values())).to(device)
         return self._log_alpha[device]

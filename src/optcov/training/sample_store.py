@@ -1,7 +1,8 @@
-"""Samples on disk while they are being drawn, so that an interrupted job does not draw them again.
+"""Stores samples on disk while they are being drawn, so that an interrupted job does not draw them again.
 
-Each batch is a file ``START-STOP.npz`` with the samples of these indices, and the time and network calls they took.  It
-is renamed into place only when complete; its CRC detects later corruption.  At most one batch is in memory.
+Each batch is a file ``START-STOP.npz`` that holds the samples with these indices, and the time and network calls they
+took.  A file is renamed into place only when complete; its CRC detects later corruption.  At most one batch is in
+memory.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ COUNTS = tuple(field.name for field in fields(Cost))
 
 
 class SampleStore:
-    """The samples 0..count - 1 in a folder, written by any number of processes; iterates over chunks in order.
+    """Holds samples 0..count - 1 in a folder; any number of processes may write, and iteration yields chunks in order.
 
     Args:
-        folder: used by this class alone.
-        shape: of one sample.
-        count: how many samples; files with later indices are ignored.
-        batch_size: samples per file, at most.
+        folder: a folder that nothing else uses.
+        shape: shape of one sample.
+        count: number of samples; files with later indices are ignored.
+        batch_size: maximum number of samples per file.
     Raises:
         ValueError: if ``count`` or ``batch_size`` is below 1.
     """
@@ -55,10 +56,10 @@ class SampleStore:
         """Store the samples of a batch.
 
         Args:
-            indices: of the samples, ``[B]``.
+            indices: the indices of the samples, ``[B]``.
             images: uint8 ``[B, *shape]``.
-            began, ended: the time in seconds, by a clock that all processes share.
-            cost: of the batch.
+            began, ended: start and end in seconds, by a clock that all processes share.
+            cost: network calls that the batch took.
         Raises:
             OSError: if the file cannot be written; no partial file is left.
         """
@@ -71,17 +72,17 @@ class SampleStore:
         return self.count
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Chunks uint8 ``[b, *shape]`` of all samples, in order.
+        """Yield chunks uint8 ``[b, *shape]`` of all samples, in order.
 
         Raises:
-            ValueError: if any are missing.
+            ValueError: if any samples are missing.
         """
         for path, keep in self._pieces():
             with np.load(path) as part:
                 yield torch.from_numpy(part["images"][keep])
 
     def first(self, count: int) -> Tensor:
-        """The first samples, uint8 ``[count, *shape]``, or all if there are fewer."""
+        """The first ``count`` samples, uint8 ``[count, *shape]``, or all if there are fewer."""
         chunks: list[Tensor] = []
         for chunk in self:
             chunks.append(chunk)
@@ -90,7 +91,7 @@ class SampleStore:
         return torch.cat(chunks)[:count]
 
     def seconds(self) -> float:
-        """The time during which at least one process was drawing; pauses do not count."""
+        """The seconds during which at least one process was drawing; pauses do not count."""
         intervals = []
         for path, _ in self._pieces():
             with np.load(path) as part:
@@ -119,12 +120,12 @@ class SampleStore:
         }
 
     def _files(self) -> list[tuple[range, Path]]:
-        """All files by first index, longer ones first."""
+        """All files, sorted by first index with longer ones first."""
         files = [(range(*map(int, path.stem.split("-"))), path) for path in self.folder.glob("*-*.npz")]
         return sorted(files, key=lambda file: (file[0].start, -file[0].stop))
 
     def _pieces(self) -> Iterator[tuple[Path, slice]]:
-        """Files and rows that make up the samples in order; files of two batch sizes may overlap."""
+        """Yield the files and rows that make up the samples in order; files from two batch sizes may overlap."""
         position = 0
         for span, path in self._files():
             if span.start > position or position >= self.count:
@@ -134,7 +135,7 @@ class SampleStore:
                 position = span.stop
         if position < self.count:
             raise ValueError(
-                f"{self.folder} lacks sample {position} although all processes are done: "
+                f"{self.folder} lacks sample {position}, although all processes have finished: "
                 "give an output_dir that all of them share"
             )
 
@@ -142,7 +143,7 @@ class SampleStore:
         try:
             with np.load(path) as part:  # reading compares the checksums
                 images, interval, cost = part["images"], part["interval"], part["cost"]
-        except Exception:  # a damaged file can make the reader raise almost anything
+        except Exception:  # damaged files make the reader raise almost any exception
             return False
         shapes = (images.shape, interval.shape, cost.shape)
         return images.dtype == np.uint8 and shapes == ((len(span), *self.shape), (2,), (len(COUNTS),))
