@@ -14,6 +14,7 @@ from optcov.parameterization import Parameterization
 from optcov.schedule import CosineSchedule, LinearSchedule, NoiseSchedule, SqrtLinearSchedule, VPSDESchedule
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: as many as there are cores run side by side
 hypothesis.settings.register_profile("optcov", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("optcov")
 

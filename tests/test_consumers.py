@@ -228,7 +228,7 @@ def guided_transition(
     kernel = ReverseKernel.from_levels(at_s, at_t, 1.0)
     strategy, x_t = Exact(denoiser, kind), noisy(mixture, at_t)
     prediction = guidance.predict(denoiser, strategy, x_t, at_t, labels)
-    step = guidance.transition(kernel, strategy, denoiser, prediction).dense()
+    step = guidance.transition(kernel, denoiser, strategy, prediction).dense()
     both = [mixture.posterior(x_t, at_t.alpha, at_t.sigma, given)[1] for given in (None, labels)]
     return kernel, step, [kind(matrix).dense() for matrix in both]
 
@@ -292,7 +292,7 @@ def test_a_step_models_covariance_is_found_behind_its_step(mixture: GaussianMixt
     for strategy in (Step(denoiser), Exact(denoiser, kind)):
         strategy.kind = kind
         prediction = guidance.predict(denoiser, strategy, noisy(mixture, at_t), at_t, labels)
-        steps.append(guidance.transition(kernel, strategy, denoiser, prediction).dense())
+        steps.append(guidance.transition(kernel, denoiser, strategy, prediction).dense())
     assert_close(steps[0], steps[1], rtol=1e-10, atol=1e-12)
 
 

@@ -595,7 +595,7 @@ def test_guided_steps_of_a_step_model_are_exact(name: str, total: int):
     kernel = ReverseKernel.from_levels(levels[s], levels[t])  # type: ignore[index]
     x_t = torch.zeros(len(s), 1, dtype=torch.float64)
     prediction = guidance.predict(denoiser, strategy, x_t, levels[t], torch.zeros(len(s), dtype=torch.long))
-    found = guidance.transition(kernel, strategy, denoiser, prediction).diagonal()[:, 0]
+    found = guidance.transition(kernel, denoiser, strategy, prediction).diagonal()[:, 0]
     beta = its.exact.sigma_sq[t] - its.exact.alpha_sq[t] / its.exact.alpha_sq[s] * its.exact.sigma_sq[s]
     beta_tilde = beta * its.exact.sigma_sq[s] / its.exact.sigma_sq[t]
     share = Decimal("0.25") + Decimal(weight) * Decimal("0.25")

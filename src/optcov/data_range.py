@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -13,9 +14,10 @@ class DataRange:
 
     Args:
         low, high: the ends of the interval; None for data with unknown support, such as latents.
-        num_levels: number of grey levels of stored images, evenly spaced from low to high; None for continuous data.
+        num_levels: number of grey levels of stored images, evenly spaced from low to high, at least 2; None for
+            continuous data.
     Raises:
-        ValueError: unless both ends are given with ``low < high``, or neither is given.
+        ValueError: unless both ends are finite with ``low < high``, or both are None; if ``num_levels`` is below 2.
     """
 
     low: float | None = -1.0
@@ -23,10 +25,16 @@ class DataRange:
     num_levels: int | None = 256
 
     def __post_init__(self) -> None:
-        if (self.low is None) != (self.high is None) or (self.low is not None and not self.low < self.high):  # type: ignore[operator]
+        given = [end for end in (self.low, self.high) if end is not None]
+        if len(given) == 1 or (given and not -math.inf < given[0] < given[1] < math.inf):
             raise ValueError(
-                f"data_range must have two ends, low below high, or none (got {self.low} and {self.high}): "
+                f"data_range must be two finite ends, low below high, or none (got {self.low} and {self.high}): "
                 "give (-1, 1), (0, 1), or None for data with unknown support"
+            )
+        if self.num_levels is not None and self.num_levels < 2:
+            raise ValueError(
+                f"data_range.num_levels must be at least 2 (got {self.num_levels}): give 256 for 8-bit images, or None "
+                "for data without grey levels"
             )
 
     @property

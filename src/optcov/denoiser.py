@@ -66,19 +66,26 @@ class Cost:
         nfe: network evaluations.
         ne: network equivalents.  An evaluation counts 1.  A product with the Jacobian repeats one evaluation, which
             counts 1, and adds 1 (Jacobian-vector product) or 2 (vector-Jacobian product).
+        classifier_calls: evaluations of a guiding classifier, each forward and backward; not part of nfe or ne.
     """
 
     nfe: int = 0
     ne: int = 0
+    classifier_calls: int = 0
 
-    def add(self, samples: int, nfe: int = 0, ne: int = 0) -> None:
-        """Count ``nfe`` evaluations and ``ne`` equivalents for each of ``samples`` samples."""
+    def add(self, samples: int, nfe: int = 0, ne: int = 0, classifier_calls: int = 0) -> None:
+        """Count ``nfe`` evaluations, ``ne`` equivalents and ``classifier_calls`` for each of ``samples`` samples."""
         self.nfe += nfe * samples
         self.ne += ne * samples
+        self.classifier_calls += classifier_calls * samples
+
+    def since(self, before: Cost) -> Cost:
+        """What was added to an earlier count."""
+        return Cost(self.nfe - before.nfe, self.ne - before.ne, self.classifier_calls - before.classifier_calls)
 
     def reset(self) -> None:
         """Set the counts to 0."""
-        self.nfe = self.ne = 0
+        self.nfe = self.ne = self.classifier_calls = 0
 
 
 class Denoiser(nn.Module):

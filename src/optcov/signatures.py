@@ -148,8 +148,10 @@ def _type(module: str, hint: ast.expr) -> Any:
             inner = hint.slice.elts if isinstance(hint.slice, ast.Tuple) else [hint.slice]
             if ast.unparse(hint.value).endswith("Literal"):
                 return Literal[tuple(ast.literal_eval(each) for each in inner)]
-            types = tuple(_type(module, each) for each in inner)
             container = _type(module, hint.value)
+            if container is collections.abc.Callable:
+                return Object
+            types = tuple(_type(module, each) for each in inner)
             return Any if Any in (container, *types) else container[types[0] if len(types) == 1 else types]
         case ast.Name(id=name):
             if isinstance(known := getattr(builtins, name, None), type) or hasattr(typing, name):

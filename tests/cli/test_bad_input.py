@@ -70,6 +70,7 @@ UNKNOWN = [
     ("model.chanels=3", ["model has no key chanels", "did you mean channels"]),
     ("data.root=x", ["data has no key root", "batch_size"]),
     ("var.head.width=3", ["var.head has no key width"]),
+    ("var.head=complex", ["var.head must be left out", "(got complex)", "head=complex"]),
     ("+sampler.steps=3", ["sampler.steps is not an argument of optcov.sampler.DDPMSampler", "num_steps?"]),
     ("+sampler.num_steps=3", ["sampler.num_steps is a key already", "leave the +"]),
     ("+warmup=3", ["warmup is not a key", "did you mean warmup_steps?"]),

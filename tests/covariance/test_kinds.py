@@ -337,6 +337,18 @@ def test_a_zero_covariance_draws_nothing(kind: Kind):
     assert torch.equal(nothing.bounded(1.0).dense(), torch.zeros(BATCH, 4, 4, dtype=torch.float64))
 
 
+@kinds
+@pytest.mark.parametrize("high", [0.0, 1e-50])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_bound_of_nothing_leaves_nothing_however_small_the_estimate(kind: Kind, high: float, dtype: torch.dtype):
+    """The reciprocal of a subnormal variance is infinite, and 0 times that is not a number."""
+    tiny = torch.finfo(dtype).tiny / 1000
+    estimate = torch.tensor([1.0, 1.0, 1.0] if kind is isotropic else [tiny, 1.0, 0.0], dtype=dtype)
+    estimate = torch.full_like(estimate, tiny) if kind is isotropic else estimate
+    bounded = as_kind(kind, estimate.diag_embed().expand(BATCH, 3, 3), (3,)).bounded(high)
+    assert_close(bounded.diagonal(), estimate.clamp(max=high).expand(BATCH, 3), rtol=1e-6, atol=0)
+
+
 def entries(d: int) -> st.SearchStrategy[list[float]]:
     """Numbers of all sizes that a variance of images has, and none."""
     return st.lists(

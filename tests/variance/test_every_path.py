@@ -236,5 +236,5 @@ def test_the_learned_range_at_the_least_of_its_loss_is_the_step_that_c_makes(
     step = strategy.transition(kernel, denoiser, one).diagonal()
     assert (kernel.c**2 * error < 0.04 * step).all(), "the comparison means little"
     assert ((step - kernel.lambda_sq - kernel.c**2 * variance).abs() < 5 * kernel.c**2 * error).all()
-    behind = x0_covariance(kernel, strategy, denoiser, one).diagonal()
+    behind = x0_covariance(kernel, denoiser, strategy, one).diagonal()
     assert ((behind - variance).abs() < 5 * error).all()

@@ -5,21 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.utils import get_object, instantiate
-from lightning import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 
 from optcov.cli.errors import ConfigError, config_errors
-from optcov.cli.machine import Machine
 from optcov.denoiser import Denoiser
 from optcov.keys import Config
 from optcov.labels import cycle_labels
 from optcov.metric import ModelMetric, Reference
 from optcov.parts import Parts
 from optcov.seeds import Stream, derive_seed
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+
+    from optcov.cli.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Run:
 
     def trainer(self, **arguments: Any) -> Trainer:
         """Make the config's Lightning Trainer, for training or prediction, without unneeded output."""
+        from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+
         callbacks = arguments.get("callbacks", [])
         settings: dict[str, Any] = {
             "logger": False,
@@ -53,6 +57,8 @@ class Run:
 
 def build(config: Config) -> Parts:
     """Instantiate every group; initial weights depend only on the seed.
+
+    PyTorch is needed here but not Lightning, whose import would make a refusal wait for seconds more.
 
     Raises:
         ConfigError: if parts do not fit together; the message is one sentence.
@@ -100,16 +106,11 @@ def build(config: Config) -> Parts:
         for name, metric in metrics.items():
             if guidance.steers and isinstance(metric, ModelMetric):
                 raise ConfigError(
-                    f"guidance must be none for metric = {name} (got {config.choices['guidance']}), which scores the "
+                    f"guidance must be none for metric = {name} (got {type(guidance).__name__}), which scores the "
                     "model without guidance: set guidance=none, or another metric"
                 )
     with config_errors("sampler"):
         sampler.check(strategy, schedule)
-    with config_errors("optimizer"):
-        instantiate(config.optimizer)([torch.nn.Parameter(torch.zeros(1))])
-    with config_errors("callbacks"):
-        for callback in config.callbacks.values():
-            instantiate(callback)
     if config.labels is not None:
         if num_classes is None:
             raise ConfigError(
@@ -118,6 +119,11 @@ def build(config: Config) -> Parts:
             )
         with config_errors("labels"):
             cycle_labels(config.labels, num_classes, 0)
+    with config_errors("optimizer"):
+        instantiate(config.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+    with config_errors("callbacks"):
+        for callback in config.callbacks.values():
+            instantiate(callback)
     return Parts(data, denoiser, strategy, sampler, trajectory, metrics, guidance, config.labels)
 
 

@@ -104,6 +104,8 @@ def check_targets(config: Any) -> None:
             if name not in signature.parameters and not signature.takes_any:
                 valid = did_you_mean(name, signature.parameters)
                 raise ConfigError(f"{where}.{name} is not an argument of {target}: {valid}")
+            if name in GROUPS and isinstance(value, str):
+                raise must(f"{where}.{name}", "left out, as it follows its group", value, f"set {name}={value}")
             if not (isinstance(value, dict) and "_target_" in value):
                 _check_type(f"{where}.{name}", value, signature.parameters.get(name, Any))
 

@@ -151,9 +151,6 @@ def evaluate_run(run: Run) -> dict[str, Any]:
             seconds = drawn.seconds()
             results |= {"throughput_images_per_s": len(drawn) / seconds, "wall_time_s": {"sampling": seconds}}
             results |= drawn.cost()
-            if parts.guidance is not None and parts.guidance.classifier_calls:
-                updates = parts.sampler.num_updates(len(parts.times))
-                results["classifier_calls"] = updates * parts.guidance.classifier_calls
     if not rank_zero():
         return {}
     score_model(run, results)

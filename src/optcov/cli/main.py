@@ -158,6 +158,13 @@ def _do(task: Task, cfg: DictConfig) -> None:
 
 
 def _start(task: Task, config: Config) -> None:
-    from optcov.cli import tasks  # imports PyTorch and Lightning, which takes seconds
+    if task == "sample":
+        config = config.model_copy(update={"metric": {}})  # nothing is scored: nothing needed for that must exist
+    given = []
+    if task != "prepare":
+        from optcov.cli.build import build  # imports PyTorch, which takes seconds
 
-    getattr(tasks, task)(config)
+        given = [build(config)]
+    from optcov.cli import tasks  # imports Lightning, which takes seconds more
+
+    getattr(tasks, task)(config, *given)

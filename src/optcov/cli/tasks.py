@@ -24,6 +24,7 @@ from optcov.cli.wandb import WandbRun
 from optcov.data.prepare import prepare as prepare_data
 from optcov.files import write_atomically
 from optcov.keys import Config
+from optcov.parts import Parts
 from optcov.report.export import write_npz, write_pngs
 from optcov.training.store import Checkpoint, Kind, rank_zero
 from optcov.variance.base import Calibrated, Trained
@@ -31,11 +32,12 @@ from optcov.variance.base import Calibrated, Trained
 log = logging.getLogger(__name__)
 
 
-def train(config: Config) -> dict[str, Any]:
+def train(config: Config, parts: Parts | None = None) -> dict[str, Any]:
     """Run a whole job: fit the mean and its variance, unless that was done before, then sample and score.
 
     Args:
         config: a checked config of ``conf/config.yaml``.
+        parts: the result of `build` for this config, if it is already available.
     Returns:
         The content of ``results.json``.
     Raises:
@@ -43,7 +45,7 @@ def train(config: Config) -> dict[str, Any]:
     """
     _quiet()
     started = time.monotonic()
-    run = _build(config)
+    run = _run(config, parts)
     make_callbacks(config, run.parts, {})  # refuses a run that cannot be tracked
     plan = plan_fits(config, run.parts)
     done = open_run_folder(config) if rank_zero() else None
@@ -77,16 +79,16 @@ def train(config: Config) -> dict[str, Any]:
     return results
 
 
-def sample(config: Config) -> Path:
+def sample(config: Config, parts: Parts | None = None) -> Path:
     """Draw samples from a run's checkpoints, and write a picture and the samples as ``.npz`` or PNG files.
 
     Args:
         config: a checked config of ``conf/sample.yaml``, based on the run's.
+        parts: as in `train`.
     Returns:
         The folder of the samples.
     """
-    # nothing is scored, so metrics and their files are not needed
-    run = _restore(config.model_copy(update={"metric": {}}))
+    run = _restore(config, parts)
     config, parts, folder = run.config, run.parts, run.folder
     if config.mode is not None:
         with config_errors("mode"), run.machine.sampling() as device:
@@ -113,16 +115,17 @@ def sample(config: Config) -> Path:
     return folder
 
 
-def evaluate(config: Config) -> dict[str, Any]:
+def evaluate(config: Config, parts: Parts | None = None) -> dict[str, Any]:
     """Sample from a run's checkpoints and score it again.
 
     Args:
         config: a checked config of ``conf/evaluate.yaml``, based on the run's.
+        parts: as in `train`.
     Returns:
         The content of the evaluation's ``results.json``.
     """
     started = time.monotonic()
-    run = _restore(config)
+    run = _restore(config, parts)
     results = evaluate_run(run)
     if rank_zero():
         write_config(run.folder, run.config)
@@ -143,15 +146,15 @@ def prepare(config: Config) -> None:
             print(line)
 
 
-def _build(config: Config) -> Run:
+def _run(config: Config, parts: Parts | None) -> Run:
     """Build everything a job needs, and refuse bad configs before anything expensive starts."""
     machine = Machine.of(config)
-    run = Run(config, build(config), machine)
+    run = Run(config, parts or build(config), machine)
     configure_machine(config, run.parts.denoiser, machine)
     return run
 
 
-def _restore(config: Config) -> Run:
+def _restore(config: Config, parts: Parts | None) -> Run:
     """Load a run's networks with the config's sampler, and claim a new output folder.
 
     Raises:
@@ -159,7 +162,7 @@ def _restore(config: Config) -> Run:
     """
     _quiet()
     folder = Path(str(config.run))
-    run = _build(config)
+    run = _run(config, parts)
     guidance, strategy = run.parts.guidance, run.parts.strategy
     own = {key: folder / "checkpoints" / f"{kind}.safetensors" for key, kind in CHECKPOINTS.items()}
     mean = config.mean_ckpt or own["mean_ckpt"]

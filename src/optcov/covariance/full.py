@@ -45,8 +45,9 @@ class FullCovariance(Covariance):
         values, vectors = torch.linalg.eigh(self.matrix)
         matrix = (vectors * values.clamp(min=0)[:, None]) @ vectors.mT
         if high is not None:
-            bound = per_sample(high, matrix[:, 0]) if isinstance(high, Tensor) else high
             diagonal = matrix.diagonal(dim1=1, dim2=2)
+            # a tensor either way: a number over a tensor is that number times a reciprocal, 0 * inf for subnormal ones
+            bound = per_sample(high, diagonal) if isinstance(high, Tensor) else torch.full_like(diagonal, high)
             scale = torch.where(diagonal > bound, (bound / diagonal).sqrt(), 1.0)
             matrix = scale[:, :, None] * matrix * scale[:, None]
         return FullCovariance(matrix, self.event_shape)

@@ -48,13 +48,11 @@ class Guidance(nn.Module):
         num_classes: K, the number of classes; None if the data have none.
     Attributes:
         classifier: the classifier to train, ``(x_t, network_time) -> logits``; None if the guidance needs none.
-        classifier_calls: classifier evaluations (each forward and backward) per prediction.
         uses_null_label: whether the denoiser must have learned the null label.
         steers: whether predictions differ from the network's own.
     """
 
     classifier: nn.Module | None
-    classifier_calls: int = 0
     uses_null_label: bool = False
     steers: bool = False
 
@@ -85,20 +83,20 @@ class Guidance(nn.Module):
         return prediction.start if isinstance(prediction, GuidedPrediction) else prediction
 
     def transition(
-        self, kernel: ReverseKernel, strategy: VarianceStrategy, denoiser: Denoiser, prediction: Prediction
+        self, kernel: ReverseKernel, denoiser: Denoiser, strategy: VarianceStrategy, prediction: Prediction
     ) -> Covariance:
         """``Cov[x_s | x_t]`` that matches a guided prediction."""
         return strategy.transition(kernel, denoiser, self.own(prediction))
 
     def covariance(
-        self, kernel: ReverseKernel, strategy: VarianceStrategy, denoiser: Denoiser, prediction: Prediction
+        self, kernel: ReverseKernel, denoiser: Denoiser, strategy: VarianceStrategy, prediction: Prediction
     ) -> Covariance:
         """``Cov[x_0 | x_t]`` that matches a guided prediction, bounded; see `x0_covariance` for step models."""
-        return x0_covariance(kernel, strategy, denoiser, self.own(prediction))
+        return x0_covariance(kernel, denoiser, strategy, self.own(prediction))
 
 
 def x0_covariance(
-    kernel: ReverseKernel, strategy: VarianceStrategy, denoiser: Denoiser, prediction: Prediction
+    kernel: ReverseKernel, denoiser: Denoiser, strategy: VarianceStrategy, prediction: Prediction
 ) -> Covariance:
     """C as a strategy models it, bounded; for a strategy that models the step, the C that would give the same step."""
     if isinstance(strategy, CovarianceModel):

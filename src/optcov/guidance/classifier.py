@@ -48,7 +48,6 @@ class ClassifierGuidance(Guidance):
             )
         self.weight = finite(weight)
         self.steers = self.weight != 0
-        self.classifier_calls = int(self.steers)
         self.classifier = classifier(denoiser.data_shape, num_classes)
 
     def predict(
@@ -63,6 +62,7 @@ class ClassifierGuidance(Guidance):
         if not self.steers or condition is None:
             return own
         alpha, sigma = per_sample(level.alpha, x_t), per_sample(level.sigma, x_t)
+        denoiser.cost.add(len(x_t), classifier_calls=1)
         shift = self.weight * sigma * self.gradient(x_t, denoiser.network_time(level), condition)
         has_signal = alpha > 0  # without signal, x_t says nothing about the class: the exact gradient is 0
         eps = own.eps - torch.where(has_signal, shift, 0.0)

@@ -70,16 +70,16 @@ class ClassifierFreeGuidance(Guidance):
         )
 
     def transition(
-        self, kernel: ReverseKernel, strategy: VarianceStrategy, denoiser: Denoiser, prediction: Prediction
+        self, kernel: ReverseKernel, denoiser: Denoiser, strategy: VarianceStrategy, prediction: Prediction
     ) -> Covariance:
         if not isinstance(prediction, GuidedPrediction):
-            return super().transition(kernel, strategy, denoiser, prediction)
-        return kernel.covariance(self.covariance(kernel, strategy, denoiser, prediction))
+            return super().transition(kernel, denoiser, strategy, prediction)
+        return kernel.covariance(self.covariance(kernel, denoiser, strategy, prediction))
 
     def covariance(
-        self, kernel: ReverseKernel, strategy: VarianceStrategy, denoiser: Denoiser, prediction: Prediction
+        self, kernel: ReverseKernel, denoiser: Denoiser, strategy: VarianceStrategy, prediction: Prediction
     ) -> Covariance:
         if not isinstance(prediction, GuidedPrediction) or prediction.end is None:
-            return super().covariance(kernel, strategy, denoiser, prediction)
-        start, end = (x0_covariance(kernel, strategy, denoiser, own) for own in (prediction.start, prediction.end))
+            return super().covariance(kernel, denoiser, strategy, prediction)
+        start, end = (x0_covariance(kernel, denoiser, strategy, own) for own in (prediction.start, prediction.end))
         return start.lerp(end, self.weight).bounded(denoiser.data_range.variance_bound)

@@ -26,7 +26,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from optcov.denoiser import Denoiser
 from optcov.schedule.levels import NoiseLevels
@@ -48,6 +47,18 @@ class Solution:
         return self.prior + self.divergence
 
 
+def check_settings(t_min: float | None, tolerance: float) -> None:
+    """Refuse a start or a tolerance with which there is no solution.
+
+    Raises:
+        ValueError: unless ``t_min`` is None or lies between 0 and 1, and ``tolerance`` is positive and finite.
+    """
+    if t_min is not None and not 0 < t_min < 1:
+        raise ValueError(f"t_min must be between 0 and 1 (got {t_min}): give null for 1/N")
+    if not 0 < tolerance < math.inf:
+        raise ValueError(f"tolerance must be positive and finite (got {tolerance}): give 1e-5, or one near it")
+
+
 @dataclass(frozen=True)
 class ProbabilityFlow:
     """The density on x that a denoiser's ODE between ``t_min`` and 1 defines.
@@ -57,11 +68,34 @@ class ProbabilityFlow:
         t_min: the time at which the data are assumed to lie; None for the first time of the grid, 1/N.
         tolerance: relative and absolute error tolerance of a solver step.  The whole batch shares one step size, so a
             sample's value depends on its batch to within the tolerance.
+    Raises:
+        ValueError: if a setting is out of range, or the path has no signal left to lose after ``t_min``.
     """
 
     denoiser: Denoiser
     t_min: float | None = None
     tolerance: float = 1e-5
+
+    def __post_init__(self) -> None:
+        check_settings(self.t_min, self.tolerance)
+        start, end = self._log_ratio.tolist()
+        if start >= end:
+            raise ValueError(
+                f"t_min must be a time after which signal is lost (got {float(self._first):.4g}, of a path of "
+                f"{self.denoiser.schedule.num_steps} steps): give a time near 0, such as 0.001"
+            )
+
+    @property
+    def _first(self) -> Tensor:
+        """``t_min``; float64, 0-dimensional."""
+        first = 1 / self.denoiser.schedule.num_steps if self.t_min is None else self.t_min
+        return torch.tensor(first, dtype=torch.float64)
+
+    @property
+    def _log_ratio(self) -> Tensor:
+        """``lambda = log(sigma / alpha)`` where the ODE starts and where it ends; float64 ``[2]``."""
+        times = torch.stack([self._first, torch.ones_like(self._first)])
+        return (-self.denoiser.schedule.log_snr(times) / 2).clamp(max=LARGEST_LOG_RATIO)
 
     def solve(
         self,
@@ -77,12 +111,21 @@ class ProbabilityFlow:
             probe: random signs v, of the shape and precision of ``x``.
             advance: called at each network call, for a progress bar.
             condition: class of each sample, int64 ``[B]``; only for class-conditional denoisers.
+        Raises:
+            ValueError: if x is not finite, x or its probe does not have the data's shape, or the solver fails.
         """
-        schedule = self.denoiser.schedule
-        t_min = 1 / schedule.num_steps if self.t_min is None else self.t_min
-        ends = schedule.levels(torch.tensor([t_min, 1.0], dtype=torch.float64))
-        log_ratio = (-ends.log_snr / 2).clamp(max=LARGEST_LOG_RATIO)
-        ends = schedule.levels(torch.stack([ends.t[0], schedule.time(-2 * log_ratio[1])]))
+        schedule, log_ratio = self.denoiser.schedule, self._log_ratio
+        if x.shape[1:] != self.denoiser.data_shape or probe.shape != x.shape:
+            raise ValueError(
+                f"x and its probe must be batches of data of shape {list(self.denoiser.data_shape)} (got "
+                f"{list(x.shape)} and {list(probe.shape)}): give one probe for each sample"
+            )
+        if not x.is_floating_point() or not bool(x.isfinite().all()):
+            raise ValueError(
+                f"x must be finite and of a floating-point type, for a density to mean something (got {x.dtype}, "
+                f"{int((~x.isfinite()).sum())} not finite): give data in the denoiser's range, not grey levels"
+            )
+        ends = schedule.levels(torch.stack([self._first, schedule.time(-2 * log_ratio[1])]))
         norm, prior_std = _norm(ends), float(schedule.prior_std(ends[1]))
         dim, calls = x[0].numel(), 0
 
@@ -100,10 +143,18 @@ class ProbabilityFlow:
             trace = (product * probe).double().flatten(1).sum(1)
             return sigma * eps.detach().double() - sigma**2 * state[0], sigma * trace - sigma**2 * dim
 
+        from torchdiffeq import odeint  # imports SciPy, which takes most of a second
+
         start = (x.double() / float(norm[0]), torch.zeros(len(x), dtype=torch.float64, device=x.device))
-        path, divergence = odeint(
-            velocity, start, log_ratio.to(x.device), rtol=self.tolerance, atol=self.tolerance, method="dopri5"
-        )
+        try:
+            path, divergence = odeint(
+                velocity, start, log_ratio.to(x.device), rtol=self.tolerance, atol=self.tolerance, method="dopri5"
+            )
+        except AssertionError as error:  # of a step that has shrunk to nothing, or a state that is not finite
+            raise ValueError(
+                f"the mean network must answer smoothly and with finite numbers for the ODE to be solved ({error}): "
+                "train longer, take network weights in float32, or raise t_min or the tolerance"
+            ) from error
         last = path[-1] * float(norm[1] / prior_std)
         prior = -(last**2).flatten(1).sum(1) / 2 - dim * (math.log(2 * math.pi) / 2 + math.log(prior_std))
         return Solution(prior, divergence[-1] + dim * float((norm[1] / norm[0]).log()), calls)

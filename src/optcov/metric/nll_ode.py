@@ -10,6 +10,7 @@ from torch import Tensor
 from optcov.data.base import Split
 from optcov.denoiser import Denoiser
 from optcov.likelihood import ProbabilityFlow
+from optcov.likelihood.ode import check_settings
 from optcov.likelihood.terms import half_bin
 from optcov.metric.nll import Batch, BitsPerDim
 from optcov.seeds import Stream
@@ -39,10 +40,7 @@ class FlowNLL(BitsPerDim):
         tolerance: float = 1e-5,
     ) -> None:
         super().__init__(split, num_images)
-        if t_min is not None and not 0 < t_min < 1:
-            raise ValueError(f"t_min must be between 0 and 1 (got {t_min}): give null for 1/N")
-        if tolerance <= 0:
-            raise ValueError(f"tolerance must be above 0 (got {tolerance}): give 1e-5")
+        check_settings(t_min, tolerance)
         self.t_min, self.tolerance = t_min, tolerance
 
     def nats(self, denoiser: Denoiser, strategy: VarianceStrategy, times: Tensor, batch: Batch) -> Tensor:

@@ -41,7 +41,7 @@ class Model:
 
     def transition(self, kernel: ReverseKernel, prediction: Prediction) -> Covariance:
         """``Cov[x_s | x_t]`` of the step that ``kernel`` describes."""
-        return self.guidance.transition(kernel, self.strategy, self.denoiser, prediction)
+        return self.guidance.transition(kernel, self.denoiser, self.strategy, prediction)
 
 
 @dataclass(frozen=True)
@@ -174,9 +174,9 @@ class Sampler(ABC):
             last = state
         return last.x
 
-    def num_updates(self, num_times: int) -> int:
-        """How many states `steps` yields for ``num_times`` times; the default is one per time."""
-        return num_times
+    def num_updates(self, schedule: NoiseSchedule, times: Tensor) -> int:
+        """How many states `steps` yields for ascending times ``[K]``: one each, unless a step takes several calls."""
+        return len(self.plan(schedule, schedule.levels(times.cpu()).flip()))
 
 
 def order_within(order: int, num_steps: int) -> int:
@@ -259,7 +259,7 @@ def sample(
         labels = torch.cat([labels, labels.new_zeros(parts[-1].stop - count)]).to(device)
     guidance = (guidance or Guidance(denoiser)).to(device).eval()
     images = torch.empty(count, *denoiser.data_shape)
-    with ImageBar(sampler.num_updates(len(times)), count, disable=not progress) as bar:
+    with ImageBar(sampler.num_updates(denoiser.schedule, times), count, disable=not progress) as bar:
         for indices in parts:
             noise = NoiseStream(seed, indices, denoiser.data_shape, device)
             condition = None if labels is None else labels[indices.start : indices.stop]

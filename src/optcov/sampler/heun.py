@@ -16,9 +16,6 @@ class HeunSampler(ChurnSampler):
     or one fewer if the first time has no signal.  Arguments as in `ChurnSampler`.
     """
 
-    def num_updates(self, num_times: int) -> int:
-        return 2 * num_times - 1
-
     def calls_of_step(self, t: NoiseLevels, s: NoiseLevels, churn: tuple[Tensor, Tensor] | None) -> tuple[Call, ...]:
         keep = s.alpha / t.alpha
         change = s.sigma - keep * t.sigma

@@ -17,19 +17,19 @@ class BetaSchedule(DiscreteSchedule):
     """A schedule defined by any N betas.
 
     Args:
-        betas: ``[N]``, beta_n = Var of ``q(x_n | x_{n-1})`` for n = 1..N, each in (0, 1).  The last may be 1, which
-            leaves no signal (arXiv:2305.08891); this suits networks that predict v or x_0.
+        betas: ``[N]``, at least two, beta_n = Var of ``q(x_n | x_{n-1})`` for n = 1..N, each in (0, 1).  The last may
+            be 1, which leaves no signal (arXiv:2305.08891); this suits networks that predict v or x_0.
     Raises:
-        ValueError: if a beta is out of range.
+        ValueError: if there are fewer than two, or one is not a number in that range.
     """
 
     def __init__(self, betas: Sequence[float] | Tensor) -> None:
         beta = torch.as_tensor(betas, dtype=torch.float64, device="cpu").clone()
-        if beta.ndim != 1 or len(beta) == 0 or not bool(((beta > 0) & (beta <= 1)).all() and (beta[:-1] < 1).all()):
+        if beta.ndim != 1 or len(beta) < 2 or not bool(((beta > 0) & (beta <= 1)).all() and (beta[:-1] < 1).all()):
             raise ValueError(
-                f"schedule must be betas [N] between 0 and 1 (got shape {list(beta.shape)}"
+                f"betas must be at least 2 finite numbers, each between 0 and 1 (got shape {list(beta.shape)}"
                 + (f", from {float(beta.min()):.4g} to {float(beta.max()):.4g}" if beta.numel() else "")
-                + "): give the variance of each step, first step first"
+                + "): give the variance of each step, q(x_n | x_(n-1)), first step first"
             )
         super().__init__(beta, SMALLEST_ALPHA_SQ)
 

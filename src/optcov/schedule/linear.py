@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from optcov.schedule.base import at_least_one
-from optcov.schedule.vp import DiscreteSchedule
+from optcov.schedule.vp import DiscreteSchedule, rescaled
 
 
 class LinearSchedule(DiscreteSchedule):
@@ -22,4 +22,4 @@ class LinearSchedule(DiscreteSchedule):
     def __init__(self, num_steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> None:
         # counted down from the last step, so that N = 1 gives beta_max
         beta = torch.linspace(beta_max, beta_min, at_least_one(num_steps), dtype=torch.float64).flip(0)
-        super().__init__(beta * 1000 / num_steps)
+        super().__init__(rescaled(beta))

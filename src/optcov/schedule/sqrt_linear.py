@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from optcov.schedule.base import at_least_one
-from optcov.schedule.vp import DiscreteSchedule
+from optcov.schedule.vp import DiscreteSchedule, rescaled
 
 
 class SqrtLinearSchedule(DiscreteSchedule):
@@ -22,4 +22,4 @@ class SqrtLinearSchedule(DiscreteSchedule):
 
     def __init__(self, num_steps: int = 1000, beta_max: float = 0.02) -> None:
         n = torch.arange(1, at_least_one(num_steps) + 1, dtype=torch.float64)
-        super().__init__(beta_max * n / num_steps * 1000 / num_steps)
+        super().__init__(rescaled(beta_max * n / num_steps))

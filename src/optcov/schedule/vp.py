@@ -49,6 +49,22 @@ class VPSchedule(NoiseSchedule):
         return -torch.expm1(2 * (self.log_alpha(t) - self.log_alpha(s)))
 
 
+def rescaled(beta: Tensor) -> Tensor:
+    """Betas ``[N]`` of a 1000-step process as those of N steps, ``beta * 1000 / N`` (Improved DDPM, arXiv:2102.09672).
+
+    Raises:
+        ValueError: if N is so small that one reaches 1.
+    """
+    beta = beta * 1000 / len(beta)
+    if 1 <= float(beta.max()) < math.inf:
+        raise ValueError(
+            f"num_steps must be larger (got {len(beta)}): it gives this schedule step variances of up to "
+            f"{float(beta.max()):.3g}, which must lie below 1; take more steps, or schedule=cosine or schedule=vp_sde, "
+            "which hold for any number"
+        )
+    return beta
+
+
 class DiscreteSchedule(VPSchedule):
     """A schedule defined by the variances of its N steps; log alpha is linear in t between them (as in DPM-Solver).
 
@@ -56,7 +72,7 @@ class DiscreteSchedule(VPSchedule):
         beta: float64 ``[N]``, beta_n = Var of ``q(x_n | x_{n-1})``, each in (0, 1).
         last_alpha_sq: alpha_1^2 to use if the last beta is 1; None to refuse such a beta.
     Raises:
-        ValueError: if a beta lies outside (0, 1).
+        ValueError: if a beta is not a number in (0, 1).
     """
 
     def __init__(self, beta: Tensor, last_alpha_sq: float | None = None) -> None:
@@ -64,9 +80,8 @@ class DiscreteSchedule(VPSchedule):
         ends = last_alpha_sq is not None and bool(beta[-1] == 1)
         if not bool(((beta > 0) & (beta < 1))[: -1 if ends else None].all()):
             raise ValueError(
-                f"num_steps must be larger (got {len(beta)}): step variances must lie between 0 and 1, but they run "
-                f"from {float(beta.min()):.3g} to {float(beta.max()):.3g}; use more steps, or schedule=cosine or "
-                "schedule=vp_sde, which accept any number"
+                f"betas must be finite and lie between 0 and 1 (got {float(beta.min()):.4g} to "
+                f"{float(beta.max()):.4g}): give the variance of each step, q(x_n | x_(n-1)), first step first"
             )
         table = torch.cat([beta.new_zeros(1), 0.5 * torch.log1p(-beta).cumsum(0)])
         if ends and last_alpha_sq is not None:

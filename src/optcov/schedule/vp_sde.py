@@ -6,6 +6,8 @@ on the grid n / N are exact: ``1 - exp(-int beta(t) dt)`` over each interval.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,14 +20,16 @@ class VPSDESchedule(VPSchedule):
     Args:
         num_steps: N, at least 1.
         beta_min, beta_max: the rate beta(t) at t = 0 and t = 1.
+    Raises:
+        ValueError: unless ``0 < beta_min <= beta_max`` and both are finite.
     """
 
     def __init__(self, num_steps: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
         super().__init__(num_steps)
-        if not 0 < beta_min <= beta_max:
+        if not 0 < beta_min <= beta_max < math.inf:
             raise ValueError(
-                f"beta_max must be at least beta_min > 0 (got beta_min = {beta_min}, beta_max = {beta_max}): "
-                "give two rates, such as 0.1 and 20"
+                f"schedule.beta_max must be finite and at least beta_min > 0 (got beta_min = {beta_min}, "
+                f"beta_max = {beta_max}): give two rates, such as 0.1 and 20"
             )
         self.beta_min, self.beta_max = beta_min, beta_max
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from optcov.data.batches import LabelledBatch
 from optcov.data.pixels import to_uint8
-from optcov.denoiser import Cost, Denoiser
+from optcov.denoiser import Denoiser
 from optcov.fitting import noised
 from optcov.guidance import Guidance
 from optcov.sampler import ImageBar, NoiseStream, Sampler
@@ -230,7 +230,7 @@ class SamplingStage(LightningModule):
     def on_predict_start(self) -> None:
         count = len(self.store)
         self.bar = ImageBar(
-            self.sampler.num_updates(len(self.times)),
+            self.sampler.num_updates(self.denoiser.schedule, self.times),
             count,
             count - sum(min(stop, count) - start for start, stop in self.missing),
             self.trainer.world_size,
@@ -260,5 +260,4 @@ class SamplingStage(LightningModule):
         for state in self.bar.watch(states, len(indices)):
             x_0 = state.x
         images = to_uint8(self.denoiser.data_range.to_unit(x_0)).cpu()
-        cost = Cost(self.denoiser.cost.nfe - before.nfe, self.denoiser.cost.ne - before.ne)
-        self.store.write(indices, images, began, time.time(), cost)
+        self.store.write(indices, images, began, time.time(), self.denoiser.cost.since(before))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple, fields
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from optcov.files import atomic_write
 from optcov.sampler import batches
 
 log = logging.getLogger(__name__)
+
+COUNTS = tuple(field.name for field in fields(Cost))
 
 
 class SampleStore:
@@ -62,8 +65,8 @@ class SampleStore:
         """
         name = f"{indices.start:09d}-{indices.stop:09d}.npz"
         with atomic_write(self.folder / name) as path, path.open("wb") as file:
-            interval, calls = np.array([began, ended]), np.array([cost.nfe, cost.ne])
-            np.savez(file, images=images.cpu().numpy(), interval=interval, cost=calls)
+            interval = np.array([began, ended])
+            np.savez(file, images=images.cpu().numpy(), interval=interval, cost=np.array(astuple(cost)))
 
     def __len__(self) -> int:
         return self.count
@@ -100,15 +103,20 @@ class SampleStore:
         return seconds
 
     def cost(self) -> dict[str, int | float]:
-        """The average ``nfe`` and ``ne`` per sample; see `optcov.denoiser.Cost`."""
-        total = np.zeros(2)
+        """``nfe``, ``ne`` and, of a classifier that guides, ``classifier_calls`` of one sample, on average.
+
+        See `optcov.denoiser.Cost`.
+        """
+        total = np.zeros(len(COUNTS))
         for path, keep in self._pieces():
             with np.load(path) as part:
                 rows = np.arange(len(part["images"]))[keep]
                 total += part["cost"] * (len(rows) / len(part["images"]))
+        each = dict(zip(COUNTS, (total / self.count).tolist(), strict=True))
         return {
-            name: int(each) if each.is_integer() else each
-            for name, each in zip(("nfe", "ne"), (total / self.count).tolist(), strict=True)
+            name: int(value) if value.is_integer() else value
+            for name, value in each.items()
+            if value or name != "classifier_calls"
         }
 
     def _files(self) -> list[tuple[range, Path]]:
@@ -138,4 +146,4 @@ class SampleStore:
         except Exception:  # damaged files make the reader raise almost any exception
             return False
         shapes = (images.shape, interval.shape, cost.shape)
-        return images.dtype == np.uint8 and shapes == ((len(span), *self.shape), (2,), (2,))
+        return images.dtype == np.uint8 and shapes == ((len(span), *self.shape), (2,), (len(COUNTS),))

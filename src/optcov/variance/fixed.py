@@ -18,7 +18,11 @@ class BetaTilde(Closed):
 
 
 class Beta(Closed):
-    """``C = sigma_t^2 I``: exact for unit-Gaussian data.  A DDPM step has variance beta_{t|s} at any stride (VP)."""
+    """``C = sigma_t^2 I``.
+
+    On variance-preserving paths that is exact for unit-Gaussian data, and a DDPM step has variance beta_{t|s} at any
+    stride.  On others it is neither: unit-Gaussian data have ``C = sigma_t^2 / (alpha_t^2 + sigma_t^2) I``.
+    """
 
     cut_last = False
 

@@ -64,7 +64,7 @@ def variance_profile(
     for i, level in enumerate(levels.to(images.device)):
         prediction = guidance.predict(denoiser, strategy, denoiser.diffuse(images, eps, level), level, condition)
         kernel = kernels[i].to(images.device)
-        variance = guidance.covariance(kernel, strategy, denoiser, prediction).diagonal()
+        variance = guidance.covariance(kernel, denoiser, strategy, prediction).diagonal()
         values = variance.double().cpu().numpy()
         rows.append([values.mean(), *np.quantile(values, [0.05, 0.95])])  # torch.quantile ends at 16 million values
     mean, q05, q95 = torch.tensor(rows, dtype=torch.float64).reshape(-1, 3).unbind(1)
