@@ -25,8 +25,8 @@ FLOORS = [
         "data labels metric report keys parts upgrade signatures registry adapter fitting verbs",
         "diffusers filelock PIL pooch pyarrow requests torchmetrics jinja2 matplotlib omegaconf pandas pydantic rich",
     ),
-    ("training", "lightning"),
-    ("cli __main__", "hydra wandb"),
+    ("training", "lightning wandb"),
+    ("cli __main__", "hydra"),
 ]
 NOTEBOOK = 2  # the highest floor that needs neither Lightning nor Hydra
 

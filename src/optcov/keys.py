@@ -61,7 +61,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
-    model: Annotated[Part, Key(NETWORK)]
+    model: Annotated[Part, Key(NETWORK, {"source": GIVEN, "check": PLACE})]
     schedule: Annotated[Part, Key(NETWORK)]
     parameterization: Annotated[Part, Key(NETWORK)]
     time_offset: Annotated[int, Key(NETWORK)]

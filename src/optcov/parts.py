@@ -20,7 +20,7 @@ from optcov.variance.base import VarianceStrategy
 
 @dataclass(frozen=True)
 class Parts:
-    """The objects that make up a run."""
+    """The objects that make up a run; ``trains_mean`` is false for a mean network that was given with its weights."""
 
     data: DataSource
     denoiser: Denoiser
@@ -30,6 +30,7 @@ class Parts:
     metrics: dict[str, Metric | ModelMetric]
     guidance: Guidance | None = None
     classes: int | list[int] | None = None  # classes to sample in turn; None for the proportions of the data
+    trains_mean: bool = True
 
     @property
     def num_classes(self) -> int | None:

@@ -33,11 +33,11 @@ def make(group: str, name: str, /, **settings: Any) -> Any:
     known = options(group)
     if name not in known:
         raise ValueError(f"{group} must be one of {', '.join(known)} (got {name!r}){_remedy(name, known)}")
-    node = _node(group, name)
-    found = {key: _part(value) for key, value in node.items() if key not in ("_target_", "_partial_")}
-    module, _, attribute = str(node["_target_"]).rpartition(".")
+    settled = node(group, name)
+    found = {key: _part(value) for key, value in settled.items() if key not in ("_target_", "_partial_")}
+    module, _, attribute = str(settled["_target_"]).rpartition(".")
     target = getattr(import_module(module), attribute)
-    if node.get("_partial_"):
+    if settled.get("_partial_"):
         return partial(target, **found | settings)
     try:
         return target(**found | settings)
@@ -52,8 +52,16 @@ def make(group: str, name: str, /, **settings: Any) -> Any:
 
 
 def settings_of(group: str, name: str) -> list[str]:
-    """The names of an option's settings."""
-    return [key for key in _node(group, name) if key not in ("_target_", "_partial_")]
+    """The settings of an option."""
+    return [key for key in node(group, name) if key not in ("_target_", "_partial_")]
+
+
+def node(group: str, name: str) -> dict[str, Any]:
+    """What an option's file says, on top of what those options of its group say that it names in ``defaults``."""
+    content = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    assert isinstance(content, dict)
+    below = (node(group, base) for base in content.pop("defaults", []) if isinstance(base, str) and base != "_self_")
+    return {str(key): value for part in (*below, content) for key, value in part.items()}
 
 
 def resolve(group: str, wanted: Any, /, **settings: Any) -> Any:
@@ -66,14 +74,6 @@ def resolve(group: str, wanted: Any, /, **settings: Any) -> Any:
             "instead"
         )
     return wanted
-
-
-def _node(group: str, name: str) -> dict[str, Any]:
-    """The content of an option's file, merged over the options of the same group that its ``defaults`` list names."""
-    node = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
-    assert isinstance(node, dict)
-    below = (_node(group, base) for base in node.pop("defaults", []) if base != "_self_")
-    return {str(key): value for part in (*below, node) for key, value in part.items()}
 
 
 def _part(value: Any) -> Any:

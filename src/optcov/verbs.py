@@ -17,12 +17,13 @@ from optcov.adapter.load import load
 from optcov.denoiser import Denoiser, device_of
 from optcov.fitting import train
 from optcov.guidance import Guidance
+from optcov.likelihood.terms import check_grey_levels, half_bin
 from optcov.metric.base import Score
 from optcov.registry import options, resolve, settings_of
 from optcov.sampler import Sampler
 from optcov.sampler import sample as draw
 from optcov.seeds import Stream, derive_seed
-from optcov.trajectory import Trajectory
+from optcov.trajectory import ListTrajectory, Trajectory
 from optcov.variance.base import Calibrated, Trained, VarianceStrategy
 
 __all__ = ["bits_per_dim", "fit", "load", "sample"]
@@ -91,6 +92,7 @@ def fit(
             )
         order = torch.randperm(len(x_0), generator=torch.Generator().manual_seed(derive_seed(seed, Stream.EPOCH)))
         chosen = order[: strategy.num_images]
+        strategy.progress = progress
         strategy.calibrate(
             denoiser, [x_0[chosen].to(device)], seed, None if labels is None else labels[chosen].to(device)
         )
@@ -178,6 +180,7 @@ def bits_per_dim(
     trajectory: str | Trajectory | Iterable[float] = "even",
     seed: int = 0,
     *,
+    unit: str = "bits",
     labels: Tensor | None = None,
     batch_size: int = 256,
     progress: bool = True,
@@ -187,22 +190,30 @@ def bits_per_dim(
 
     Args:
         denoiser, strategy, num_steps, trajectory, seed, batch_size, progress: as in `sample`.
-        images: data on the grey levels of the denoiser's range; see `Images`.
+        images: see `Images`; for bits, data on the grey levels of the denoiser's range, which define each pixel's bin.
+        unit: ``bits`` for the probability of data on grey levels; ``nats`` for the density of continuous data, such as
+            latents.  These have no bins and no decoder: the last term is the density of x_0 given x_1, and the value
+            may be negative.  The two units are not comparable.
         labels: class of each image, int64 ``[n]``; only for class-conditional denoisers.
         settings: settings of the metric ``nll``, such as ``clip_x0=False``.
     Returns:
-        ``value`` and ``standard_error`` in bits/dim; ``details`` has the mean of each term.
+        ``value`` and ``standard_error``, in bits/dim or nats/dim; ``details`` has the mean of each term, and
+        ``table()`` gives them as rows.
     Raises:
         ValueError: if a value is not valid, or the data have no grey levels; the message is one sentence.
     """
-    from optcov.metric.nll import VariationalNLL
+    from optcov.metric.nll import BitsPerDim, VariationalDensity, VariationalNLL
 
+    kinds: dict[str, type[BitsPerDim]] = {"bits": VariationalNLL, "nats": VariationalDensity}
+    if unit not in kinds:
+        raise ValueError(f'unit must be "bits" or "nats" (got {unit!r}): data on grey levels have bits')
     strategy = _fitted(strategy, denoiser)
-    metric = VariationalNLL(**settings)
+    metric = kinds[unit](**settings)
     x_0 = data(denoiser, images)
     if len(x_0) < 2:
         raise ValueError("images must be at least two (got 1): a standard error needs more than one")
-    _check_grey_levels(denoiser, x_0)
+    if unit == "bits":
+        _check_grey_levels(denoiser, x_0)
     times = _times(denoiser, strategy, trajectory, num_steps, seed, x_0)
     labels = _labels(denoiser, labels, len(x_0))
     return metric.score(denoiser, strategy, times, x_0, seed, batch_size, labels, progress)
@@ -263,10 +274,8 @@ def _times(
     if isinstance(trajectory, Trajectory):
         trajectory.check(denoiser.schedule, num_steps)
         return trajectory.times(denoiser.schedule, num_steps)
-    times = torch.as_tensor(list(trajectory), dtype=torch.float64)
-    if len(times) == 0 or not bool((times.diff(prepend=times.new_zeros(1)) > 0).all() and times[-1] <= 1):
-        raise ValueError(f"trajectory must be times that rise from above 0 to at most 1 (got {times.tolist()})")
-    return times
+    listed = ListTrajectory(list(trajectory))
+    return listed.times(denoiser.schedule, len(listed))
 
 
 def _labels(denoiser: Denoiser, labels: Tensor | None, count: int) -> Tensor | None:
@@ -293,13 +302,8 @@ def _check_grey_levels(denoiser: Denoiser, x_0: Tensor) -> None:
         ValueError: if there are such data; the message is one sentence.
     """
     data_range = denoiser.data_range
-    grey = data_range.grey_level
-    if grey is None or data_range.low is None:
-        raise ValueError(
-            "data_range must have grey levels for bits/dim (got none): latents and other continuous data have a "
-            "density, not a probability per pixel"
-        )
-    off = ((x_0 - data_range.low) / grey).double()
+    check_grey_levels(data_range)
+    off = ((x_0 - data_range.ends(x_0)[0]) / (2 * half_bin(data_range, x_0))).double()
     share = float(((off - off.round()).abs() > 0.05).double().mean())
     if share > 0:
         raise ValueError(

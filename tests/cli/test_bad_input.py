@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from optcov import checkpoint as store
-from optcov.cli import fit, run_folder, tasks
+from optcov.cli import build, fit, run_folder, tasks
 from optcov.training.store import Checkpoint
 
 
@@ -120,7 +120,7 @@ def test_an_error_of_our_own_is_one_line_that_says_how_to_see_more(run: CLI, mon
     def fails(*args: Any) -> None:
         raise ZeroDivisionError("a bug\nof two lines")
 
-    monkeypatch.setattr(tasks, "build", fails)
+    monkeypatch.setattr(build, "build", fails)
     sentence = run.refused()
     assert sentence == "ZeroDivisionError: a bug (set HYDRA_FULL_ERROR=1 to see where it was raised)"
 

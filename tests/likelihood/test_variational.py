@@ -23,7 +23,7 @@ from optcov.covariance import Covariance, FullCovariance
 from optcov.data_range import DataRange
 from optcov.denoiser import Denoiser, Prediction
 from optcov.kernel import ReverseKernel
-from optcov.likelihood import VariationalBound
+from optcov.likelihood import DensityBound, VariationalBound
 from optcov.oracle import GaussianMixture, OracleNetwork
 from optcov.parameterization import X0
 from optcov.sampler.noise import NoiseStream
@@ -439,3 +439,27 @@ def test_one_step_schedules_are_refused():
     denoiser = Denoiser(line(100)[0].network, schedule)
     with pytest.raises(ValueError, match=r"schedule\.num_steps .*\(got 1\)"):
         VariationalBound(denoiser, Beta(denoiser))
+
+
+@every_path
+def test_the_bound_on_a_density_meets_the_exact_one(path: NoiseSchedule):
+    """On Gaussian data, with the exact covariance: what is left is the last term's, and the prior's."""
+    denoiser = Denoiser(
+        OracleNetwork((2,), GAUSSIAN, path, parameterization=X0()), path, X0(), data_range=DataRange(None, None)
+    ).eval()
+    times = times_of(path, 10)
+    signs = Signs()
+    bound = DensityBound(denoiser, Exact(denoiser)).terms(signs.x_0, times, signs)
+    first, last = denoiser.levels(times[0]), denoiser.levels(times[-1])
+    zero, one = torch.zeros(2), torch.ones(())
+    entropy = -GAUSSIAN.log_density(signs.x_0, one, zero[0]).mean()
+    # KL of the exact q(x_0 | x_1) from N(m, r I), and of the marginal at the last time from the prior
+    posterior = MultivariateNormal(zero.double(), GAUSSIAN.posterior(zero[None], first.alpha, first.sigma)[1][0])
+    decoder = kl_divergence(posterior, MultivariateNormal(zero.double(), first.noise_variance * torch.eye(2).double()))
+    eye = torch.eye(2, dtype=torch.float64)
+    marginal = MultivariateNormal(
+        last.alpha * GAUSSIAN.mean(), last.alpha**2 * GAUSSIAN.covariance() + last.sigma**2 * eye
+    )
+    prior = kl_divergence(marginal, MultivariateNormal(zero.double(), path.prior_std(last) ** 2 * eye))
+    assert_close(bound.sum(0).mean(), entropy + decoder + prior, rtol=1e-6, atol=1e-8)
+    assert decoder < 0.02  # the last term is nearly exact where sigma_1 is small

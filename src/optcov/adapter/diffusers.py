@@ -26,6 +26,11 @@ class Diffusers(nn.Module):
 
     label_keyword = "class_labels"
 
+    @property
+    def wrapped(self) -> nn.Module:
+        """The network, by whose names its modules go."""
+        return self.network
+
     def forward(self, x: Tensor, time: Tensor, **keywords: Any) -> Tensor:
         """``x`` ``[B, C, H, W]`` and times ``[B]`` to the sample."""
         answer: Tensor = self.network(x, time, return_dict=False, **keywords)[0]

@@ -60,6 +60,8 @@ def open_source(source: str | Path, network: nn.Module | None) -> tuple[Any, Con
 
         if is_own(path):
             return open_own(path), Conventions()
+    if path.suffix in PICKLES:
+        state_dict(path)  # says why not
     if network is None:
         raise ValueError(
             f"network must be given for a file of weights, {path.name}: give the module that they belong to"
@@ -103,8 +105,9 @@ def state_dict(path: Path) -> dict[str, Tensor]:
     """
     if path.suffix in PICKLES:
         raise ValueError(
-            f"{path.name} must not be a pickle, which can run anything when it is opened: open it where you trust it, "
-            "and save its weights with safetensors.torch.save_file or torch.save(network.state_dict())"
+            f"source = {path.name} must not be a pickle, which can run anything when it is opened: open it with its "
+            "own code where you trust it, and save its weights, for one of EDM by "
+            "torch.save(pickle.load(file)['ema'].model.state_dict(), 'edm.pt')"
         )
     try:
         if path.suffix == ".safetensors":

@@ -73,7 +73,8 @@ def load(
             functions ``(alpha, sigma)`` of t in [0, 1].
         time: what the network is fed at step n of N, ``t = n/N``: ``n``, ``n-1``, ``1000t``, ``999t``, ``t``,
             ``log_snr``, ``edm``, or a function of the level.
-        data_range: ``(low, high)`` of the data, a `DataRange`, or ``"unbounded"`` for latents.
+        data_range: ``(low, high)`` of the data, numbers or one for each channel; a `DataRange`, such as
+            ``DataRange.standardised(mean, std)``; or ``"unbounded"`` for latents.
         features: the module whose input heads read; ``auto`` finds the last feature map; None for heads of their own.
         num_classes, null_class: of a network that takes labels: K, and what it is fed where no class is wanted.
         learned_sigma: whether it answers with 2C channels, the second half being Improved DDPM's variance.
@@ -304,7 +305,7 @@ def _range(data_range: Any) -> DataRange:
     ends = tuple(data_range)
     if len(ends) != 2:
         raise ValueError(f"data_range must be two ends, (low, high) (got {ends}): give such as (-1, 1) or (0, 1)")
-    return DataRange(float(ends[0]), float(ends[1]))
+    return DataRange(*ends)
 
 
 def _schedule(schedule: Any) -> NoiseSchedule:

@@ -133,8 +133,11 @@ def tensor_of(answer: Any) -> Tensor:
 
 
 def inner(network: Any) -> Any:
-    """What is inside of ``torch.compile`` and of wrappers for several devices."""
-    return getattr(network, "_orig_mod", network)
+    """What is inside of ``torch.compile``, and of what makes a network of diffusers answer with a tensor."""
+    for name in ("_orig_mod", "wrapped"):
+        if isinstance(network, nn.Module) and isinstance(getattr(network, name, None), nn.Module):
+            return inner(getattr(network, name))
+    return network
 
 
 @contextmanager

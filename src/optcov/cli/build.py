@@ -11,11 +11,13 @@ import torch
 from hydra.utils import get_object, instantiate
 
 from optcov.cli.errors import ConfigError, config_errors
+from optcov.cli.pretrained import Given, open_pretrained
 from optcov.denoiser import Denoiser
 from optcov.keys import Config
 from optcov.labels import cycle_labels
 from optcov.metric import ModelMetric, Reference
 from optcov.parts import Parts
+from optcov.schedule import NoiseSchedule
 from optcov.seeds import Stream, derive_seed
 
 if TYPE_CHECKING:
@@ -55,11 +57,25 @@ class Run:
         return trainer
 
 
-def build(config: Config) -> Parts:
+def assemble(config: Config) -> tuple[Config, Parts]:
+    """Build what a config names; of a given mean network, the config also gets what the network says of itself.
+
+    This needs PyTorch but not Lightning, whose import would delay a refusal by seconds.
+
+    Raises:
+        ConfigError: as in `build`, or if the given network cannot be used.
+    """
+    given = open_pretrained(config)
+    config = config if given is None else given.config
+    return config, build(config, given)
+
+
+def build(config: Config, given: Given | None = None) -> Parts:
     """Instantiate every group; initial weights depend only on the seed.
 
-    PyTorch is needed here but not Lightning, whose import would make a refusal wait for seconds more.
-
+    Args:
+        config: checked; that of ``given``, where a mean network is given.
+        given: a mean network that was not trained here, and the data it was opened with.
     Raises:
         ConfigError: if parts do not fit together; the message is one sentence.
     """
@@ -74,7 +90,7 @@ def build(config: Config) -> Parts:
         with config_errors(f"metric.{name}"):
             metrics[name] = instantiate(metric)
     with config_errors("data"):
-        data = instantiate(config.data)
+        data = instantiate(config.data) if given is None else given.data
         shape = data.data_shape
     with config_errors("conditional" if config.conditional else "guidance"):
         num_classes = data.num_classes if config.conditional or "classifier" in config.guidance else None
@@ -87,11 +103,9 @@ def build(config: Config) -> Parts:
             else:
                 metric.check(Reference(data.reference(), config.reference_dir), config.num_samples)
     with config_errors("model"):
-        torch.manual_seed(derive_seed(config.seed, Stream.MEAN_WEIGHTS))
-        network = instantiate(config.model, data_shape=shape, **_classes_of_network(config, num_classes))
+        denoiser = _new(config, schedule, shape, num_classes) if given is None else given.denoiser
         if config.compile:
-            network.compile()
-        denoiser = Denoiser(network, schedule, instantiate(config.parameterization), config.time_offset)
+            denoiser.network.compile()
     with config_errors("var"):
         torch.manual_seed(derive_seed(config.seed, Stream.VARIANCE_WEIGHTS))
         strategy = instantiate(config.var, denoiser=denoiser)
@@ -124,7 +138,14 @@ def build(config: Config) -> Parts:
     with config_errors("callbacks"):
         for callback in config.callbacks.values():
             instantiate(callback)
-    return Parts(data, denoiser, strategy, sampler, trajectory, metrics, guidance, config.labels)
+    return Parts(data, denoiser, strategy, sampler, trajectory, metrics, guidance, config.labels, given is None)
+
+
+def _new(config: Config, schedule: NoiseSchedule, shape: tuple[int, ...], num_classes: int | None) -> Denoiser:
+    """The denoiser of a network to be trained."""
+    torch.manual_seed(derive_seed(config.seed, Stream.MEAN_WEIGHTS))
+    network = instantiate(config.model, data_shape=shape, **_classes_of_network(config, num_classes))
+    return Denoiser(network, schedule, instantiate(config.parameterization), config.time_offset)
 
 
 def _classes_of_network(config: Config, num_classes: int | None) -> dict[str, int | None]:

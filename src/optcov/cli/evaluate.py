@@ -7,7 +7,7 @@ import logging
 import math
 import shutil
 from collections.abc import Iterable
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,11 +201,9 @@ def score_model(run: Run, results: dict[str, Any]) -> None:
                 how = (config.seed, config.sample_batch_size, labels)
                 before = replace(denoiser.cost)
                 score = metric.measure(denoiser, strategy, parts.times, images, *how)
-                after = denoiser.cost
-            if "nfe" not in results:  # no samples were drawn
-                results["nfe"], results["ne"] = (
-                    (now - then) / len(images) for now, then in zip(astuple(after), astuple(before), strict=True)
-                )
+                cost = denoiser.cost.since(before)
+            if "nfe" not in results:  # where no samples were drawn
+                results |= {"nfe": cost.nfe / len(images), "ne": cost.ne / len(images)}
             _add(run, results, with_count(f"{key}_{metric.split}", len(images)), score, metric.higher_is_better)
 
 

@@ -17,7 +17,6 @@ from torch import nn
 
 from optcov.cli.build import Run
 from optcov.cli.errors import config_errors
-from optcov.cli.tracking import Tracking
 from optcov.keys import NETWORK, TRAINING, Config, difference, select
 from optcov.parts import Parts
 from optcov.seeds import Stream, derive_seed
@@ -33,6 +32,7 @@ from optcov.training import (
     VarianceStage,
 )
 from optcov.training.store import FORMAT, CheckpointError, Identity, Kind, identity_key, rank_zero
+from optcov.training.tracking import Tracking
 from optcov.variance.base import Calibrated, Trained
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def plan_fits(config: Config, parts: Parts, own: Mapping[str, Path] | None = Non
     del training["label_dropout"]  # affects only class-conditional networks
 
     mean = variance = classifier = None
-    if list(parts.denoiser.parameters()):
+    if parts.trains_mean and list(parts.denoiser.parameters()):
         loaded = load("mean_ckpt", parts.denoiser, network, dict.fromkeys(network, ""))
         mean = network | training | dropout if loaded is None else loaded.identity
     if parts.guidance is not None and parts.guidance.classifier is not None:

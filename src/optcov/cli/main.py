@@ -160,11 +160,14 @@ def _do(task: Task, cfg: DictConfig) -> None:
 def _start(task: Task, config: Config) -> None:
     if task == "sample":
         config = config.model_copy(update={"metric": {}})  # nothing is scored: nothing needed for that must exist
-    given = []
-    if task != "prepare":
-        from optcov.cli.build import build  # imports PyTorch, which takes seconds
+    if task == "prepare":
+        from optcov.cli.prepare import prepare
 
-        given = [build(config)]
+        return prepare(config)
+    from optcov.cli.build import assemble  # imports PyTorch, which takes seconds
+
+    assembled = assemble(config)
     from optcov.cli import tasks  # imports Lightning, which takes seconds more
 
-    getattr(tasks, task)(config, *given)
+    getattr(tasks, task)(*assembled)
+    return None

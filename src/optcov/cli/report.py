@@ -84,6 +84,6 @@ class SweepReport(Callback):
         write_report(runs, folder)
         settings = config.get("logger", {}).get("wandb")
         if settings is not None:
-            from optcov.cli.wandb import log_sweep  # imports Lightning
+            from optcov.training.wandb import log_sweep  # imports Lightning
 
             log_sweep(folder, settings)

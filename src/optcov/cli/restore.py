@@ -3,7 +3,7 @@
 Each group of the run becomes an option of that group; choosing another option on the command line replaces the whole
 group.  Keys that only say where a job runs come from this machine and this command.  A saved config may name only
 classes of this package, PyTorch's optimizers, Lightning's classes, and classes that the user's own command line or
-config names.
+config names; ``model.source=MODULE:NAME`` is imported only if the user's command line names it.
 """
 
 from __future__ import annotations
@@ -46,10 +46,8 @@ def store_run(task: str, overrides: Sequence[str], config_dir: str | None) -> st
         raise must("run", "one folder", given["run"], "give a folder that train.py has printed")
     saved = Saved.read(Path(given["run"]))
     here = _here(saved, overrides, config_dir)
-    trust = given.get("trust")
-    known = {str(node["_target_"]) for _, node in targets(here)} | set(
-        map(str, trust if isinstance(trust, list) else ())
-    )
+    trusted = set(map(str, trust)) if isinstance(trust := given.get("trust"), list) else set()
+    known = {str(node["_target_"]) for _, node in targets(here)} | trusted
     for key, node in targets(saved.values):
         target = str(node["_target_"])
         if target not in known and not _is_trusted(target):
@@ -57,6 +55,14 @@ def store_run(task: str, overrides: Sequence[str], config_dir: str | None) -> st
             raise must(
                 f"{key}._target_ of run = {given['run']}", what, target, f"if you trust it, add 'trust=[{target}]'"
             )
+    source = str(saved.values["model"].get("source"))
+    if ":" in source and "model.source" not in given and source not in trusted:  # MODULE:NAME would be imported
+        raise must(
+            f"model.source of run = {given['run']}",
+            "a folder or a file",
+            source,
+            f"it is code: if you trust it, add model.source={source}",
+        )
     kept = {key for key in settings(saved.overrides) if determines(key) & GIVEN}
     store, defaults, top = ConfigStore.instance(), list[Any](), dict[str, Any]()
     for key, value in saved.values.items():

@@ -13,20 +13,19 @@ from typing import Any, get_args
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from optcov.cli.build import Run, build
+from optcov.cli.build import Run, assemble
 from optcov.cli.errors import ConfigError, config_errors
 from optcov.cli.evaluate import delete_partial_samples, draw, evaluate_run, preview, write_variance_profile
 from optcov.cli.fit import CHECKPOINTS, fit, fit_trajectory, make_callbacks, plan_fits
 from optcov.cli.machine import Machine, configure_machine
 from optcov.cli.report import show_run
 from optcov.cli.run_folder import Saved, open_run_folder, write_config
-from optcov.cli.wandb import WandbRun
-from optcov.data.prepare import prepare as prepare_data
 from optcov.files import write_atomically
 from optcov.keys import Config
 from optcov.parts import Parts
 from optcov.report.export import write_npz, write_pngs
 from optcov.training.store import Checkpoint, Kind, rank_zero
+from optcov.training.wandb import WandbRun
 from optcov.variance.base import Calibrated, Trained
 
 log = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ def train(config: Config, parts: Parts | None = None) -> dict[str, Any]:
 
     Args:
         config: a checked config of ``conf/config.yaml``.
-        parts: the result of `build` for this config, if it is already available.
+        parts: the result of `assemble`, whose config then replaces ``config``; None to assemble it here.
     Returns:
         The content of ``results.json``.
     Raises:
@@ -46,6 +45,7 @@ def train(config: Config, parts: Parts | None = None) -> dict[str, Any]:
     _quiet()
     started = time.monotonic()
     run = _run(config, parts)
+    config = run.config
     make_callbacks(config, run.parts, {})  # refuses a run that cannot be tracked
     plan = plan_fits(config, run.parts)
     done = open_run_folder(config) if rank_zero() else None
@@ -134,22 +134,12 @@ def evaluate(config: Config, parts: Parts | None = None) -> dict[str, Any]:
     return results
 
 
-def prepare(config: Config) -> None:
-    """Fill the cache for every split of the data, and print a line for each.
-
-    Raises:
-        ConfigError: if the training split is not available, or a cache does not match its checksum.
-    """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with config_errors("data"):
-        for line in prepare_data(instantiate(config.data)):
-            print(line)
-
-
 def _run(config: Config, parts: Parts | None) -> Run:
     """Build everything a job needs, and refuse bad configs before anything expensive starts."""
     machine = Machine.of(config)
-    run = Run(config, parts or build(config), machine)
+    if parts is None:
+        config, parts = assemble(config)
+    run = Run(config, parts, machine)
     configure_machine(config, run.parts.denoiser, machine)
     return run
 
@@ -163,9 +153,9 @@ def _restore(config: Config, parts: Parts | None) -> Run:
     _quiet()
     folder = Path(str(config.run))
     run = _run(config, parts)
+    config = run.config
     guidance, strategy = run.parts.guidance, run.parts.strategy
     own = {key: folder / "checkpoints" / f"{kind}.safetensors" for key, kind in CHECKPOINTS.items()}
-    mean = config.mean_ckpt or own["mean_ckpt"]
     unfitted = None
     other_variance = config.var != Saved.read(folder).values["var"]
     if isinstance(strategy, Calibrated | Trained) and config.var_ckpt is None and other_variance:
@@ -175,9 +165,12 @@ def _restore(config: Config, parts: Parts | None) -> Run:
         unfitted = "guidance", "trained", "train its classifier"
     if unfitted is not None:
         key, done, do = unfitted
+        mean = f"mean_ckpt={config.mean_ckpt or own['mean_ckpt']}"
+        if not run.parts.trains_mean:
+            mean = f"model={config.choices['model']} model.source={config.model['source']}"
         raise ConfigError(
             f"{key} = {config.choices[key]} was not {done} in run = {folder}: {do} with "
-            f"train.py {key}={config.choices[key]} mean_ckpt={mean}, then give that run"
+            f"train.py {key}={config.choices[key]} {mean}, then give that run"
         )
     plan_fits(config, run.parts, own)
     fit_trajectory(run)

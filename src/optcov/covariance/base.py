@@ -83,6 +83,12 @@ class Covariance(ABC):
     def lerp(self, other: Covariance, weight: float) -> Covariance:
         """``C + weight (other - C)``, keeping all correlations; for weights outside [0, 1] it may need `bounded`."""
 
+    def congruence(self, scale: Tensor) -> Covariance:
+        """``S C S`` for ``S = diag(scale)``, ``scale`` not negative and of shape ``[B, *event]``."""
+        from optcov.covariance.total import CongruentCovariance
+
+        return CongruentCovariance(scale, self)
+
     def inv_quad(self, v: Tensor) -> Tensor:
         """``v^T C^{-1} v`` of each sample, ``[B]``, for ``v`` of shape ``[B, *event]``."""
         return (v * self.solve(v)).flatten(1).sum(1)
@@ -120,6 +126,13 @@ def check_dense(dim: int) -> None:
             f"a dense covariance must have at most {DENSE_LIMIT} dimensions (got {dim}): use a structured or "
             "matrix-free kind"
         )
+
+
+def bounding_scale(variance: Tensor, high: float | Tensor) -> Tensor:
+    """S of the congruence that brings variances ``[B, *event]`` within ``high``: ``min(1, sqrt(high / variance))``."""
+    # a tensor either way: a number over a tensor is that number times a reciprocal, 0 * inf for subnormal ones
+    bound = per_sample(high, variance) if isinstance(high, Tensor) else torch.full_like(variance, high)
+    return torch.where(variance > bound, (bound / variance).sqrt(), 1.0)
 
 
 def clamped(variance: Tensor, high: float | Tensor | None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from optcov.covariance.base import Covariance, Noise, check_dense
+from optcov.covariance.base import Covariance, Noise, bounding_scale, check_dense
 from optcov.schedule.levels import per_sample
 
 
@@ -46,10 +46,7 @@ class FullCovariance(Covariance):
         values, vectors = torch.linalg.eigh(self.matrix)
         matrix = (vectors * values.clamp(min=0)[:, None]) @ vectors.mT
         if high is not None:
-            diagonal = matrix.diagonal(dim1=1, dim2=2)
-            # a tensor either way: a number over a tensor is that number times a reciprocal, 0 * inf for subnormal ones
-            bound = per_sample(high, diagonal) if isinstance(high, Tensor) else torch.full_like(diagonal, high)
-            scale = torch.where(diagonal > bound, (bound / diagonal).sqrt(), 1.0)
+            scale = bounding_scale(matrix.diagonal(dim1=1, dim2=2), high)
             matrix = scale[:, :, None] * matrix * scale[:, None]
         return FullCovariance(matrix, self.event_shape)
 
@@ -73,6 +70,16 @@ class FullCovariance(Covariance):
     def logdet(self) -> Tensor:
         logdet: Tensor = torch.linalg.slogdet(self.matrix).logabsdet
         return logdet
+
+    def congruence(self, scale: Tensor) -> FullCovariance:
+        scale = scale.flatten(1).to(self.matrix.dtype)
+        return FullCovariance(scale[:, :, None] * self.matrix * scale[:, None], self.event_shape)
+
+    def indefiniteness(self) -> Tensor:
+        """How far `bounded` moves an estimate to make it positive semi-definite: ``||C_-||_F / ||C||_F``, ``[B]``."""
+        values = torch.linalg.eigvalsh(self.matrix)
+        moved: Tensor = values.clamp(max=0).norm(dim=1) / values.norm(dim=1)
+        return moved
 
     def lerp(self, other: Covariance, weight: float) -> FullCovariance:
         return FullCovariance(torch.lerp(self.matrix, other.dense().to(self.matrix.dtype), weight), self.event_shape)

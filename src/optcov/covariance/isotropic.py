@@ -59,6 +59,9 @@ class IsotropicCovariance(Covariance):
             return IsotropicCovariance(torch.lerp(self.variance, other.variance, weight), self.event_shape)
         return DiagonalCovariance(self.diagonal()).lerp(other, weight)
 
+    def congruence(self, scale: Tensor) -> DiagonalCovariance:
+        return DiagonalCovariance(self.diagonal()).congruence(scale)
+
     def inv_quad(self, v: Tensor) -> Tensor:
         return (v**2).flatten(1).sum(1) / self.variance
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from optcov.data.base import Split
 from optcov.data.decode import Box, crop_and_resize, decode
+from optcov.data.encoded import check_side
 from optcov.data.files import Files, file_fingerprint, files_in, is_image
-from optcov.data.image_folder import check_size
 from optcov.data.images import ImageData
 from optcov.data.records import CorruptImageError, Pixels, Records
 
@@ -54,7 +54,7 @@ class CelebAData(ImageData):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_size("image_size", self.image_size)
+        check_side("image_size", self.image_size)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -123,7 +123,9 @@ class AlignedFaces(Records):
     def image(self, index: int) -> Pixels:
         name = f"{self.names[index]} in {self.files.place}"
         image = decode(self.files.read(self.names[index]), name)
-        return crop_and_resize(image, published_box(image.width, image.height, name), self.image_size, "bilinear")
+        return crop_and_resize(
+            image, published_box(image.width, image.height, name), (self.image_size, self.image_size), "bilinear"
+        )
 
 
 def published_box(width: int, height: int, name: str = "the image") -> Box:

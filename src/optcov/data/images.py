@@ -114,6 +114,16 @@ class ImageData(DataSource):
         labels = self.stored(split).labels
         return super().labels(split) if labels is None else labels
 
+    @property
+    def num_classes(self) -> int:
+        return super().num_classes if self.classes is None else len(self.classes)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """What the classes are called, in the order of their numbers; None where they have no names."""
+        names: list[str] | None = self.stored("train").manifest["classes"]
+        return names
+
     def identity(self) -> dict[str, Any]:
         """The checksum of the training images, which does not depend on where they are stored."""
         return {"train_sha256": self.stored("train").manifest["sha256"]}
@@ -131,7 +141,7 @@ def held_out(count: int, val_size: int, test_size: int, split: Split) -> list[in
     Raises:
         ValueError: if a size is negative, or nothing is left for training.
     """
-    if val_size < 0 or test_size < 0 or val_size + test_size >= count:
+    if count and (val_size < 0 or test_size < 0 or val_size + test_size >= count):
         raise ValueError(
             f"data.val_size + data.test_size must be less than the {count} images, and neither may be negative "
             f"(got {val_size} + {test_size})"

@@ -2,9 +2,10 @@
 
 from optcov.likelihood.ode import ProbabilityFlow
 from optcov.likelihood.terms import LogMass, gaussian_kl, gaussian_kl_between, pixel_log_mass, pixel_log_mass_tanh
-from optcov.likelihood.variational import VariationalBound
+from optcov.likelihood.variational import DensityBound, VariationalBound
 
 __all__ = [
+    "DensityBound",
     "LogMass",
     "ProbabilityFlow",
     "VariationalBound",

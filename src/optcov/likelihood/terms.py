@@ -52,18 +52,29 @@ def gaussian_kl_between(difference: Tensor, variance_q: Tensor, covariance_p: Co
     return (excess + ratio.logdet().double() + ratio.inv_quad(scaled).double()) / 2
 
 
-def half_bin(data_range: DataRange) -> float:
-    """Half the distance between two grey levels, in units of the data.
+def half_bin(data_range: DataRange, x_0: Tensor) -> Tensor | float:
+    """Half the distance of two grey levels, in units of the data; of channels shaped to go with ``x_0``.
 
     Raises:
         ValueError: if the data have no grey levels.
     """
+    check_grey_levels(data_range)
+    assert data_range.num_levels is not None
+    low, high = data_range.ends(x_0)
+    return (high - low) / (data_range.num_levels - 1) / 2
+
+
+def check_grey_levels(data_range: DataRange) -> None:
+    """Refuse data without grey levels.
+
+    Raises:
+        ValueError: in one sentence.
+    """
     if data_range.grey_level is None:
         raise ValueError(
             "data_range must have grey levels for bits/dim (got none): latents and other continuous data have a "
-            "density, not a probability per pixel"
+            'density, not a probability per pixel: bits_per_dim(unit="nats") bounds it'
         )
-    return data_range.grey_level / 2
 
 
 def pixel_log_mass(
@@ -84,7 +95,7 @@ def pixel_log_mass(
     Returns:
         ``[B]`` nats, summed over pixels; at most 0.
     """
-    half, (low, high) = half_bin(data_range), _ends(data_range)
+    half, (low, high) = half_bin(data_range, x_0), data_range.ends(x_0)
     centred, inverse_scale = x_0 - mean, (-0.5 * log_variance).exp()
     lower, upper = (centred - half) * inverse_scale, (centred + half) * inverse_scale
     flip = lower > 0  # P(a < Z < b) = P(-b < Z < -a): evaluate both in the lower tail
@@ -113,15 +124,9 @@ def pixel_log_mass_tanh(
     def normal_cdf(z: Tensor) -> Tensor:
         return (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) / 2
 
-    half, (low, high) = half_bin(data_range), _ends(data_range)
+    half, (low, high) = half_bin(data_range, x_0), data_range.ends(x_0)
     centred, inverse_scale = x_0 - mean, (-0.5 * log_variance).exp()
     below, above = (normal_cdf((centred + side * half) * inverse_scale) for side in (-1, 1))
     margin = half / 4  # tolerance for rounding, like their 0.001 on [-1, 1]
     mass = torch.where(x_0 < low + margin, above, torch.where(x_0 > high - margin, 1 - below, above - below))
     return mass.clamp(min=1e-12).log().flatten(1).sum(1)
-
-
-def _ends(data_range: DataRange) -> tuple[float, float]:
-    assert data_range.low is not None
-    assert data_range.high is not None
-    return data_range.low, data_range.high

@@ -6,13 +6,20 @@ The sum runs over the nodes 1..K of the trajectory, at eta = 1.  The prior is th
 N(0, I) on variance-preserving paths.  Both Gaussians of a transition have mean ``(...) x_t + c x_0``, one with x_0 and
 the other with its estimate m, so their means differ by ``c (x_0 - m)``.  One draw of x_t estimates each term.
 
-The decoder is the Gaussian probability of each pixel's bin; its variance is beta_tilde between the first two times of
-the full chain.  Sources: DDPM (arXiv:2006.11239), Eq. 5; for the decoder, Analytic-DPM (arXiv:2201.06503),
-Appendix H.2.
+Sources: DDPM (arXiv:2006.11239), Eq. 5; the decoder and its variance, Analytic-DPM (arXiv:2201.06503), Appendix H.2:
+the Gaussian mass of each pixel's bin, of variance beta_tilde between the first two times of the full chain.
+
+Continuous data have a density instead of masses: the last term is then ``-log N(x_0; m(x_1), r_1 I)`` with
+``r_1 = sigma_1^2 / alpha_1^2``.  With any density of x_0 given x_1 it is a bound on ``-log p(x_0)`` (Jensen).  The best
+Gaussian has the covariance of x_0 given x_1, and where the data's density is smooth on the scale of sigma_1, that is
+``r_1 I`` to first order: the posterior is then the likelihood ``N(x_1; alpha_1 x_0, sigma_1^2 I)``, a function of x_0.
+What the bound overstates here vanishes with sigma_1, and does not depend on the strategy.
 """
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,7 +29,7 @@ from torch import Tensor
 from optcov.covariance.base import Noise
 from optcov.denoiser import Denoiser, Prediction
 from optcov.kernel import ReverseKernel
-from optcov.likelihood.terms import LogMass, gaussian_kl, gaussian_kl_between, half_bin, pixel_log_mass
+from optcov.likelihood.terms import LogMass, check_grey_levels, gaussian_kl, gaussian_kl_between, pixel_log_mass
 from optcov.schedule.levels import NoiseLevels, per_sample
 from optcov.variance.base import VarianceStrategy
 
@@ -37,31 +44,24 @@ class Noised:
 
 
 @dataclass(frozen=True)
-class VariationalBound:
-    """The terms of the bound, in nats per sample and float64.
+class Bound(ABC):
+    """The terms of a bound on ``-log p(x_0)``, in nats per sample and float64.
 
     Args:
         denoiser, strategy: a mean network and its (fitted) variance, in eval mode, on the same device.
         clip_x0: clamp the predicted x_0 to the data's range in each step, as published results do.
-        log_mass: function for the log probability of a pixel's bin.
-    Raises:
-        ValueError: if the schedule has only one step, so that the decoder has no variance, or the data have no grey
-            levels.
     """
 
     denoiser: Denoiser
     strategy: VarianceStrategy
     clip_x0: bool = True
-    log_mass: LogMass = pixel_log_mass
 
     def __post_init__(self) -> None:
         self.strategy.check_step(1.0)
-        half_bin(self.denoiser.data_range)
-        if self.denoiser.schedule.num_steps < 2:
-            raise ValueError(
-                "schedule.num_steps must be at least 2 for bits/dim (got 1): the decoder's variance comes from the "
-                "step between the first two times"
-            )
+
+    @abstractmethod
+    def decoder(self, noised: Noised) -> Tensor:
+        """``-log p(x_0 | x_t)`` of the step to 0, ``[B]``."""
 
     @torch.no_grad()
     def terms(
@@ -104,15 +104,47 @@ class VariationalBound:
         difference = per_sample(kernel.c, noised.x_0) * (noised.x_0 - noised.mean)
         return gaussian_kl_between(difference, kernel.lambda_sq, covariance)
 
-    def decoder(self, noised: Noised) -> Tensor:
-        """``-log p(x_0 | x_t)`` of the step to 0, ``[B]``."""
-        first, second = self.denoiser.levels(self.denoiser.schedule.grid(noised.x_0.device)[:2])
-        log_variance = ReverseKernel.from_levels(first, second).lambda_sq.log()
-        data_range = self.denoiser.data_range
-        return -self.log_mass(noised.x_0.double(), noised.mean.double(), log_variance, data_range)
-
     def prior(self, x_0: Tensor, level: NoiseLevels) -> Tensor:
         """``KL(q(x_t | x_0) || N(0, prior_std^2 I))``, ``[B]``; sampling starts from this prior."""
         zero = torch.zeros((), dtype=torch.float64, device=x_0.device)
         log_variance = 2 * self.denoiser.schedule.prior_std(level).log()
         return gaussian_kl(level.alpha * x_0.double(), 2 * level.sigma.log(), zero, log_variance)
+
+
+@dataclass(frozen=True)
+class VariationalBound(Bound):
+    """The bound on the probability of data on grey levels.
+
+    Args:
+        denoiser, strategy, clip_x0: as in `Bound`.
+        log_mass: the log mass of a pixel's bin.
+    Raises:
+        ValueError: if the schedule has one step only, which leaves the decoder no variance, or the data have no grey
+            levels.
+    """
+
+    log_mass: LogMass = pixel_log_mass
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_grey_levels(self.denoiser.data_range)
+        if self.denoiser.schedule.num_steps < 2:
+            raise ValueError(
+                "schedule.num_steps must be at least 2 for bits/dim (got 1): give 2 or more, as the decoder's variance "
+                "is that of the step between the first two times"
+            )
+
+    def decoder(self, noised: Noised) -> Tensor:
+        first, second = self.denoiser.levels(self.denoiser.schedule.grid(noised.x_0.device)[:2])
+        log_variance = ReverseKernel.from_levels(first, second).lambda_sq.log()
+        data_range = self.denoiser.data_range
+        return -self.log_mass(noised.x_0.double(), noised.mean.double(), log_variance, data_range)
+
+
+class DensityBound(Bound):
+    """The bound on the density of continuous data, such as latents."""
+
+    def decoder(self, noised: Noised) -> Tensor:
+        log_variance = -noised.prediction.level.log_snr
+        distance = (noised.x_0.double() - noised.mean.double()) ** 2 * (-log_variance).exp()
+        return (distance + log_variance + math.log(2 * math.pi)).flatten(1).sum(1) / 2

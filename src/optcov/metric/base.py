@@ -30,6 +30,13 @@ class Score:
     standard_error: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
+    def table(self) -> list[dict[str, Any]]:
+        """The terms of a bound in rows, such as ``pandas.DataFrame(score.table())``; empty for other scores."""
+        if "transitions" not in self.details:
+            return []
+        decoder, prior = ({"term": name, "t": None, "s": None} | self.details[name] for name in ("decoder", "prior"))
+        return [decoder, *({"term": "transition"} | each for each in self.details["transitions"]), prior]
+
 
 class Metric(ABC):
     """A score of a set of samples, with or without a reference.

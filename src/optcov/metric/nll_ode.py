@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -44,9 +42,10 @@ class FlowNLL(BitsPerDim):
         self.t_min, self.tolerance = t_min, tolerance
 
     def nats(self, denoiser: Denoiser, strategy: VarianceStrategy, times: Tensor, batch: Batch) -> Tensor:
-        half = half_bin(denoiser.data_range)
+        half = half_bin(denoiser.data_range, batch.x_0)
         uniform = 2 * torch.special.ndtr(batch.noise.draw()) - 1
         probe = batch.noise.draw().sign()
         flow = ProbabilityFlow(denoiser, self.t_min, self.tolerance)
         solution = flow.solve(batch.x_0 + half * uniform, probe, batch.advance, batch.condition)
-        return -(solution.log_density[None] + batch.x_0[0].numel() * math.log(2 * half))
+        volume = torch.as_tensor(2 * half, dtype=torch.float64).log().expand(batch.x_0.shape[1:]).sum()
+        return -(solution.log_density[None] + volume.to(solution.log_density.device))

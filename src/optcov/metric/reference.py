@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from optcov.data.untrusted import read_npz
 from optcov.files import atomic_write
 from optcov.metric.moments import Moments
 
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1  # increase this when a code change alters the features of a network
 CHUNK = 1024  # images
+MAX_KEPT = 2**35  # bytes of features of our own: 4 million images of 2048 numbers each
+_DAMAGE = (OSError, EOFError, ValueError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -76,9 +80,14 @@ class Statistics:
         what = "give a .npz file with the mean mu [d] and the covariance sigma [d, d] of features"
         if not path.is_file():
             raise ValueError(f"reference = {path} is not a file: {what}, or null for the training images")
-        arrays = _read(path)
-        if arrays is None:
-            raise ValueError(f"reference = {path} is damaged or not a .npz of plain arrays: {what}")
+        try:
+            arrays = read_npz(path, ("mu", "sigma", "network", "data_shape"))
+        except KeyError as error:
+            raise ValueError(f"reference = {path} contains {error.args[0]}: {what}") from error
+        except _DAMAGE as error:
+            raise ValueError(
+                f"reference = {path} is damaged or not a .npz of plain arrays ({str(error).splitlines()[0]}): {what}"
+            ) from error
         try:
             mean, covariance = (torch.from_numpy(arrays[name].astype(np.float64)) for name in ("mu", "sigma"))
             network = str(arrays["network"]) if "network" in arrays else None
@@ -182,9 +191,8 @@ def _read(path: Path) -> Arrays | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file) if isinstance(file, np.lib.npyio.NpzFile) else None
-    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile):
+        return read_npz(path, limit=MAX_KEPT)
+    except _DAMAGE:
         return None
 
 

@@ -142,7 +142,7 @@ class Analytic(Calibrated):
         moments: dict[int, ControlledMean] = {}  # for the times within the current call
         results = []
         starts = range(0, len(nodes) * len(clean), self.batch_size)
-        for start in tqdm(starts, desc="2/3 variance: one pass", leave=False):
+        for start in tqdm(starts, desc="2/3 variance: one pass", leave=False, disable=not self.progress):
             pieces = list(self._pieces(start, len(nodes), len(clean)))
             moments = {k: moments.get(k, ControlledMean()) for k, _ in pieces}
             x_0 = torch.cat([clean[images] for _, images in pieces])

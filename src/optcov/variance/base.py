@@ -90,9 +90,11 @@ class Calibrated(CovarianceModel):
 
     Attributes:
         num_images: how many images the pass needs.
+        progress: whether the pass shows a bar.
     """
 
     num_images: int = 0
+    progress: bool = True
 
     @abstractmethod
     def calibrate(

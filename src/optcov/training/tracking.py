@@ -15,7 +15,6 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from optcov.cli.wandb import WandbRun
 from optcov.data.pixels import to_uint8
 from optcov.keys import Config
 from optcov.metric import Metric, Reference, update_all, with_count
@@ -25,6 +24,7 @@ from optcov.sampler import DDIMSampler, NoiseStream, Sampler
 from optcov.seeds import Stream, derive_seed
 from optcov.training import EMA, Checkpoint, MeanStage, Stage, VarianceStage
 from optcov.training.store import Identity
+from optcov.training.wandb import WandbRun
 from optcov.trajectory import EvenTrajectory
 from optcov.variance.base import Trained, VarianceStrategy
 from optcov.variance.fixed import BetaTilde
