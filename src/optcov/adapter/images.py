@@ -1,4 +1,4 @@
-"""Images as users have them, in the range of a network."""
+"""Converts images in the forms that users have them to the range of a network."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Images = Tensor | np.ndarray[Any, Any] | Iterable[Any]
 
 
 def data(denoiser: Denoiser, images: Images) -> Tensor:
-    """Images as float32 ``[n, *event]`` in the denoiser's range, on the CPU.
+    """Convert images to float32 ``[n, *event]`` in the denoiser's range, on the CPU.
 
     Raises:
-        ValueError: if they have another shape, lie outside of the range, or are not finite.
+        ValueError: if they have another shape, lie outside the range, or are not finite.
     """
     if isinstance(images, np.ndarray):
         images = torch.from_numpy(images)

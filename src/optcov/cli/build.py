@@ -120,7 +120,7 @@ def build(config: Config, given: Given | None = None) -> Parts:
         for name, metric in metrics.items():
             if guidance.steers and isinstance(metric, ModelMetric):
                 raise ConfigError(
-                    f"guidance must be none for metric = {name} (got {config.choices['guidance']}), which scores the "
+                    f"guidance must be none for metric = {name} (got {type(guidance).__name__}), which scores the "
                     "model without guidance: set guidance=none, or another metric"
                 )
     with config_errors("sampler"):

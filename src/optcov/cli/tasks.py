@@ -36,7 +36,7 @@ def train(config: Config, parts: Parts | None = None) -> dict[str, Any]:
 
     Args:
         config: a checked config of ``conf/config.yaml``.
-        parts: what `assemble` makes of the config, which is then its config, too; None to assemble it here.
+        parts: the result of `assemble`, whose config then replaces ``config``; None to assemble it here.
     Returns:
         The content of ``results.json``.
     Raises:
