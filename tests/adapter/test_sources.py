@@ -252,7 +252,8 @@ def test_text_and_classes_of_diffusers():
         cross_attention_dim=8, attention_head_dim=4,
     )  # fmt: skip
     stated: dict[str, Any] = {
-        "schedule": diffusers.DDIMScheduler(), "prediction": "eps", "time": "n-1", "data_range": "unbounded", "check": False
+        "schedule": diffusers.DDIMScheduler(), "prediction": "eps", "time": "n-1", "data_range": "unbounded",
+        "check": False,
     }  # fmt: skip
     prompt, empty = torch.randn(1, 3, 8), torch.zeros(1, 3, 8)
     denoiser = optcov.load(
