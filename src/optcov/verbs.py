@@ -24,8 +24,9 @@ from optcov.sampler import sample as draw
 from optcov.seeds import Stream, derive_seed
 from optcov.trajectory import ListTrajectory, Trajectory
 from optcov.variance.base import Calibrated, Trained, VarianceStrategy
+from optcov.variance.saved import check_fits, load_strategy
 
-__all__ = ["bits_per_dim", "fit", "load", "sample"]
+__all__ = ["bits_per_dim", "fit", "load", "load_strategy", "sample"]
 
 
 def fit(
@@ -236,6 +237,7 @@ def _fitted(strategy: VarianceStrategy | str | None, denoiser: Denoiser) -> Vari
                 f"strategy must be fitted (got the name {name!r}): give optcov.fit({name!r}, denoiser, images)"
             )
     assert isinstance(strategy, VarianceStrategy)
+    check_fits(strategy, denoiser)
     return strategy.to(device_of(denoiser)).eval()
 
 
