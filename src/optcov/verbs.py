@@ -73,7 +73,7 @@ def fit(
         resolve("strategy", strategy, **settings)
     assert isinstance(strategy, VarianceStrategy)
     strategy.to(device).eval()
-    if not _needs_fit(strategy):
+    if not strategy.needs_fit:
         if steps is not None:
             raise ValueError(
                 f"steps must be left out for {type(strategy).__name__} (got {steps}): it needs no training"
@@ -218,13 +218,6 @@ def _with_head(name: str, denoiser: Denoiser, settings: dict[str, Any]) -> dict[
     return settings | {"head": resolve("head", head)}
 
 
-def _needs_fit(strategy: VarianceStrategy) -> bool:
-    """Whether a new strategy knows nothing yet."""
-    return isinstance(strategy, Calibrated) or (
-        isinstance(strategy, Trained) and any(True for _ in strategy.parameters())
-    )
-
-
 def _fitted(strategy: VarianceStrategy | str | None, denoiser: Denoiser) -> VarianceStrategy:
     """A strategy that can be used at once, in eval mode, on the denoiser's device."""
     denoiser.eval()
@@ -232,7 +225,7 @@ def _fitted(strategy: VarianceStrategy | str | None, denoiser: Denoiser) -> Vari
         name = strategy or "beta_tilde"
         strategy = resolve("var", name, denoiser=denoiser, **_with_head(name, denoiser, {}))
         assert isinstance(strategy, VarianceStrategy)
-        if _needs_fit(strategy):
+        if strategy.needs_fit:
             raise ValueError(
                 f"strategy must be fitted (got the name {name!r}): give optcov.fit({name!r}, denoiser, images)"
             )

@@ -65,11 +65,16 @@ class VarianceStrategy(nn.Module, ABC):
 
     Attributes:
         made_for: what a denoiser must share to be used with the strategy: see `Traits`.
+        needs_fit: whether a new strategy knows nothing yet.
         cut_last: whether a sampler may bound the noise of its last stochastic step, as was published for fitted
             variances; those that DDPM and Improved DDPM prescribe were published as they are.
     """
 
     cut_last: bool = True
+
+    @property
+    def needs_fit(self) -> bool:
+        return False
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
@@ -147,6 +152,10 @@ class Calibrated(CovarianceModel):
 
     num_images: int = 0
 
+    @property
+    def needs_fit(self) -> bool:
+        return True
+
     @abstractmethod
     def calibrate(
         self, denoiser: Denoiser, batches: Iterable[Tensor], seed: int = 0, labels: Tensor | None = None
@@ -163,6 +172,10 @@ class Calibrated(CovarianceModel):
 
 class Trained(VarianceStrategy):
     """A strategy that learns by gradient steps while the denoiser is frozen and in eval mode."""
+
+    @property
+    def needs_fit(self) -> bool:
+        return any(True for _ in self.parameters())  # not where the network itself answers with the variance
 
     @abstractmethod
     def loss(self, denoiser: Denoiser, prediction: Prediction, target: Tensor) -> Tensor:
