@@ -69,8 +69,11 @@ def _node(group: str, name: str) -> dict[str, Any]:
     """What an option's file says, on top of what those options of its group say that it names in ``defaults``."""
     node = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
     assert isinstance(node, dict)
-    below = (_node(group, base) for base in node.pop("defaults", []) if base != "_self_")
-    return {str(key): value for part in (*below, node) for key, value in part.items()}
+    found: dict[str, Any] = {}
+    for base in node.pop("defaults", []):
+        if isinstance(base, str) and base != "_self_":  # what has a key of its own is left to its user
+            found |= _node(group, base)
+    return found | {str(key): value for key, value in node.items()}
 
 
 def _part(value: Any) -> Any:

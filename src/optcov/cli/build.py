@@ -91,7 +91,9 @@ def build(config: Config) -> Parts:
         network = instantiate(config.model, data_shape=shape, **_classes_of_network(config, num_classes))
         if config.compile:
             network.compile()
-        denoiser = Denoiser(network, schedule, instantiate(config.parameterization), config.time_offset)
+        denoiser = Denoiser(
+            network, schedule, instantiate(config.parameterization), config.time_offset, data.data_range
+        )
     with config_errors("var"):
         torch.manual_seed(derive_seed(config.seed, Stream.VARIANCE_WEIGHTS))
         strategy = instantiate(config.var, denoiser=denoiser)

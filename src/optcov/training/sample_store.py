@@ -29,12 +29,15 @@ class SampleStore:
         shape: of one sample.
         count: how many samples; files with later indices are ignored.
         batch_size: samples per file, at most.
+        dtype: of the samples: uint8, or float32.
     Raises:
         ValueError: if ``count`` or ``batch_size`` is below 1.
     """
 
-    def __init__(self, folder: Path, shape: Sequence[int], count: int, batch_size: int) -> None:
-        self.folder, self.shape, self.count = folder, tuple(shape), count
+    def __init__(
+        self, folder: Path, shape: Sequence[int], count: int, batch_size: int, dtype: torch.dtype = torch.uint8
+    ) -> None:
+        self.folder, self.shape, self.count, self.dtype = folder, tuple(shape), count, dtype
         self.batches = batches(count, batch_size)
 
     def missing(self) -> list[range]:
@@ -53,7 +56,7 @@ class SampleStore:
 
         Args:
             indices: of the samples, ``[B]``.
-            images: uint8 ``[B, *shape]``.
+            images: ``[B, *shape]``, of the store's type.
             began, ended: the time in seconds, by a clock that all processes share.
             cost: of the batch.
         Raises:
@@ -68,7 +71,7 @@ class SampleStore:
         return self.count
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Chunks uint8 ``[b, *shape]`` of all samples, in order.
+        """Chunks ``[b, *shape]`` of all samples, in order.
 
         Raises:
             ValueError: if any are missing.
@@ -78,7 +81,7 @@ class SampleStore:
                 yield torch.from_numpy(part["images"][keep])
 
     def first(self, count: int) -> Tensor:
-        """The first samples, uint8 ``[count, *shape]``, or all if there are fewer."""
+        """The first samples, ``[count, *shape]``, or all if there are fewer."""
         chunks: list[Tensor] = []
         for chunk in self:
             chunks.append(chunk)
@@ -137,4 +140,4 @@ class SampleStore:
         except Exception:  # a damaged file can make the reader raise almost anything
             return False
         shapes = (images.shape, interval.shape, cost.shape)
-        return images.dtype == np.uint8 and shapes == ((len(span), *self.shape), (2,), (2,))
+        return torch.from_numpy(images[:0]).dtype == self.dtype and shapes == ((len(span), *self.shape), (2,), (2,))
