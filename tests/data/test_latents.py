@@ -11,10 +11,14 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor
 
+import optcov
 from optcov.data import DigitsData, LatentData, TensorData
 from optcov.data.autoencoder import autoencoder_of
 from optcov.data.pixels import from_uint8
 from optcov.data_range import DataRange
+from optcov.denoiser import Denoiser
+from optcov.model import UNet
+from optcov.schedule import LinearSchedule
 
 VALUES = torch.randn(9, 2, 4, 4, generator=torch.Generator().manual_seed(0)) * 3 + 5
 
@@ -61,6 +65,12 @@ def test_diffusers_latents_are_the_mode_shifted_and_scaled(tmp_path: Path) -> No
         torch.testing.assert_close(data.train[:3], expected, rtol=1e-4, atol=1e-5)  # convolutions of other batches
         torch.testing.assert_close(data.decode(expected), back, rtol=1e-4, atol=1e-5)
         assert data.identity() == latents(module, tmp_path).identity()
+    module.register_to_config(latents_mean=[1.0, 2.0], latents_std=[2.0, 4.0])
+    data, raw = latents(module, tmp_path), expected / 0.5 + 0.25
+    channels = [(raw[:, i] - (1, 2)[i]) * 0.5 / (2, 4)[i] for i in range(2)]
+    torch.testing.assert_close(data.encode(images), torch.stack(channels, 1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(data.decode(data.encode(images)), back, rtol=1e-4, atol=1e-5)
+    module.register_to_config(latents_mean=None, latents_std=None)
     scaled = latents(module, tmp_path, scale=2.0)
     torch.testing.assert_close(scaled.train[:3], expected * 4, rtol=1e-4, atol=1e-5)
     assert len(list((tmp_path / "cache").glob("*/images.npy"))) == 2  # one a scale
@@ -133,6 +143,33 @@ def test_what_is_no_autoencoder_of_these_images_is_refused(tmp_path: Path) -> No
     data = LatentData(TensorData(str(tmp_path / "z.safetensors")), Halves(), str(tmp_path))
     with pytest.raises(ValueError, match=r"data.source must be images \(got vectors or tensors\)"):
         data.load("train")
+
+
+def test_a_notebook_fits_to_a_source_and_decodes_what_it_draws(tmp_path: Path) -> None:
+    data = latents(Halves(), tmp_path)
+    denoiser = Denoiser(UNet(data.data_shape, channels=8), LinearSchedule(100), data_range=data.data_range)
+    pairs = zip(data.train, data.labels("train"), strict=True)
+    fitted = [
+        optcov.fit("analytic_imperfect", denoiser, images, num_images=16, num_times=4)
+        for images in (
+            data,
+            data.train,
+            data.train.numpy(),
+            data.train.split(500),
+            zip(data.train, range(1500), strict=True),
+        )
+    ]
+    drawn = [optcov.sample(denoiser, strategy, num_steps=3, count=2, progress=False) for strategy in fitted]
+    assert all(samples.equal(drawn[0]) for samples in drawn)
+    assert data.finish(drawn[0]).shape == (2, 1, 8, 8)
+    for images, problem in (
+        ([{"image": data.train}], r"must be tensors or arrays, or pairs .* \(got dict\)"),
+        ([data.train, data.train[..., :2]], r"must be of one shape \(got \[1, 4, 4\] and \[1, 4, 2\]\)"),
+        ([], "must not be empty"),
+        (DigitsData(), r"must have the shape \[n, 1, 4, 4\] \(got \[1500, 1, 8, 8\]\)"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            optcov.fit("analytic_imperfect", denoiser, images)
 
 
 def write(path: Path, **tensors: Tensor) -> Path:

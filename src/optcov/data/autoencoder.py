@@ -46,6 +46,8 @@ class Autoencoder(ABC):
 class DiffusersAutoencoder(Autoencoder):
     """An autoencoder of diffusers: the mode of its posterior, shifted and scaled as its config says.
 
+    The config's ``latents_mean`` and ``latents_std`` are of each channel; others have one ``shift_factor``.
+
     Args:
         module: such as ``AutoencoderKL``.
         scale: latents are multiplied by it; None for the config's ``scaling_factor``.
@@ -54,20 +56,23 @@ class DiffusersAutoencoder(Autoencoder):
     def __init__(self, module: nn.Module, scale: float | None = None) -> None:
         self.module = module.eval().requires_grad_(False)
         config: dict[str, Any] = dict(module.config)  # type: ignore[arg-type]
-        self.scale = float(config.get("scaling_factor") or 1.0) if scale is None else scale
-        self.shift = float(config.get("shift_factor") or 0.0)
+        scale = float(config.get("scaling_factor") or 1.0) if scale is None else scale
+        means, stds = config.get("latents_mean"), config.get("latents_std")  # of channels, where both are given
+        given = bool(means) and bool(stds)
+        self.mean = torch.tensor(means if given else [float(config.get("shift_factor") or 0.0)]).reshape(1, -1, 1, 1)
+        self.factor = scale / torch.tensor(stds if given else [1.0]).reshape(1, -1, 1, 1)
 
     def encode(self, images: Tensor) -> Tensor:
         answer = self.module.encode(images)  # type: ignore[operator]
         latents: Tensor = answer.latent_dist.mode() if hasattr(answer, "latent_dist") else answer.latents
-        return (latents - self.shift) * self.scale
+        return (latents - self.mean.to(latents)) * self.factor.to(latents)
 
     def decode(self, latents: Tensor) -> Tensor:
-        images: Tensor = self.module.decode(latents / self.scale + self.shift).sample  # type: ignore[operator]
+        images: Tensor = self.module.decode(latents / self.factor.to(latents) + self.mean.to(latents)).sample  # type: ignore[operator]
         return images
 
     def digest(self, probe: Tensor) -> str:
-        text = f"{digest_of(self.module.state_dict())} {self.scale} {self.shift}"
+        text = f"{digest_of(self.module.state_dict())} {self.factor.tolist()} {self.mean.tolist()}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def to(self, device: torch.device) -> Autoencoder:
