@@ -156,7 +156,7 @@ def test_a_notebook_fits_to_a_source_and_decodes_what_it_draws(tmp_path: Path) -
             data.train,
             data.train.numpy(),
             data.train.split(500),
-            zip(data.train, range(1500), strict=True),
+            pairs,
         )
     ]
     drawn = [optcov.sample(denoiser, strategy, num_steps=3, count=2, progress=False) for strategy in fitted]
