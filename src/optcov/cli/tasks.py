@@ -93,17 +93,17 @@ def sample(config: Config, parts: Parts | None = None) -> Path:
         with config_errors("mode"), run.machine.sampling() as device:
             instantiate(config.mode).draw(parts, folder, config.seed, device)
         return folder
-    if config.format == "png" and len(parts.denoiser.data_shape) != 3:
-        raise ConfigError("format must be npz for samples that are vectors (got png): set format=npz")
+    if config.format == "png" and (len(parts.data.sample_shape) != 3 or parts.data.sample_dtype.is_floating_point):
+        raise ConfigError("format must be npz for samples that are vectors or tensors (got png): set format=npz")
     place = folder / ("samples.npz" if config.format == "npz" else "samples")
     if rank_zero() and place.exists() and not (folder / ".parts").exists():
         raise ConfigError(f"output_dir = {folder} holds finished samples: choose another hydra.run.dir")
     drawn = draw(run)
     if rank_zero():
         labels = parts.labels(len(drawn), config.seed)
-        preview(drawn, folder / "samples.png", labels)
+        preview(drawn, parts.data, folder / "samples.png", labels)
         if config.format == "npz":
-            write_npz(drawn, len(drawn), drawn.shape, place, labels)
+            write_npz(drawn, len(drawn), drawn.shape, place, labels, drawn.dtype)
         else:
             write_pngs(drawn, len(drawn), place)
             if labels is not None:
