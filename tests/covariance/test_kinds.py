@@ -610,6 +610,8 @@ def test_bases_are_orthonormal(name: str):
     assert_close(basis.analyse(x).flatten(1), x.flatten(1) @ vectors, **EXACT)
     spread = (vectors @ variance.flatten().diag() @ vectors.T).diagonal()
     assert_close(basis.spread(variance).flatten(), spread, **EXACT)
+    gathered = (vectors.T @ variance.flatten().diag() @ vectors).diagonal()
+    assert_close(basis.gather(variance).flatten(), gathered, **EXACT)
 
 
 def test_principal_axes_are_those_of_the_data():

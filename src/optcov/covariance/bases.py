@@ -38,6 +38,10 @@ class Basis(ABC):
     def spread(self, variance: Tensor) -> Tensor:
         """The diagonal of ``Q diag(variance) Q^T``, ``[B, *event]``."""
 
+    @abstractmethod
+    def gather(self, variance: Tensor) -> Tensor:
+        """The diagonal of ``Q^T diag(variance) Q``, ``[B, *event]``."""
+
     def same(self, other: Basis) -> bool:
         """Whether the other basis is known to be this one."""
         return self is other
@@ -86,6 +90,13 @@ class DCT(Basis):
         for axis in self.axes:
             matrix = dct_matrix(variance.shape[axis], variance.dtype, variance.device)
             variance = _along(variance, (matrix**2).mT, axis)
+        return variance
+
+    def gather(self, variance: Tensor) -> Tensor:
+        if self.channels is not None:
+            variance = self._mixed(variance, (self.channels**2).mT)
+        for axis in self.axes:
+            variance = _along(variance, dct_matrix(variance.shape[axis], variance.dtype, variance.device) ** 2, axis)
         return variance
 
     def same(self, other: Basis) -> bool:
@@ -137,6 +148,9 @@ class PCA(Basis):
 
     def spread(self, variance: Tensor) -> Tensor:
         return (variance.flatten(1) @ (self.axes.to(variance.dtype) ** 2).T).reshape(variance.shape)
+
+    def gather(self, variance: Tensor) -> Tensor:
+        return (variance.flatten(1) @ self.axes.to(variance.dtype) ** 2).reshape(variance.shape)
 
 
 @lru_cache(maxsize=32)

@@ -186,11 +186,12 @@ class Analytic(Calibrated):
         level = denoiser.levels(t)
         output = denoiser(denoiser.diffuse(x_0, eps, level), level, labels).output.double()
         target = denoiser.target(x_0, eps, level).double()
+        output, target, eps = self.coordinates(output), self.coordinates(target), self.coordinates(eps.double())
         if self.imperfect_mean:
             measured = (target - output) ** 2
         else:
             measured = denoiser.parameterization.expected_square(target) - output**2
-        control = eps.double() ** 2 - 1
+        control = eps**2 - 1
         return (measured, control) if self.per_pixel else (measured.flatten(1).mean(1), control.flatten(1).mean(1))
 
     def covariance(self, denoiser: Denoiser, prediction: Prediction) -> Covariance:
@@ -204,7 +205,15 @@ class Analytic(Calibrated):
         if not self.per_pixel:
             return IsotropicCovariance((r * variance).to(x_t.dtype).expand(len(x_t)), x_t.shape[1:])
         r = r.reshape(r.shape + (1,) * (x_t.ndim - 1))
-        return DiagonalCovariance((r * variance).to(x_t.dtype).expand(x_t.shape))
+        return self.structured((r * variance).to(x_t.dtype).expand(x_t.shape))
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        """The numbers whose variances are measured, ``[B, *event]``: here the pixels."""
+        return x
+
+    def structured(self, variance: Tensor) -> Covariance:
+        """The covariance of independent coordinates, ``[B, *event]``."""
+        return DiagonalCovariance(variance)
 
 
 SMALLEST_LOG_SNR = -40.0  # replaces -inf, the log SNR at the end of a path without signal

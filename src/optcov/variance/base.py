@@ -191,18 +191,25 @@ class Trained(VarianceStrategy):
 
 
 class TrainedHead(Trained):
-    """A strategy that learns one number per pixel from the features of the mean network.
+    """A strategy that learns one or more numbers per pixel from the features of the mean network.
 
     Args:
         denoiser: the mean network, used only for its shapes.
         head: makes the head from ``(feature_channels, data_shape)``.
+        outputs: numbers a pixel: a head of several is one of data with as many times the channels.
     """
 
-    def __init__(self, denoiser: Denoiser, head: HeadFactory) -> None:
+    def __init__(self, denoiser: Denoiser, head: HeadFactory, outputs: int = 1) -> None:
         super().__init__(denoiser)
-        self.head = head(denoiser.feature_channels, denoiser.data_shape)
+        channels, *space = denoiser.data_shape
+        self.head = head(denoiser.feature_channels, (outputs * channels, *space))
 
     def head_output(self, denoiser: Denoiser, prediction: Prediction) -> Tensor:
-        """The output of the head for a prediction, ``[B, *event]``, in the precision of ``x_t``."""
+        """The output of a head with one number per pixel, ``[B, *event]``, in the precision of ``x_t``."""
         output: Tensor = self.head(prediction.features, denoiser.network_time(prediction.level))
         return output.to(prediction.x_t.dtype)
+
+    def head_outputs(self, denoiser: Denoiser, prediction: Prediction) -> Tensor:
+        """What a head of several numbers a pixel says, ``[B, outputs, *event]``, in the precision of ``x_t``."""
+        output = self.head_output(denoiser, prediction)
+        return output.reshape(len(output), -1, *prediction.x_t.shape[1:])
