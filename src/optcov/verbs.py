@@ -25,8 +25,9 @@ from optcov.sampler import sample as draw
 from optcov.seeds import Stream, derive_seed
 from optcov.trajectory import ListTrajectory, Trajectory
 from optcov.variance.base import Calibrated, Trained, VarianceStrategy
+from optcov.variance.saved import check_fits, load_strategy
 
-__all__ = ["bits_per_dim", "fit", "load", "sample"]
+__all__ = ["bits_per_dim", "fit", "load", "load_strategy", "sample"]
 
 
 def fit(
@@ -74,7 +75,7 @@ def fit(
         resolve("strategy", strategy, **settings)
     assert isinstance(strategy, VarianceStrategy)
     strategy.to(device).eval()
-    if not _needs_fit(strategy):
+    if not strategy.needs_fit:
         if steps is not None:
             raise ValueError(
                 f"steps must be left out for {type(strategy).__name__} (got {steps}): it needs no training"
@@ -229,13 +230,6 @@ def _with_head(name: str, denoiser: Denoiser, settings: dict[str, Any]) -> dict[
     return settings | {"head": resolve("head", head)}
 
 
-def _needs_fit(strategy: VarianceStrategy) -> bool:
-    """Whether a new strategy must be fitted before use."""
-    return isinstance(strategy, Calibrated) or (
-        isinstance(strategy, Trained) and any(True for _ in strategy.parameters())
-    )
-
-
 def _fitted(strategy: VarianceStrategy | str | None, denoiser: Denoiser) -> VarianceStrategy:
     """A strategy that is ready for use, in eval mode, on the denoiser's device."""
     denoiser.eval()
@@ -243,11 +237,12 @@ def _fitted(strategy: VarianceStrategy | str | None, denoiser: Denoiser) -> Vari
         name = strategy or "beta_tilde"
         strategy = resolve("var", name, denoiser=denoiser, **_with_head(name, denoiser, {}))
         assert isinstance(strategy, VarianceStrategy)
-        if _needs_fit(strategy):
+        if strategy.needs_fit:
             raise ValueError(
                 f"strategy must be fitted (got the name {name!r}): give optcov.fit({name!r}, denoiser, images)"
             )
     assert isinstance(strategy, VarianceStrategy)
+    check_fits(strategy, denoiser)
     return strategy.to(device_of(denoiser)).eval()
 
 

@@ -253,7 +253,7 @@ def test_text_and_classes_of_diffusers():
     )  # fmt: skip
     stated: dict[str, Any] = {
         "schedule": diffusers.DDIMScheduler(), "prediction": "eps", "time": "n-1", "data_range": "unbounded",
-        "check": False
+        "check": False,
     }  # fmt: skip
     prompt, empty = torch.randn(1, 3, 8), torch.zeros(1, 3, 8)
     denoiser = optcov.load(

@@ -73,7 +73,7 @@ class AdaptedNetwork(nn.Module):
             features = torch.cat([x_t, output.to(x_t.dtype)], 1)
         else:
             assert self._seen is not None
-            features, self._seen = self._seen, None
+            features, self._seen = self._seen.to(x_t.dtype), None  # heads are not in half precision
         if variance is not None:  # the last C channels of the features
             features = torch.cat([features, variance.to(features.dtype)], 1)
         return output, features

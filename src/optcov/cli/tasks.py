@@ -26,7 +26,6 @@ from optcov.parts import Parts
 from optcov.report.export import write_npz, write_pngs
 from optcov.training.store import Checkpoint, Kind, rank_zero
 from optcov.training.wandb import WandbRun
-from optcov.variance.base import Calibrated, Trained
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +157,7 @@ def _restore(config: Config, parts: Parts | None) -> Run:
     own = {key: folder / "checkpoints" / f"{kind}.safetensors" for key, kind in CHECKPOINTS.items()}
     unfitted = None
     other_variance = config.var != Saved.read(folder).values["var"]
-    if isinstance(strategy, Calibrated | Trained) and config.var_ckpt is None and other_variance:
+    if strategy.needs_fit and config.var_ckpt is None and other_variance:
         unfitted = "var", "fitted", "fit it"
     has_classifier = config.classifier_ckpt is not None or own["classifier_ckpt"].is_file()
     if guidance is not None and guidance.classifier is not None and not has_classifier:

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from optcov.covariance import Covariance
@@ -20,20 +23,74 @@ HeadFactory = Callable[[int, tuple[int, ...]], nn.Module]
 """``(feature_channels, data_shape) -> head``, a module ``(features, network_time) -> [B, *event]``."""
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What a strategy reads of a denoiser, as plain values.
+
+    Args:
+        data_shape, feature_channels, num_classes, learned_sigma: of the network.
+        num_steps, log_snr: N, and the path's log SNR at t = 1/4, 1/2 and 3/4.
+        parameterization: the class, whose target the strategy's numbers are of.
+    """
+
+    data_shape: tuple[int, ...]
+    feature_channels: int
+    num_classes: int | None
+    learned_sigma: bool
+    num_steps: int
+    log_snr: tuple[float, ...]
+    parameterization: str
+
+    @classmethod
+    def of(cls, denoiser: Denoiser) -> Traits:
+        """Those of a denoiser."""
+        log_snr = denoiser.schedule.log_snr(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device="cpu"))
+        return cls(
+            denoiser.data_shape,
+            denoiser.feature_channels,
+            denoiser.num_classes,
+            bool(getattr(denoiser.network, "learned_sigma", False)),
+            denoiser.schedule.num_steps,
+            tuple(round(value, 4) for value in log_snr.tolist()),
+            type(denoiser.parameterization).__name__,
+        )
+
+
 class VarianceStrategy(nn.Module, ABC):
     """Base class of all strategies.
 
-    A strategy is built for a denoiser; it reads the denoiser's shapes but does not keep it.
+    A strategy is built for a denoiser; it reads the denoiser's shapes but does not keep it.  Each argument of a
+    constructor besides the denoiser is also an attribute of the same name, so that a strategy can be saved.
 
     Attributes:
+        made_for: what a denoiser must share to be used with the strategy: see `Traits`.
+        needs_fit: whether a new strategy must be fitted before use.
         cut_last: whether a sampler may bound the noise of its last stochastic step, as published for fitted variances;
             the variances of DDPM and Improved DDPM were published without such a bound.
     """
 
     cut_last: bool = True
 
+    @property
+    def needs_fit(self) -> bool:
+        return False
+
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
+        self.made_for = Traits.of(denoiser)
+
+    def save_pretrained(self, folder: str | Path, denoiser: Denoiser | None = None) -> None:
+        """Write ``strategy.safetensors`` and ``strategy.json`` into a folder, for `optcov.load_strategy`.
+
+        Args:
+            folder: made where there is none.
+            denoiser: the one it was fitted to; its weights are then known to the file by their SHA-256.
+        Raises:
+            ValueError: if the strategy was not fitted, or is not one of optcov.
+        """
+        from optcov.variance.saved import save
+
+        save(self, Path(folder), denoiser)
 
     @abstractmethod
     def transition(self, kernel: ReverseKernel, denoiser: Denoiser, prediction: Prediction) -> Covariance:
@@ -96,6 +153,10 @@ class Calibrated(CovarianceModel):
     num_images: int = 0
     progress: bool = True
 
+    @property
+    def needs_fit(self) -> bool:
+        return True
+
     @abstractmethod
     def calibrate(
         self, denoiser: Denoiser, batches: Iterable[Tensor], seed: int = 0, labels: Tensor | None = None
@@ -113,6 +174,10 @@ class Calibrated(CovarianceModel):
 
 class Trained(VarianceStrategy):
     """A strategy that learns by gradient steps while the denoiser is frozen and in eval mode."""
+
+    @property
+    def needs_fit(self) -> bool:
+        return any(True for _ in self.parameters())  # not where the network itself answers with the variance
 
     @abstractmethod
     def loss(self, denoiser: Denoiser, prediction: Prediction, target: Tensor) -> Tensor:
