@@ -133,9 +133,7 @@ def parsed() -> argparse.Namespace:
     add("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help="which of the rows below to measure")
     add("--quick", action="store_true", help="check in two minutes that every row works, with one small round")
     add("--rounds", type=int, default=default.rounds, help="number of turns of each contender, at least 3")
-    add(
-        "--seconds", type=float, default=default.seconds, help="time limit, after which a row ends with its third round"
-    )
+    add("--seconds", type=float, default=default.seconds, help="after these, no round beyond the third begins")
     add("--num-threads", type=int, help="threads of all rows except those on scaling; default: PyTorch's choice")
     add("--batch-size", type=int, help="images per batch; default: 8, or 128 on a GPU")
     add("--batch-sizes", type=int, nargs="+", help="for the rows on threads; default: 1 4 16 64, up to 1024 on a GPU")
