@@ -24,6 +24,7 @@ from optcov.data_range import DataRange
 from optcov.denoiser import Denoiser, device_of
 from optcov.parameterization import X0, Eps, Parameterization, Score, V, Velocity
 from optcov.schedule.levels import NoiseLevels
+from optcov.seeds import Stream, derive_seed
 
 FIRST_STEPS = 4  # n = 1..4, where the feeds n and n - 1 differ most
 LOG_SNR = (6.0, 4.0, 2.0, 0.0)  # of data on [-1, 1]; in more noise an imperfect network prefers times of its own
@@ -141,7 +142,8 @@ class Trial:
         asked = Denoiser(self.denoiser.network, self.denoiser.schedule, meaning, time=convention.time)
         x_0 = convention.data_range.from_unit(self.denoiser.data_range.to_unit(self.x_0))
         for i, (name, level) in enumerate(self.levels(convention.data_range).items()):
-            generator = torch.Generator().manual_seed(i)
+            seed = derive_seed(0, Stream.CURVE, i)  # none that a user may have drawn the images with
+            generator = torch.Generator().manual_seed(seed)
             eps = torch.randn(x_0.shape, generator=generator).to(x_0.device)
             x_t = asked.diffuse(x_0, eps, level)
             key = (name, convention.time, convention.data_range, meaning if meaning.c_in(level) is not None else None)
