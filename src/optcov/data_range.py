@@ -1,7 +1,8 @@
-"""The range that data live in: what clipping, the bound on a covariance, and grey levels mean for a network."""
+"""The range of the data, which defines clipping, the bound on a covariance, and grey levels."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,13 +15,15 @@ End = float | tuple[float, ...] | None
 
 @dataclass(frozen=True)
 class DataRange:
-    """Data in ``[low, high]``, with 256 grey levels from end to end where they are images.
+    """The interval ``[low, high]`` of the data and, for images, the number of grey levels in it.
 
     Args:
-        low, high: the ends, or one for each channel; None for data of unknown support, such as latents.
-        num_levels: of stored images, evenly spaced from low to high; None where there are none.
+        low, high: the ends of the interval, or one for each channel; None for data with unknown support, such as
+            latents.
+        num_levels: number of grey levels of stored images, evenly spaced from low to high, at least 2; None for
+            continuous data.
     Raises:
-        ValueError: unless both ends are given with ``low < high``, or neither.
+        ValueError: unless both ends are finite with ``low < high``, or both are None; if ``num_levels`` is below 2.
     """
 
     low: End = -1.0
@@ -37,10 +40,15 @@ class DataRange:
             return
         pairs = [] if None in ends else list(zip(*(_each(end) for end in ends), strict=False))
         counts = {len(end) for end in ends if isinstance(end, tuple)}
-        if not pairs or len(counts) > 1 or not all(low < high for low, high in pairs):
+        if not pairs or len(counts) > 1 or not all(-math.inf < low < high < math.inf for low, high in pairs):
             raise ValueError(
-                f"data_range must be two ends, low below high, or none (got {self.low} and {self.high}): "
-                "give such as (-1, 1), (0, 1), or None for data of unknown support"
+                f"data_range must be two finite ends, low below high, or none (got {self.low} and {self.high}): "
+                "give (-1, 1), (0, 1), or None for data with unknown support"
+            )
+        if self.num_levels is not None and self.num_levels < 2:
+            raise ValueError(
+                f"data_range.num_levels must be at least 2 (got {self.num_levels}): give 256 for 8-bit images, or None "
+                "for data without grey levels"
             )
 
     @staticmethod

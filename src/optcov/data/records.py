@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +21,18 @@ class Records(ABC):
 
     Attributes:
         labels: int64 ``[n]``, or None for data without classes.
+        classes: what the classes are called, in order; None where they have no names.
     """
 
     labels: NDArray[np.int64] | None = None
+    classes: list[str] | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def image(self, index: int) -> Pixels:
-        """One image, uint8 ``[C, H, W]``.
+    def image(self, index: int) -> NDArray[Any]:
+        """One image, uint8 ``[C, H, W]``, or its latent, float32.
 
         Raises:
             CorruptImageError: if it cannot be decoded.
@@ -66,11 +69,12 @@ class Selection(Records):
     def __init__(self, records: Records, indices: Sequence[int]) -> None:
         self.records, self.indices = records, indices
         self.labels = None if records.labels is None else records.labels[np.asarray(indices, dtype=np.int64)]
+        self.classes = records.classes
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def image(self, index: int) -> Pixels:
+    def image(self, index: int) -> NDArray[Any]:
         return self.records.image(self.indices[index])
 
 

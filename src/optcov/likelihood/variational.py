@@ -1,10 +1,10 @@
-"""The variational bound on -log p(x_0) of a chain of reverse steps, for every covariance, trajectory and stride.
+"""The variational bound on -log p(x_0) for a chain of reverse steps, with any covariance, trajectory and stride.
 
     L = KL(q(x_K|x_0) || prior) + sum_i KL(q(x_{i-1}|x_i,x_0) || p(x_{i-1}|x_i)) - log p(x_0|x_1)
 
-over the nodes 1..K of the trajectory, with eta = 1; the prior is the Gaussian that chains start from, N(0, I) on
-variance-preserving paths.  Both Gaussians of a transition have mean ``(...) x_t + c x_0``, one with x_0 and one with
-its estimate m, so that their means differ by ``c (x_0 - m)``.  Each term is estimated at one draw of x_t.
+The sum runs over the nodes 1..K of the trajectory, at eta = 1.  The prior is the Gaussian from which sampling starts,
+N(0, I) on variance-preserving paths.  Both Gaussians of a transition have mean ``(...) x_t + c x_0``, one with x_0 and
+the other with its estimate m, so their means differ by ``c (x_0 - m)``.  One draw of x_t estimates each term.
 
 Sources: DDPM (arXiv:2006.11239), Eq. 5; the decoder and its variance, Analytic-DPM (arXiv:2201.06503), Appendix H.2:
 the Gaussian mass of each pixel's bin, of variance beta_tilde between the first two times of the full chain.
@@ -36,11 +36,11 @@ from optcov.variance.base import VarianceStrategy
 
 @dataclass(frozen=True)
 class Noised:
-    """Data and what the network makes of their noisy form at one level; tensors ``[B, *event]``."""
+    """Clean data, and the network's prediction from a noisy version at one level; tensors ``[B, *event]``."""
 
     x_0: Tensor
     prediction: Prediction
-    mean: Tensor  # of x_0, as it enters the steps
+    mean: Tensor  # the estimate of x_0 that the steps use, clipped if the bound says so
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Bound(ABC):
     """The terms of a bound on ``-log p(x_0)``, in nats per sample and float64.
 
     Args:
-        denoiser, strategy: a mean network and its (fitted) variance, in eval mode, on one device.
+        denoiser, strategy: a mean network and its (fitted) variance, in eval mode, on the same device.
         clip_x0: clamp the predicted x_0 to the data's range in each step, as published results do.
     """
 
@@ -72,16 +72,16 @@ class Bound(ABC):
         advance: Callable[[], object] = lambda: None,
         condition: Tensor | None = None,
     ) -> Tensor:
-        """One estimate of each term for each sample; the bound is their sum over the first dimension.
+        """Estimate each term once for each sample; the bound is the sum over the first dimension.
 
         Args:
             x_0: data on the grey levels of the denoiser's range, ``[B, *event]``.
             times: ascending float64 ``[K]`` in (0, 1].
-            noise: one stream per sample, drawn from once for each time.
+            noise: one stream per sample; each time draws from it once.
             advance: called after each time, for a progress bar.
-            condition: labels, int64 ``[B]``, for a denoiser that knows classes.
+            condition: class of each sample, int64 ``[B]``; only for class-conditional denoisers.
         Returns:
-            ``[K + 1, B]``: the decoder, the transitions to ``times[0] .. times[K - 2]``, the prior.
+            ``[K + 1, B]``: the decoder, the transitions to ``times[0] .. times[K - 2]``, and the prior.
         """
         levels = self.denoiser.levels(times).to(x_0.device)
         rows = []
@@ -92,7 +92,7 @@ class Bound(ABC):
         return torch.stack([*rows, self.prior(x_0, levels[-1])])
 
     def observe(self, x_0: Tensor, level: NoiseLevels, noise: Noise, condition: Tensor | None = None) -> Noised:
-        """Draw ``q(x_t | x_0)`` and ask the network, once for all terms that start at ``level``."""
+        """Draw from ``q(x_t | x_0)`` and call the network, once for all terms that start at ``level``."""
         prediction = self.denoiser(self.denoiser.diffuse(x_0, noise.draw().to(x_0.dtype), level), level, condition)
         mean = self.denoiser.data_range.clip(prediction.x0) if self.clip_x0 else prediction.x0
         return Noised(x_0, prediction, mean)
@@ -105,7 +105,7 @@ class Bound(ABC):
         return gaussian_kl_between(difference, kernel.lambda_sq, covariance)
 
     def prior(self, x_0: Tensor, level: NoiseLevels) -> Tensor:
-        """``KL(q(x_t | x_0) || N(0, prior_std^2 I))``, ``[B]``; the prior is what chains start from."""
+        """``KL(q(x_t | x_0) || N(0, prior_std^2 I))``, ``[B]``; sampling starts from this prior."""
         zero = torch.zeros((), dtype=torch.float64, device=x_0.device)
         log_variance = 2 * self.denoiser.schedule.prior_std(level).log()
         return gaussian_kl(level.alpha * x_0.double(), 2 * level.sigma.log(), zero, log_variance)

@@ -1,4 +1,4 @@
-"""Metrics of samples, and of a model on data."""
+"""Metrics that score samples, or a model on given data."""
 
 from optcov.metric.base import Metric, ModelMetric, Score, grey_levels, with_count
 from optcov.metric.cifar_features import CIFARFeatures

@@ -27,13 +27,13 @@ from optcov.variance.base import VarianceStrategy
 
 @dataclass(frozen=True)
 class Batch:
-    """Data of which bits are counted.
+    """A batch of data to score.
 
     Args:
         x_0: 8-bit data in the denoiser's range, ``[B, *data_shape]``.
         noise: one stream per sample.
-        condition: labels, int64 ``[B]``; None for none.
-        advance: to be called at each network call, for a progress bar.
+        condition: labels, int64 ``[B]``; None for no labels.
+        advance: call this at each network call, for a progress bar.
     """
 
     x_0: Tensor
@@ -57,7 +57,7 @@ class BitsPerDim(ModelMetric):
 
     @abstractmethod
     def nats(self, denoiser: Denoiser, strategy: VarianceStrategy, times: Tensor, batch: Batch) -> Tensor:
-        """The terms of a batch.
+        """Compute the terms of a batch.
 
         Args:
             denoiser, strategy, times: as in `measure`.
@@ -80,7 +80,7 @@ class BitsPerDim(ModelMetric):
         batch_size: int = 256,
         labels: Tensor | None = None,
     ) -> Score:
-        x_0 = denoiser.data_range.from_unit(from_uint8(levels))
+        x_0 = denoiser.data_range.from_unit(from_uint8(levels) if levels.dtype == torch.uint8 else levels)
         return self.score(denoiser, strategy, times, x_0, seed, batch_size, labels)
 
     @torch.no_grad()
@@ -95,7 +95,7 @@ class BitsPerDim(ModelMetric):
         labels: Tensor | None = None,
         progress: bool = True,
     ) -> Score:
-        """As `measure`, of data ``[n, *data_shape]`` that are in the denoiser's range already."""
+        """As `measure`, for data ``[n, *data_shape]`` that are already in the denoiser's range."""
         device = device_of(denoiser)
         found, calls = [], []
         with tqdm(desc=self.unit, leave=False, unit="call", disable=not progress) as bar:
@@ -114,12 +114,12 @@ class BitsPerDim(ModelMetric):
 
 
 class VariationalNLL(BitsPerDim):
-    """The bound, with eta = 1 for every sampler, and never cut.
+    """The variational bound; it always uses eta = 1 and no cut, whatever the sampler.
 
     Args:
         split, num_images: as in `ModelMetric`.
         clip_x0: clamp the predicted x_0 to the range of the data in each step.
-        log_mass: the log mass of a pixel's bin, such as `optcov.likelihood.pixel_log_mass`.
+        log_mass: function for the log probability of a pixel's bin, such as `optcov.likelihood.pixel_log_mass`.
     """
 
     stream = Stream.NLL
@@ -181,7 +181,7 @@ def mean_and_error(values: Tensor) -> dict[str, float]:
     broken = int((~values.isfinite()).sum())
     if broken:
         raise ValueError(
-            f"bits/dim must be finite ({broken} of {len(values)} images have NaN or infinity, from the mean network or "
-            "its variance): train longer, or with trainer.precision=32-true"
+            f"bits/dim must be finite (the mean network or its variance gives NaN or infinity for {broken} of "
+            f"{len(values)} images): train longer, or with trainer.precision=32-true"
         )
     return {"value": float(values.mean()), "standard_error": float(values.std()) / math.sqrt(len(values))}
