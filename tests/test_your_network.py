@@ -42,7 +42,7 @@ VARIANCE = 0.09
 
 
 class Exact(nn.Module):
-    """The network of white data, in some convention; with ``weight`` 1 instead of their variance, a wrong one."""
+    """The network of white data, in some convention; with `weight` 1 instead of their variance, a wrong one."""
 
     def __init__(
         self,

@@ -46,11 +46,9 @@ def test_it_predicts_as_measured_by_hand(denoiser: Denoiser, images: Tensor):
     ("stated", "words"),
     [
         ({"time": lambda level: level.t + 0.02}, r'time="t"'),
-        ({"time": "n"}, r'time="t"'),
         ({"data_range": (-1, 1)}, r"data_range=\(-0\.5, 0\.5\)"),
-        ({"prediction": "v"}, r'prediction="eps"'),
     ],
-    ids=["shifted by 20 steps", "n", "range", "v"],
+    ids=["shifted by 20 steps", "range"],
 )
 def test_a_wrong_statement_is_noticed(folder: Path, images: Tensor, stated: dict[str, object], words: str):
     with pytest.warns(UserWarning, match=f"these images better with {words}"):
@@ -58,10 +56,10 @@ def test_a_wrong_statement_is_noticed(folder: Path, images: Tensor, stated: dict
 
 
 def test_the_covariance_improves_its_samples(denoiser: Denoiser, images: Tensor):
-    """At 100 samples and 30 steps of a head; the numbers of the benchmark are for 300 and 200."""
-    strategy = optcov.fit("npr_dpm", denoiser, images[:2000], 30, progress=False)
+    """At 100 samples from the same noise; the benchmark takes 300, and heads."""
+    strategy = optcov.fit("analytic_imperfect", denoiser, images, num_images=8, num_times=10, progress=False)
     distances = [
         foreign.distance(denoiser, optcov.sample(denoiser, each, 10, 100, progress=False), images[:2000])
         for each in (None, strategy)
     ]
-    assert distances[1] < distances[0] < 60
+    assert distances[1] < distances[0] - 0.5

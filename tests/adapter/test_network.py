@@ -17,7 +17,7 @@ IMAGES = (torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(0)) * 25
 
 
 class Backbone(nn.Module):
-    """A map of 8 channels; then ``tail``, whose last layer is a projection."""
+    """A map of 8 channels; then `tail`, whose last layer is a projection."""
 
     def __init__(self, *tail: nn.Module) -> None:
         super().__init__()
