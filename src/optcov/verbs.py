@@ -39,7 +39,7 @@ def fit(
     labels: Tensor | None = None,
     label_dropout: float = 0.1,
     batch_size: int = 64,
-    lr: float = 1e-3,
+    lr: float = 1e-2,
     seed: int = 0,
     progress: bool = True,
     **settings: Any,

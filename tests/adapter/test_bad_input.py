@@ -19,7 +19,7 @@ IMAGES = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 -
 
 
 class Convolution(nn.Module):
-    """``(x, n) -> channels`` of one projection."""
+    """`(x, n) -> channels` of one projection."""
 
     def __init__(self, channels: int = 1, inputs: int = 1) -> None:
         super().__init__()

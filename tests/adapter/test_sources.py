@@ -24,7 +24,7 @@ STATED: dict[str, Any] = {
 
 
 class Small(nn.Module):
-    """``(x, n) -> eps``, with a projection at its end and a buffer."""
+    """`(x, n) -> eps`, with a projection at its end and a buffer."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def said(network: nn.Module) -> Tensor:
 
 
 class Compiled(nn.Module):
-    """As what ``torch.compile`` makes, whose import takes seconds."""
+    """As what `torch.compile` makes, whose import takes seconds."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
