@@ -14,6 +14,7 @@ from optcov.parameterization import Parameterization
 from optcov.schedule import CosineSchedule, LinearSchedule, NoiseSchedule, SqrtLinearSchedule, VPSDESchedule
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: as many as there are cores run side by side
 hypothesis.settings.register_profile("optcov", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("optcov")
 
@@ -45,7 +46,7 @@ def make_oracle() -> Callable[..., Denoiser]:
     def make(
         mixture: GaussianMixture, schedule: NoiseSchedule, parameterization: Parameterization | None = None
     ) -> Denoiser:
-        network = OracleNetwork((mixture.dim,), mixture, schedule, parameterization=parameterization)
+        network = OracleNetwork((mixture.dim,), mixture, schedule, parameterization=parameterization, num_features=8)
         return Denoiser(network, schedule, parameterization).eval()
 
     return make

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Import a verb, and PyTorch with it, when it is first used: the command line checks its words without."""
+    """Import a verb, and PyTorch with it, on first use; the command line checks its arguments without PyTorch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from optcov import verbs

@@ -31,6 +31,7 @@ GIVEN_BY_US = {
     "data_shape",
     "feature_channels",
     "num_classes",
+    "params",
     "self",
     "args",
     "kwargs",

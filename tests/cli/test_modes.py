@@ -105,7 +105,7 @@ def test_a_trajectory_begins_with_noise_and_ends_with_the_sample(tmp_path: Path,
 
 
 def test_vectors_are_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"mode pictures images .* shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"data must be images .*\(got shape \(3,\)\)"):
         TrajectoryPicture().draw(parts(EulerSampler(2), (3,)), tmp_path, 0, CPU)
 
 
@@ -114,10 +114,10 @@ def test_vectors_are_refused(tmp_path: Path):
     [(Interpolation, "rows", 0), (TrajectoryPicture, "frames", 1), (ImageInterpolation, "corrections", -1)],
 )
 def test_refusals_name_the_argument_and_the_value(mode: type[Mode], argument: str, value: int):
-    with pytest.raises(ValueError, match=rf"mode\.{argument} = {value}"):
+    with pytest.raises(ValueError, match=rf"mode\.{argument} must .*\(got {value}\)"):
         mode(**{argument: value})
 
 
 def test_more_rows_than_images_are_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"mode\.rows = 11 .* the data have 20"):
+    with pytest.raises(ValueError, match=r"mode\.rows must .* images, 20 \(got 11\)"):
         ImageInterpolation(rows=11).draw(parts(EulerSampler(2)), tmp_path, 0, CPU)

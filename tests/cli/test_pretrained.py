@@ -179,7 +179,7 @@ def test_a_state_dict_fills_the_network_beside_it(run: CLI, mine: Path):
         ("model.time", "n", "model.time must be n-1, as model.source states (got n)"),
         ("model.time", "soon", "model.time: time must be one of 'n', 'n-1'"),
         ("time_offset", -1, "time_offset must be 0 for model=pretrained (got -1)"),
-        ("conditional", True, "model: the network must answer to (x, time, labels)"),
+        ("conditional", True, "model: network must accept (x, time, labels)"),
         ("mean_ckpt", "x", "mean_ckpt must be left out (got x)"),
         ("model.sha256", "a", "model.source must be a place of the weights with model.sha256 = a"),
         ("model.features", "nowhere", "model.features must name a module"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optcov.data.cache import PixelCache, StoredImages
+from optcov.data.cache import FORMAT, PixelCache, StoredImages
 from optcov.data.records import ArrayRecords, Records, evenly_spaced
 
 SHAPE = (3, 16, 16)
@@ -38,7 +38,7 @@ def test_what_is_kept_is_what_was_given(tmp_path: Path) -> None:
     manifest = json.loads((stored.folder / "manifest.json").read_text())
     assert manifest["origin"] == "memory"
     assert manifest["count"] == 300
-    assert manifest["identity"] == {"format": 1, "count": 300}
+    assert manifest["identity"] == {"format": FORMAT, "count": 300}
     assert np.array_equal(np.load(stored.folder / "images.npy"), IMAGES)  # any numpy reads it
 
 
@@ -52,29 +52,49 @@ def test_a_process_can_not_change_what_others_read(tmp_path: Path) -> None:
     assert build(tmp_path).is_intact()
 
 
-@pytest.mark.parametrize(
-    ("file", "content"),
-    [("images.npy", 1000), ("images.npy", 0), ("manifest.json", 40), ("manifest.json", 0), ("labels.npy", 100)],
-)
-def test_a_damaged_entry_is_decoded_again(file: str, content: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["images.npy", "labels.npy", "manifest.json"])
+@pytest.mark.parametrize("damage", [0, 40, "flip", "folder", "nested"])
+def test_a_damaged_entry_is_made_again_and_said_so_once(
+    file: str, damage: int | str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = build(tmp_path).folder / file
-    path.write_bytes(path.read_bytes()[:content])
+    content = bytearray(path.read_bytes())
+    if isinstance(damage, int):
+        path.write_bytes(content[:damage])
+    elif damage == "flip":
+        place = content.index(b'"sha256": "') + 12 if file == "manifest.json" else -1
+        content[place] ^= 1
+        path.write_bytes(content)
+    else:
+        path.unlink()
+        path.mkdir() if damage == "folder" else path.write_text("[" * 100_000)
     opened: list[int] = []
-    assert np.array_equal(build(tmp_path, opened=opened).images, IMAGES)
+    stored = build(tmp_path, opened=opened)
+    assert np.array_equal(stored.images, IMAGES)
+    assert np.array_equal(stored.labels, LABELS)
     assert opened == [1]
+    (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert str(stored.folder) in said
+    assert said.endswith("making it again")
+    assert "\n" not in said
+
+
+def test_a_file_in_the_place_of_an_entry_is_replaced(tmp_path: Path) -> None:
+    folder = build(tmp_path).folder
+    shutil.rmtree(folder)
+    folder.write_text("not a folder")
+    assert np.array_equal(build(tmp_path).images, IMAGES)
+
+
+def test_checksums_are_computed_once_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(tmp_path)
+    monkeypatch.setattr("optcov.data.cache._digest", lambda values: pytest.fail("read again"))
+    build(tmp_path)
 
 
 def test_an_entry_with_fewer_images_than_its_manifest_is_decoded_again(tmp_path: Path) -> None:
     np.save(build(tmp_path).folder / "images.npy", IMAGES[:200])
     assert np.array_equal(build(tmp_path).images, IMAGES)
-
-
-def test_a_changed_pixel_is_found_by_the_checksum(tmp_path: Path) -> None:
-    path = build(tmp_path).folder / "images.npy"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    assert not build(tmp_path).is_intact()
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:

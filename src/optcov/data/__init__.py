@@ -1,19 +1,23 @@
-"""Data sources: what a model learns, and what its samples are compared with."""
+"""Data sources, from which models learn and with which their samples are compared."""
 
+from optcov.data.arrays import ArrayData
 from optcov.data.base import DataSource
 from optcov.data.celeba import CelebAData
 from optcov.data.cifar10 import CIFAR10Data
 from optcov.data.digits import DigitsData
 from optcov.data.gaussian_mixture import GaussianMixtureData
+from optcov.data.huggingface import HuggingFaceData
 from optcov.data.image_folder import ImageFolderData
 from optcov.data.prepare import prepare
 
 __all__ = [
+    "ArrayData",
     "CIFAR10Data",
     "CelebAData",
     "DataSource",
     "DigitsData",
     "GaussianMixtureData",
+    "HuggingFaceData",
     "ImageFolderData",
     "prepare",
 ]

@@ -1,4 +1,4 @@
-"""The seam between data and everything else: a split is one tensor in memory, mapped to [-1, 1] where it is used."""
+"""The interface of data sources: a split is one tensor in memory, which is mapped to [-1, 1] when it is used."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class DataSource(ABC):
 
     Args:
         batch_size: samples per process and training step.
-        seed: of the order of the training samples, of their flips, and of `calibration`.
-        random_flip: mirror half of the training images, chosen anew in each step.
+        seed: seed of the order of the training samples, of their flips, and of `calibration`.
+        random_flip: mirror half of the training images, chosen again in each step.
     Raises:
         ValueError: if ``batch_size`` is below 1.
     """
@@ -35,7 +35,7 @@ class DataSource(ABC):
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise ValueError(f"data.batch_size must be at least 1 (got {self.batch_size})")
+            raise ValueError(f"data.batch_size must be at least 1 (got {self.batch_size}): give 64")
 
     @abstractmethod
     def load(self, split: Split) -> Tensor:
@@ -63,7 +63,7 @@ class DataSource(ABC):
         return int(self.labels("train").max()) + 1
 
     def identity(self) -> dict[str, Any]:
-        """What determines the training data beyond the config, as JSON: empty unless they come from files."""
+        """What determines the training data in addition to the config, as JSON; empty unless they come from files."""
         return {}
 
     @cached_property
@@ -77,11 +77,11 @@ class DataSource(ABC):
         return tuple(self.train.shape[1:])
 
     def reference(self) -> Tensor:
-        """The training split as grey levels, with which samples are compared; uint8 ``[n, *data_shape]``."""
+        """The training split as grey levels, for comparison with samples; uint8 ``[n, *data_shape]``."""
         return self.train if self.train.dtype == torch.uint8 else to_uint8(self.train)
 
     def normalize(self, batch: Tensor) -> Tensor:
-        """A batch of `load`, on any device, as float32 on [-1, 1]."""
+        """Convert a batch of `load`, on any device, to float32 on [-1, 1]."""
         return from_uint8(batch) if batch.dtype == torch.uint8 else batch.to(torch.float32)
 
     def calibration(self, count: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Decoded images on disk: one memory-mapped uint8 array, with a manifest of its origin.
 
 An entry is a folder ``NAME-KEY`` that holds ``images.npy`` (uint8 ``[n, C, H, W]``), ``labels.npy`` (int64 ``[n]``, for
-data with classes) and ``manifest.json``.  It is written under a temporary name and renamed when complete, under a lock:
+data with classes) and ``manifest.json``, which holds their checksums: an entry is verified when a process opens it for
+the first time.  It is written under a temporary name and renamed when complete, under a lock:
 an entry is always complete, and is decoded once however many processes ask for it.
 """
 
@@ -28,8 +29,9 @@ from optcov.data.records import CorruptImageError, Records
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2  # raise it when the code decodes a file to other pixels
 CHUNK = 256  # images decoded between two writes
+_verified: set[tuple[object, ...]] = set()  # the states of files of entries whose checksums are right
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class StoredImages:
     Attributes:
         images: uint8 ``[n, C, H, W]``, mapped from the file; writing to it changes this process's copy only.
         labels: int64 ``[n]``, or None.
-        manifest: origin, identity, count, whether there are labels, shape, SHA-256 of the pixels, skipped images.
+        manifest: origin, identity, count, shape, SHA-256 of the pixels and of the labels (null without), the names of
+            classes (null without), skipped images.
         folder: of the entry.
     """
 
@@ -49,11 +52,15 @@ class StoredImages:
     folder: Path
 
     def is_intact(self) -> bool:
-        """Whether the pixels on disk match the checksum in the manifest; reads the whole file."""
-        digest = hashlib.sha256()
-        for chunk in torch.split(self.images, 4096):
-            digest.update(chunk.numpy().tobytes())
-        return digest.hexdigest() == str(self.manifest["sha256"])
+        """Whether pixels and labels match their checksums; reads the whole files once in a process."""
+        state = tuple(_state(self.folder / name) for name in ("manifest.json", "images.npy", "labels.npy"))
+        if state in _verified:
+            return True
+        expected = (self.manifest["sha256"], self.manifest["labels_sha256"])
+        if (_digest(self.images), None if self.labels is None else _digest(self.labels)) != expected:
+            return False
+        _verified.add(state)
+        return True
 
 
 class PixelCache:
@@ -103,15 +110,15 @@ class PixelCache:
         with self._writing():
             lock.acquire()
         try:
-            stored = _open(entry)  # another process may have been first
+            stored = _open(entry, report=True)  # another process may have been first
             if stored is not None:
                 return stored
             partial = self.folder / f".{entry.name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+            _remove(partial)  # left by a process that was killed
             try:
                 self._fill(partial, name, identity, origin, records(), shape, skip_corrupt)
                 with self._writing():
-                    shutil.rmtree(entry, ignore_errors=True)  # damaged: _open would have returned it otherwise
+                    _remove(entry)  # damaged: _open would have returned it otherwise
                     partial.rename(entry)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -167,16 +174,18 @@ class PixelCache:
             with self._writing():
                 file.seek(0)
                 _write_header(file, (len(kept), *shape))
-        if records.labels is not None:
+        labels = None if records.labels is None else records.labels[kept]
+        if labels is not None:
             with self._opened(partial / "labels.npy") as file, self._writing():
-                np.save(file, records.labels[kept])
+                np.save(file, labels)
         manifest = {
             "origin": origin,
             "identity": {"format": FORMAT, **identity},
             "count": len(kept),
-            "labels": records.labels is not None,
             "shape": list(shape),
             "sha256": digest.hexdigest(),
+            "labels_sha256": None if labels is None else _digest(torch.from_numpy(labels)),
+            "classes": records.classes,
             "skipped": skipped,
         }
         with self._opened(partial / "manifest.json") as file, self._writing():
@@ -216,21 +225,52 @@ class PixelCache:
             )
 
 
-def _open(entry: Path) -> StoredImages | None:
-    """The entry, opened in milliseconds; None if it is missing or incomplete."""
-    if not entry.is_dir():
+def _open(entry: Path, report: bool = False) -> StoredImages | None:
+    """The entry, in milliseconds but for its checksums; None if it is missing or damaged, which may be reported."""
+    if not entry.exists():
         return None
     try:
         manifest = json.loads((entry / "manifest.json").read_text())
         images = np.load(entry / "images.npy", mmap_mode="c")
-        labels = np.load(entry / "labels.npy") if manifest["labels"] else None
-        complete = images.dtype == np.uint8 and list(images.shape) == [manifest["count"], *manifest["shape"]]
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
-        complete = False
-    if not complete:
-        log.warning("%s is damaged: decoding its images again", entry)
+        if images.dtype != np.uint8 or list(images.shape) != [manifest["count"], *manifest["shape"]]:
+            raise ValueError("its images are others than its manifest says")
+        labels = None
+        if manifest["labels_sha256"] is not None:
+            labels = torch.from_numpy(np.load(entry / "labels.npy"))
+        stored = StoredImages(torch.from_numpy(images), labels, manifest, entry)
+        if not stored.is_intact():
+            raise ValueError("its content does not match its checksum")
+    except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError) as error:
+        problem = (str(error).splitlines() or [type(error).__name__])[0]
+        if report:
+            log.warning("%s is damaged (%s): making it again", entry, problem)
         return None
-    return StoredImages(torch.from_numpy(images), None if labels is None else torch.from_numpy(labels), manifest, entry)
+    return stored
+
+
+def _digest(values: Tensor) -> str:
+    """SHA-256 of the elements, which are read in chunks."""
+    digest = hashlib.sha256()
+    for chunk in torch.split(values, 4096):
+        digest.update(chunk.numpy().data)
+    return digest.hexdigest()
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder, or a file in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _state(path: Path) -> tuple[str, int, int, int] | None:
+    """What changes with a file; None if it is missing."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:

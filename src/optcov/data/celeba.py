@@ -1,7 +1,7 @@
 """CelebA (Liu et al. 2015), aligned and cropped as published for diffusion models.
 
-Of the 178 x 218 image, the 128 x 128 square centred at x = 89, y = 121, resized to 64 with an antialiased bilinear
-filter: DDIM (arXiv:2010.02502) and Analytic-DPM (arXiv:2201.06503).
+The 128 x 128 square centred at x = 89, y = 121 is cut out of the 178 x 218 image and resized to 64 x 64 with an
+antialiased bilinear filter, as in DDIM (arXiv:2010.02502) and Analytic-DPM (arXiv:2201.06503).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 
 from optcov.data.base import Split
 from optcov.data.decode import Box, crop_and_resize, decode
+from optcov.data.encoded import check_side
 from optcov.data.files import Files, file_fingerprint, files_in, is_image
-from optcov.data.image_folder import check_size
 from optcov.data.images import ImageData
 from optcov.data.records import CorruptImageError, Pixels, Records
 
-WIDTH, HEIGHT = 178, 218  # of an official image
+WIDTH, HEIGHT = 178, 218  # pixels of an official image
 CENTRE_X, CENTRE_Y, SIDE = 89, 121, 128
 SPLITS: tuple[Split, ...] = ("train", "val", "test")  # 0, 1, 2 in list_eval_partition.txt
-FIRST_VAL, FIRST_TEST, LAST = 162_771, 182_638, 202_599  # the same partition, by the numbers in the names
+FIRST_VAL, FIRST_TEST, LAST = 162_771, 182_638, 202_599  # the same partition by image number
 PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")
 HOW = (
     "get img_align_celeba.zip and list_eval_partition.txt from mmlab.ie.cuhk.edu.hk/projects/CelebA.html "
@@ -54,7 +54,7 @@ class CelebAData(ImageData):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_size("image_size", self.image_size)
+        check_side("image_size", self.image_size)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -123,7 +123,9 @@ class AlignedFaces(Records):
     def image(self, index: int) -> Pixels:
         name = f"{self.names[index]} in {self.files.place}"
         image = decode(self.files.read(self.names[index]), name)
-        return crop_and_resize(image, published_box(image.width, image.height, name), self.image_size, "bilinear")
+        return crop_and_resize(
+            image, published_box(image.width, image.height, name), (self.image_size, self.image_size), "bilinear"
+        )
 
 
 def published_box(width: int, height: int, name: str = "the image") -> Box:

@@ -20,6 +20,8 @@ from optcov.data.decode import channels_first, decode
 from optcov.data.files import file_fingerprint
 from optcov.data.records import ArrayRecords, CorruptImageError, Pixels, Records
 from optcov.data.restricted_pickle import load_arrays
+from optcov.data.tables import ParquetTable, Shards
+from optcov.data.untrusted import MAX_BYTES, TooLargeError, check_size
 
 log = logging.getLogger(__name__)
 
@@ -179,23 +181,18 @@ class ParquetLayout(Layout):
         return shards
 
     def records(self, split: Split, checksums: Mapping[str, str]) -> Records:
-        import pyarrow as pa  # type: ignore[import-untyped]
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
-
         tables = []
         for path in self.paths(split):
             try:
-                table = pq.read_table(path)
-            except (pa.ArrowException, OSError) as error:
-                problem = str(error).splitlines()[0]
-                raise ValueError(f"data.root: {path} is truncated or not parquet ({problem}): {AGAIN}") from error
-            column = next((name for name in ("img", "image") if name in table.column_names), None)
-            if column is None or "label" not in table.column_names:
+                table = ParquetTable(path)
+            except ValueError as error:
+                raise ValueError(f"data.root: {error}: {AGAIN}") from error
+            if not {"img", "image"} & table.columns.keys() or "label" not in table.columns:
                 raise ValueError(
-                    f"data.root: {path} must have the columns img and label (got {', '.join(table.column_names)}): "
+                    f"data.root: {path} must have the columns img and label (got {', '.join(table.columns)}): "
                     "get the files of uoft-cs/cifar10"
                 )
-            tables.append((path, table[column], table["label"].to_numpy()))
+            tables.append(table)
         return ParquetRecords(tables)
 
 
@@ -203,20 +200,20 @@ class ParquetRecords(Records):
     """Rows of parquet tables.
 
     Args:
-        tables: the path, the column of encoded images and the labels of each file.
+        tables: with the columns ``img`` or ``image``, and ``label``.
     """
 
-    def __init__(self, tables: Sequence[tuple[Path, Any, NDArray[Any]]]) -> None:
-        self.rows = [(path, column, row) for path, column, labels in tables for row in range(len(labels))]
-        self.labels = np.concatenate([_labels(labels, str(path)) for path, _, labels in tables])
+    def __init__(self, tables: Sequence[ParquetTable]) -> None:
+        self.shards = Shards(tables)
+        self.labels = np.concatenate([_labels(table.values("label"), str(table.path)) for table in tables])
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.shards)
 
     def image(self, index: int) -> Pixels:
-        path, column, row = self.rows[index]
-        name = f"row {row} of {path}"
-        image = decode(column[row]["bytes"].as_py() or b"", name)
+        table, row = self.shards.find(index)
+        name = f"row {row} of {table.path}"
+        image = decode(table.encoded(row, "img" if "img" in table.columns else "image"), name)
         if image.size != (32, 32):
             raise CorruptImageError(f"{name} must be 32 x 32 pixels (got {image.width} x {image.height})")
         return channels_first(np.asarray(image))
@@ -256,12 +253,13 @@ def _read_members(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
             for member in tar:
                 name = PurePosixPath(member.name).name
                 if name in names and member.isfile():
+                    check_size(member.size, MAX_BYTES)
                     file = tar.extractfile(member)
                     assert file is not None
                     contents[name] = file.read()
                     if len(contents) == len(names):
                         break
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError, TooLargeError) as error:
         raise ValueError(f"data.root: {archive} is truncated or not a tar archive ({error}): {AGAIN}") from error
     missing = [name for name in names if name not in contents]
     if missing:

@@ -1,59 +1,108 @@
-"""Image files to arrays: any mode that Pillow reads becomes grey or RGB, is cropped, then resized with antialiasing."""
+"""Image files to arrays: any mode that Pillow reads becomes grey or RGB, is cropped, then resized with antialiasing.
+
+All images end as 8-bit levels, as samples and their scores do.  Deeper ones are scaled by the range that their file
+declares, black to white, and rounded; transparent ones are composited over a background.
+"""
 
 from __future__ import annotations
 
-import io
-import struct
-import zlib
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from optcov.data.records import CorruptImageError, Pixels
+from optcov.data.records import Pixels
+from optcov.data.untrusted import open_image
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 Resample = Literal["box", "bilinear", "bicubic", "lanczos"]
 
-# what Pillow raises for bytes that are not an image, are cut short, or unpack to more than its limit
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+_BITS, _LOWEST, _HIGHEST = 258, 340, 341  # tags of TIFF 6.0: BitsPerSample, SMinSampleValue, SMaxSampleValue
 
 
-def decode(encoded: bytes, name: str, channels: Literal[1, 3] = 3) -> Image.Image:
+def decode(
+    encoded: bytes,
+    name: str,
+    channels: Literal[1, 3] = 3,
+    value_range: Sequence[float] | None = None,
+    background: str = "white",
+) -> Image.Image:
     """An image, upright, in grey or RGB.
-
-    Grey and palette images are converted, transparency is dropped, 16-bit levels lose their lower byte.
 
     Args:
         encoded: the content of an image file.
         name: of the image, for messages.
         channels: 1 for grey, 3 for RGB.
+        value_range: black and white of 16-bit, 32-bit and float images; None for what the file declares, which is the
+            whole range of 16 bits, and [0, 1] for floats of which the file says nothing.
+        background: the colour that shows through transparent pixels, by its CSS name or as ``#rrggbb``.
     Raises:
         CorruptImageError: naming the image, if it cannot be decoded.
+        ValueError: naming the image, if its values lie outside of their range, or nothing declares one.
     """
-    try:
-        opened = Image.open(io.BytesIO(encoded))
-        opened.load()
-        image: Image.Image = ImageOps.exif_transpose(opened)
-    except _DAMAGE as error:
-        raise CorruptImageError(f"{name} cannot be decoded ({str(error).splitlines()[0]})") from error
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    opened = open_image(encoded, name)
+    image: Image.Image = ImageOps.exif_transpose(opened)
+    transparent = image.has_transparency_data
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        image = Image.fromarray(to_levels(values, value_range or _declared_range(opened), name))
+        if transparent:  # in grey images of 16 bits, one level stands for it
+            image.putalpha(Image.fromarray(values != opened.info["transparency"]))
+    if transparent:
+        canvas = Image.new("RGBA", image.size, background)
+        canvas.alpha_composite(image.convert("RGBA"))
+        image = canvas
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def crop_and_resize(image: Image.Image, box: Box, size: int, resample: Resample) -> Pixels:
-    """Cut out a box and resize it to a square.
+def to_levels(values: NDArray[Any], value_range: Sequence[float] | None, name: str) -> Pixels:
+    """Numbers as the nearest of 256 levels, black to white.
+
+    Args:
+        values: integers or floats, any shape.
+        value_range: black and white; None where nothing declares them.
+        name: of the image, for messages.
+    Raises:
+        ValueError: naming the image, if a value lies outside of the range, or there is none.
+    """
+    found = (float(values.min()), float(values.max()))
+    if value_range is None or not (value_range[0] <= found[0] and found[1] <= value_range[1]):  # nor NaN
+        expected = "" if value_range is None else f", outside of {value_range[0]:g} to {value_range[1]:g}"
+        raise ValueError(
+            f"{name} has values from {found[0]:g} to {found[1]:g}{expected}: say which are black and white, such as "
+            "data.value_range=[0,255]"
+        )
+    low, high = value_range
+    return ((values.astype(np.float64) - low) * (255 / (high - low))).round().astype(np.uint8)
+
+
+def _declared_range(opened: Any) -> tuple[float, float] | None:
+    """Black and white as an image file declares them; None if it does not."""
+    tags = getattr(opened, "tag_v2", {})
+    if _LOWEST in tags and _HIGHEST in tags:
+        low, high = (float(np.ravel(tags[tag])[0]) for tag in (_LOWEST, _HIGHEST))
+        return (low, high) if low < high else None
+    if opened.mode.startswith("I;16"):
+        return 0.0, 2.0 ** int(np.ravel(tags.get(_BITS, 16))[0]) - 1
+    if opened.mode == "F":
+        return 0.0, 1.0
+    return None if tags else (0.0, 65_535.0)  # Pillow scales PNG and PNM of any depth above 8 to 16 bits
+
+
+def crop_and_resize(image: Image.Image, box: Box, size: tuple[int, int], resample: Resample) -> Pixels:
+    """Cut out a box and resize it.
 
     Args:
         image: grey or RGB.
         box: left, top, right, bottom in pixels, within the image.
-        size: side of the result in pixels.
+        size: height and width of the result in pixels.
         resample: the filter, which Pillow widens when shrinking (antialiasing).
     Returns:
-        uint8 ``[C, size, size]``.
+        uint8 ``[C, *size]``.
     """
-    resized = image.crop(box).resize((size, size), Image.Resampling[resample.upper()])
+    resized = image.crop(box).resize(size[::-1], Image.Resampling[resample.upper()])
     return channels_first(np.asarray(resized))
 
 

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath
 
 from optcov.data.records import CorruptImageError
+from optcov.data.untrusted import MAX_BYTES, TooLargeError, check_size, read_member
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
 TAIL = 64 * 2**20  # bytes of a large file that identify it
@@ -57,10 +58,14 @@ class FolderFiles(Files):
         return sorted(name for name, *_ in _walk(self.place))
 
     def read(self, name: str) -> bytes:
+        path = self.place / name
         try:
-            return (self.place / name).read_bytes()
+            check_size(path.stat().st_size, MAX_BYTES)
+            return path.read_bytes()
+        except TooLargeError as error:
+            raise CorruptImageError(f"{path} cannot be read ({error})") from error
         except OSError as error:
-            raise CorruptImageError(f"{self.place / name} cannot be read ({error.strerror})") from error
+            raise CorruptImageError(f"{path} cannot be read ({error.strerror})") from error
 
 
 class ZipFiles(Files):
@@ -93,8 +98,8 @@ class ZipFiles(Files):
 
     def read(self, name: str) -> bytes:
         try:
-            return self.archive.read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+            return read_member(self.archive, name)
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, TooLargeError) as error:
             raise CorruptImageError(f"{name} in {self.place} cannot be read ({error})") from error
 
 

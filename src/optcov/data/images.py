@@ -1,4 +1,4 @@
-"""Images from files: a split is found, decoded into the cache once, and mapped into memory from there."""
+"""Images from files: a split is located, decoded into the cache once, and then memory-mapped from there."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class ImageData(DataSource):
         skip_corrupt: leave out images that cannot be decoded.
         batch_size, seed, random_flip: as in `DataSource`.
     Attributes:
-        name: of the data set, in the names of its cache entries.
-        path: ``root`` with the home directory filled in.
+        name: name of the data set, used in the names of its cache entries.
+        path: ``root`` with the home directory expanded.
     Raises:
         ValueError: if ``limit`` is below 1.
     """
@@ -114,6 +114,16 @@ class ImageData(DataSource):
         labels = self.stored(split).labels
         return super().labels(split) if labels is None else labels
 
+    @property
+    def num_classes(self) -> int:
+        return super().num_classes if self.classes is None else len(self.classes)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """What the classes are called, in the order of their numbers; None where they have no names."""
+        names: list[str] | None = self.stored("train").manifest["classes"]
+        return names
+
     def identity(self) -> dict[str, Any]:
         """The checksum of the training images, which does not depend on where they are stored."""
         return {"train_sha256": self.stored("train").manifest["sha256"]}
@@ -131,7 +141,7 @@ def held_out(count: int, val_size: int, test_size: int, split: Split) -> list[in
     Raises:
         ValueError: if a size is negative, or nothing is left for training.
     """
-    if val_size < 0 or test_size < 0 or val_size + test_size >= count:
+    if count and (val_size < 0 or test_size < 0 or val_size + test_size >= count):
         raise ValueError(
             f"data.val_size + data.test_size must be less than the {count} images, and neither may be negative "
             f"(got {val_size} + {test_size})"

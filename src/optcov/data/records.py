@@ -20,9 +20,11 @@ class Records(ABC):
 
     Attributes:
         labels: int64 ``[n]``, or None for data without classes.
+        classes: what the classes are called, in order; None where they have no names.
     """
 
     labels: NDArray[np.int64] | None = None
+    classes: list[str] | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -66,6 +68,7 @@ class Selection(Records):
     def __init__(self, records: Records, indices: Sequence[int]) -> None:
         self.records, self.indices = records, indices
         self.labels = None if records.labels is None else records.labels[np.asarray(indices, dtype=np.int64)]
+        self.classes = records.classes
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -1,4 +1,4 @@
-"""Trajectories: which times a sampler visits."""
+"""Trajectories: the times that a sampler visits."""
 
 from optcov.trajectory.base import GridTrajectory, Trajectory
 from optcov.trajectory.ddim_stride import DDIMStrideTrajectory
