@@ -145,7 +145,7 @@ def _made(node: Any, kind: type[T], *shapes: Any) -> T:
     module, _, name = str(node["class"]).rpartition(".")
     home = "optcov.variance" if kind is VarianceStrategy else "optcov.model"
     found = getattr(import_module(module), name, None) if module.startswith(f"{home}.") else None
-    if not (isinstance(found, type) and issubclass(found, kind) and found.__module__ == module):
+    if not (isinstance(found, type) and issubclass(found, kind)):
         raise ValueError(f"{node['class']}, which is not a {kind.__name__} of {home}")
     settings = {
         key: (lambda *given, inner=value: _made(inner, nn.Module, *given)) if isinstance(value, dict) else value
