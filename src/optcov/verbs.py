@@ -242,7 +242,7 @@ def _fitted(strategy: VarianceStrategy | str | None, denoiser: Denoiser) -> Vari
                 f"strategy must be fitted (got the name {name!r}): give optcov.fit({name!r}, denoiser, images)"
             )
     assert isinstance(strategy, VarianceStrategy)
-    check_fits(strategy, denoiser)
+    check_fits(denoiser, strategy)
     return strategy.to(device_of(denoiser)).eval()
 
 
