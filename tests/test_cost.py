@@ -1,6 +1,7 @@
 """Network evaluations are counted where they happen: by the denoiser, in rows (samples times evaluations)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,12 +9,22 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from optcov.covariance import Covariance, FullCovariance, IsotropicCovariance
-from optcov.denoiser import Denoiser, Prediction
-from optcov.guidance import ClassifierFreeGuidance
+from optcov.denoiser import Cost, Denoiser, Prediction
+from optcov.guidance import ClassifierFreeGuidance, ClassifierGuidance
 from optcov.likelihood import ProbabilityFlow, VariationalBound
 from optcov.oracle import GaussianMixture, OracleNetwork
-from optcov.sampler import DDIMSampler, DDPMSampler, EulerSampler, HeunSampler, NoiseStream, Sampler, sample
-from optcov.schedule import LinearSchedule
+from optcov.parameterization import X0
+from optcov.sampler import (
+    DDIMSampler,
+    DDPMSampler,
+    EulerSampler,
+    HeunSampler,
+    NoiseStream,
+    PredictorCorrectorSampler,
+    Sampler,
+    sample,
+)
+from optcov.schedule import FlowSchedule, LinearSchedule, NoiseSchedule
 from optcov.trajectory import EvenTrajectory
 from optcov.variance.base import Closed
 from optcov.variance.fixed import BetaTilde
@@ -83,6 +94,50 @@ def test_guidance_that_mixes_two_answers_costs_two(mixture: GaussianMixture, wei
     DDIMSampler(5).sample(denoiser, BetaTilde(denoiser), times(5), noise(), guidance=guidance, condition=labels)
     assert denoiser.cost.nfe == denoiser.cost.ne == 5 * COUNT * each
     assert denoiser.network.rows == 5 * COUNT * each
+
+
+class Logits(nn.Module):
+    """A classifier that prefers nothing, and counts the rows it is asked about."""
+
+    def __init__(self, data_shape: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        self.rows = 0
+
+    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
+        self.rows += len(x_t)
+        return 0 * x_t[:, :1].expand(-1, 3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "sampler", "calls"),
+    [
+        (SCHEDULE, DDIMSampler(5), 5),
+        (SCHEDULE, HeunSampler(5), 9),
+        (FlowSchedule(1000), HeunSampler(5), 8),  # its first step is Euler's, from where no signal is left
+        (SCHEDULE, PredictorCorrectorSampler(5, corrector_steps=2), 13),  # no corrections after the last step
+    ],
+    ids=["ddim", "heun", "heun-flow", "predictor_corrector"],
+)
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_a_classifier_is_counted_beside_the_network(
+    mixture: GaussianMixture, schedule: NoiseSchedule, sampler: Sampler, calls: int, weight: float
+):
+    denoiser = Denoiser(Counted((2,), mixture, schedule, parameterization=X0()), schedule, X0()).eval()
+    guidance = ClassifierGuidance(denoiser, 3, Logits, weight)
+    before = replace(denoiser.cost)
+    sampler.sample(
+        denoiser,
+        BetaTilde(denoiser),
+        EvenTrajectory().times(schedule, 5),
+        noise(),
+        guidance=guidance,
+        condition=torch.arange(COUNT) % 3,
+    )
+    asked = calls if weight else 0
+    assert denoiser.cost.since(before) == Cost(calls * COUNT, calls * COUNT, asked * COUNT)
+    assert (denoiser.network.rows, guidance.classifier.rows) == (calls * COUNT, asked * COUNT)
+    denoiser.cost.reset()
+    assert denoiser.cost == Cost()
 
 
 def scalar(value: Tensor, x_t: Tensor) -> Covariance:

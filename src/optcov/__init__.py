@@ -4,19 +4,20 @@ denoiser = optcov.load(network, ...)                        # any callable (x, t
 strategy = optcov.fit("sn_dpm", denoiser, images)
 samples = optcov.sample(denoiser, strategy, num_steps=10, count=64)
 bits = optcov.bits_per_dim(denoiser, strategy, images)
+strategy.save_pretrained(folder)                            # and optcov.load_strategy(folder) again
 """
 
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["bits_per_dim", "fit", "load", "sample"]
+__all__ = ["bits_per_dim", "fit", "load", "load_strategy", "sample"]
 
 if TYPE_CHECKING:
-    from optcov.verbs import bits_per_dim, fit, load, sample
+    from optcov.verbs import bits_per_dim, fit, load, load_strategy, sample
 
 
 def __getattr__(name: str) -> Any:
-    """Import a verb, and PyTorch with it, when it is first used: the command line checks its words without."""
+    """Import a verb, and PyTorch with it, on first use; the command line checks its arguments without PyTorch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from optcov import verbs

@@ -1,4 +1,4 @@
-"""Fitted weights in a file: safetensors, with everything that determined them and a checksum."""
+"""Checkpoints: fitted weights in a safetensors file, with everything that determined them and a checksum."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from optcov.files import atomic_write
 Kind = Literal["mean", "variance", "classifier"]
 Identity = dict[str, Any]
 
-FORMAT = 2  # raise it when a change of code changes the weights that a config leads to
+FORMAT = 2  # increase this when a code change alters the weights that a config leads to
 
 
 class CheckpointError(ValueError):
@@ -32,7 +32,7 @@ def identity_key(identity: Identity) -> str:
 
 
 def digest_of(weights: dict[str, Tensor]) -> str:
-    """SHA-256 over names and bytes, which identifies weights and detects corruption."""
+    """SHA-256 over the names and bytes of weights, which identifies them and detects corruption."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
@@ -42,7 +42,7 @@ def digest_of(weights: dict[str, Tensor]) -> str:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights and what determined them."""
+    """Weights, together with everything that determined them."""
 
     kind: Kind
     identity: Identity
@@ -71,8 +71,8 @@ class Checkpoint:
 
         Args:
             path: the file.
-            kind: that the file must have.
-            key: the configuration key that named it, for messages.
+            kind: the kind of weights that the file must hold.
+            key: the configuration key that named the file, for messages.
         Raises:
             CheckpointError: if it is missing, truncated, not a checkpoint of optcov, or of another kind.
         """

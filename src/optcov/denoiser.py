@@ -1,10 +1,10 @@
-"""A denoiser: a network, the path it was trained on, and what its output means.
+"""A denoiser combines a network, the path it was trained on, and the meaning of its output.
 
-Whatever the network predicts, a `Denoiser` answers with both ``E[x_0|x_t]`` and ``E[eps|x_t]``, tied by
-``x_t = alpha_t x_0 + sigma_t eps``.  What a network is fed as its time is settled here and nowhere else: heads and
-classifiers are fed the same.
+Whatever the network predicts, a `Denoiser` returns both ``E[x_0|x_t]`` and ``E[eps|x_t]``, related by
+``x_t = alpha_t x_0 + sigma_t eps``.  It alone decides which number the network is fed as time; heads and classifiers
+are fed the same number.
 
-A network that knows K classes answers with ``E[x_0|x_t, y]`` for labels y in 0..K-1, and with ``E[x_0|x_t]`` for the
+A class-conditional network with K classes predicts ``E[x_0|x_t, y]`` for labels y in 0..K-1, and ``E[x_0|x_t]`` for the
 null label K.
 """
 
@@ -24,29 +24,29 @@ from optcov.schedule.levels import NoiseLevels, per_sample
 
 
 class Network(Protocol):
-    """What a mean network offers: its shapes, and ``(x_t, time) -> (output, features)``.
+    """The interface of a mean network: its shapes, and a call ``(x_t, time) -> (output, features)``.
 
-    One that knows classes has ``num_classes``, too, and takes labels, int64 ``[B]``, as its third argument.
+    A class-conditional network also has ``num_classes``, and takes labels, int64 ``[B]``, as its third argument.
     """
 
-    data_shape: tuple[int, ...]  # of one sample: (C, H, W) for images, (D,) for vectors
-    feature_channels: int  # of the last feature map, before the output norm: what heads read
+    data_shape: tuple[int, ...]  # shape of one sample: (C, H, W) for images, (D,) for vectors
+    feature_channels: int  # channels of the last feature map, before the output norm, which heads read
 
     def __call__(self, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The record of one network call: the question, and what is known of the batch since.
+    """The record of one network call: its inputs and its results.
 
     Args:
         x_t: the batch, ``[B, *event]``.
-        level: where it was asked, 0-dimensional or ``[B]``.
+        level: the noise level of the batch, 0-dimensional or ``[B]``.
         x0: ``m = E[x_0|x_t]``, ``[B, *event]``.
         eps: ``e = E[eps|x_t]``, ``[B, *event]``.
         output: ``E[f|x_t]`` for the target f of the denoiser's parameterization, ``[B, *event]``.
         features: the network's last feature map, ``[B, feature_channels, ...]``.
-        condition: the labels the network was given, null labels among them, ``[B]``; None if it knows no classes.
+        condition: the labels given to the network, including null labels, ``[B]``; None if it is unconditional.
     """
 
     x_t: Tensor
@@ -60,42 +60,49 @@ class Prediction:
 
 @dataclass
 class Cost:
-    """What a denoiser was asked, in samples x evaluations, since the last `reset`.
+    """Counts a denoiser's work since the last `reset`, as evaluations times samples.
 
     Args:
         nfe: network evaluations.
-        ne: network equivalents: an evaluation counts 1; a Jacobian-vector product 1 and a vector-Jacobian product 2,
-            each beside an evaluation, which a product repeats and which counts.
+        ne: network equivalents.  An evaluation counts 1.  A product with the Jacobian repeats one evaluation, which
+            counts 1, and adds 1 (Jacobian-vector product) or 2 (vector-Jacobian product).
+        classifier_calls: evaluations of a guiding classifier, each forward and backward; not part of nfe or ne.
     """
 
     nfe: int = 0
     ne: int = 0
+    classifier_calls: int = 0
 
-    def add(self, samples: int, nfe: int = 0, ne: int = 0) -> None:
-        """Count evaluations of as many samples."""
+    def add(self, samples: int, nfe: int = 0, ne: int = 0, classifier_calls: int = 0) -> None:
+        """Count ``nfe`` evaluations, ``ne`` equivalents and ``classifier_calls`` for each of ``samples`` samples."""
         self.nfe += nfe * samples
         self.ne += ne * samples
+        self.classifier_calls += classifier_calls * samples
+
+    def since(self, before: Cost) -> Cost:
+        """What was added to an earlier count."""
+        return Cost(self.nfe - before.nfe, self.ne - before.ne, self.classifier_calls - before.classifier_calls)
 
     def reset(self) -> None:
-        """Count from 0."""
-        self.nfe = self.ne = 0
+        """Set the counts to 0."""
+        self.nfe = self.ne = self.classifier_calls = 0
 
 
 class Denoiser(nn.Module):
     """Predicts clean data and noise from noisy data.
 
     Args:
-        network: see `Network`.
-        schedule: the forward process the network belongs to.
-        parameterization: what the network's output is.
+        network: the mean network; see `Network`.
+        schedule: the forward process on which the network was trained.
+        parameterization: the meaning of the network's output.
         time_offset: the network is fed ``(n + time_offset) * 1000 / N``; 0 as in DDPM's CIFAR-10 network, -1 for
             networks that count from 0.
-        data_range: where the data live.
-        time: what the network is fed at a level instead, a function of it: see `optcov.adapter.time`.
+        data_range: the range of the data.
+        time: function of the noise level that replaces this formula; see `optcov.adapter.time`.
     Attributes:
-        cost: network evaluations, counted at each call.
+        cost: counts network evaluations at each call.
     Raises:
-        ValueError: if the parameterization says nothing of x_0 somewhere on this schedule.
+        ValueError: if the parameterization does not determine x_0 everywhere on this schedule.
     """
 
     def __init__(
@@ -128,15 +135,15 @@ class Denoiser(nn.Module):
 
     @property
     def num_classes(self) -> int | None:
-        """K, the classes that the network knows, and its null label; None for a network without."""
+        """K, the number of classes and also the null label; None for an unconditional network."""
         return getattr(self.network, "num_classes", None)
 
     def levels(self, t: Tensor) -> NoiseLevels:
-        """The noise levels at times of any shape, computed once for a chain: see `NoiseLevels`."""
+        """The noise levels at times of any shape; compute them once for a chain.  See `NoiseLevels`."""
         return self.schedule.levels(t)
 
     def network_time(self, level: NoiseLevels) -> Tensor:
-        """What the network is fed at a level; float64, shape of the level."""
+        """The number the network is fed as time at a level; float64, shape of the level."""
         if self.time is not None:
             return self.time(level)
         return (level.t * self.schedule.num_steps + self.time_offset) * 1000 / self.schedule.num_steps
@@ -146,11 +153,11 @@ class Denoiser(nn.Module):
 
         Args:
             x_t: ``[B, *event]``.
-            level: with t in (0, 1], 0-dimensional or ``[B]``.
-            condition: labels, int64 ``[B]`` in 0..K, of which K is the null label; None for null labels, and for a
-                network without classes.
+            level: noise level with t in (0, 1], 0-dimensional or ``[B]``.
+            condition: labels, int64 ``[B]`` in 0..K, where K is the null label.  None stands for null labels, and is
+                required for an unconditional network.
         Raises:
-            ValueError: if there are labels and the network knows no classes.
+            ValueError: if labels are given to an unconditional network.
         """
         condition = self._condition(len(x_t), condition, x_t.device)
         self.cost.add(len(x_t), nfe=1, ne=1)
@@ -160,7 +167,7 @@ class Denoiser(nn.Module):
     def prediction(
         self, x_t: Tensor, level: NoiseLevels, output: Tensor, features: Tensor, condition: Tensor | None
     ) -> Prediction:
-        """The record of an answer, which stays in the precision of ``x_t``."""
+        """Make the record of a network call; its tensors have the precision of ``x_t``."""
         output = output.to(x_t.dtype)  # autocast may have left it in half precision
         x0 = self.parameterization.x0(x_t, output, level)
         eps = self.parameterization.eps(x_t, output, level)
@@ -192,7 +199,7 @@ class Denoiser(nn.Module):
         return per_sample(level.alpha, x_0) * x_0 + per_sample(level.sigma, x_0) * eps
 
     def target(self, x_0: Tensor, eps: Tensor, level: NoiseLevels) -> Tensor:
-        """What the network's output should have been, ``[B, *event]``."""
+        """The correct output of the network for given data and noise, ``[B, *event]``."""
         return self.parameterization.target(x_0, eps, level)
 
     def loss(self, prediction: Prediction, target: Tensor) -> Tensor:
@@ -202,7 +209,7 @@ class Denoiser(nn.Module):
     def _condition(self, count: int, condition: Tensor | None, device: torch.device) -> Tensor | None:
         if self.num_classes is None:
             if condition is not None:
-                raise ValueError("labels must be left out (got some): the network knows no classes")
+                raise ValueError("labels must be left out (got labels): the network knows no classes")
             return None
         return torch.full((count,), self.num_classes, device=device) if condition is None else condition
 
@@ -216,5 +223,5 @@ class Denoiser(nn.Module):
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """The device of a module; the CPU for one without weights or buffers."""
+    """The device of a module; the CPU if it has neither weights nor buffers."""
     return next((tensor.device for tensor in [*module.parameters(), *module.buffers()]), torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Files that appear on disk complete or not at all."""
+"""Writes files so that they appear on disk complete or not at all."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, which is renamed to ``path`` when the block ends and deleted if it fails.
+    """Yield a temporary path to write to; it is renamed to ``path`` when the block ends, and deleted if it fails.
 
     Raises:
-        OSError: naming ``path``, if it cannot be written.
+        OSError: if ``path`` cannot be written; the error names it.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -22,7 +22,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        if error.filename is None:  # as for a write that failed half way
+        if error.filename is None:  # for example when a write failed half-way
             error.filename = str(path)
         raise
     finally:
@@ -33,7 +33,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file completely or not at all.
 
     Raises:
-        OSError: naming ``path``, if it cannot be written.
+        OSError: if ``path`` cannot be written; the error names it.
     """
     with atomic_write(path) as partial:
         partial.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -1,4 +1,4 @@
-"""Fitting a strategy to a denoiser in a plain loop: what `optcov.fit` does, without Lightning."""
+"""Fits a strategy to a denoiser in a plain loop, for `optcov.fit`; it does not use Lightning."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from optcov.variance.base import Trained
 def noised(
     denoiser: Denoiser, x_0: Tensor, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor, NoiseLevels]:
-    """A draw of what networks are trained on: times uniform on the grid n/N, and white noise.
+    """Draw noisy training data: times uniform on the grid n/N, and white noise.
 
     Args:
-        denoiser: whose path and target are used.
+        denoiser: defines the path and the target.
         x_0: clean data in the denoiser's range, ``[B, *event]``.
-        generator: of the device of ``x_0``; None for PyTorch's own.
+        generator: random generator on the device of ``x_0``; None for PyTorch's default.
     Returns:
-        ``x_t`` and the target of the network, each ``[B, *event]``, and the level, ``[B]``.
+        ``x_t`` and the target of the network, each ``[B, *event]``, and the noise level, ``[B]``.
     """
     num_steps = denoiser.schedule.num_steps
     n = torch.randint(1, num_steps + 1, (len(x_0),), device=x_0.device, generator=generator)
@@ -45,19 +45,19 @@ def train(
     seed: int = 0,
     progress: bool = True,
 ) -> list[float]:
-    """Take gradient steps on a strategy's loss by Adam, with a learning rate that falls to 0 over the last third.
+    """Train a strategy's loss with Adam; the learning rate falls to 0 over the last third of the steps.
 
     Args:
-        strategy: to be trained in place; left in eval mode, without gradients.
+        strategy: trained in place, and left in eval mode without gradients.
         denoiser: frozen, in eval mode, on the strategy's device.
         images: clean data in the denoiser's range, ``[n, *event]``.
-        steps: how many.
-        labels: of the images, int64 ``[n]``, for a denoiser that knows classes.
+        steps: number of optimizer steps.
+        labels: class of each image, int64 ``[n]``; only for class-conditional denoisers.
         label_dropout: share of labels replaced by the null label.
-        batch_size: images a step.
+        batch_size: images per step.
         lr: the learning rate.
-        seed: of order, times and noise.
-        progress: show a bar.
+        seed: seed of order, times and noise.
+        progress: whether to show a progress bar.
     Returns:
         The loss of each step, in the unit of the strategy's loss.
     Raises:
@@ -82,7 +82,7 @@ def train(
         loss = strategy.loss(denoiser, prediction, target).mean()
         if not loss.isfinite():
             raise ValueError(
-                f"the loss must stay finite (got {float(loss)} at step {len(losses) + 1}): give a smaller lr than {lr}"
+                f"loss must stay finite (got {float(loss)} at step {len(losses) + 1}): give a smaller lr than {lr}"
             )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

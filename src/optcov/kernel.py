@@ -1,13 +1,13 @@
-r"""The reverse kernel of one step from ``t`` to ``s``, for every covariance and on every Gaussian path.
+r"""The reverse kernel of one step from ``t`` to ``s``, for any covariance and on any Gaussian path.
 
-With ``m = E[x_0|x_t]``, ``e = E[eps|x_t]`` and ``C = Cov[x_0|x_t]`` the moment-matched Gaussian is
+With ``m = E[x_0|x_t]``, ``e = E[eps|x_t]`` and ``C = Cov[x_0|x_t]``, the moment-matched Gaussian has
 
     mean     = alpha_s m + sqrt(sigma_s^2 - lambda^2) e
     Sigma    = lambda^2 I + c^2 C,   c = alpha_s - sqrt(sigma_s^2 - lambda^2) alpha_t / sigma_t
     lambda^2 = eta^2 beta_{t|s} sigma_s^2 / sigma_t^2                eta = 1: DDPM, eta = 0: DDIM
 
-written in ``rho = (alpha_t / sigma_t) / (alpha_s / sigma_s)`` in [0, 1), the ratio of the signal-to-noise amplitudes,
-in which nothing cancels, over long strides or short ones:
+The code uses ``rho = (alpha_t / sigma_t) / (alpha_s / sigma_s)`` in [0, 1), the ratio of signal-to-noise amplitudes.
+In terms of rho nothing cancels, over long strides or short ones:
 
     beta_{t|s} = sigma_t^2 (1 - rho^2)           sqrt(sigma_s^2 - lambda^2) = sigma_s g,  g^2 = 1 - eta^2 (1 - rho^2)
     lambda^2   = eta^2 sigma_s^2 (1 - rho^2)     c = alpha_s (1 - rho^2) (1 + eta^2 rho^2) / (1 + g rho)
@@ -28,7 +28,7 @@ from optcov.schedule.levels import NoiseLevels, per_sample
 
 @dataclass(frozen=True)
 class ReverseKernel:
-    """Coefficients of ``p(x_s | x_t)``, of one shape: 0-dimensional, ``[B]``, or ``[K]`` for the steps of a chain."""
+    """Coefficients of ``p(x_s | x_t)``, all 0-dimensional, ``[B]``, or ``[K]`` for the steps of a chain."""
 
     alpha_t: Tensor
     sigma_t: Tensor
@@ -40,7 +40,7 @@ class ReverseKernel:
 
     @classmethod
     def from_levels(cls, s: NoiseLevels, t: NoiseLevels, eta: float = 1.0) -> ReverseKernel:
-        """The kernel from level ``t`` to level ``s``, ``0 <= s < t <= 1``; of one step, or of all steps of a chain."""
+        """The kernel from level ``t`` to level ``s``, ``0 <= s < t <= 1``, for one step or for all steps of a chain."""
         log_rho_sq = t.log_snr - s.log_snr
         rho_sq, rest = torch.exp(log_rho_sq), -torch.expm1(log_rho_sq)  # rho^2 and 1 - rho^2
         g = (1 - eta**2 + eta**2 * rho_sq).sqrt()
@@ -59,5 +59,5 @@ class ReverseKernel:
         return ReverseKernel(*(getattr(self, field.name)[step] for field in fields(self)))
 
     def to(self, device: torch.device) -> ReverseKernel:
-        """The same coefficients on a device."""
+        """Move the coefficients to a device."""
         return ReverseKernel(*(getattr(self, field.name).to(device) for field in fields(self)))

@@ -1,8 +1,8 @@
-"""Every key of a run's config, declared once: its type and what it determines.
+"""Declares every key of a run's config once, with its type and what it determines.
 
-Whatever depends on the meaning of a key is derived from `Config`: what identifies a fit and a sample, which
-settings a stopped run may change, what ``sample.py`` and ``evaluate.py`` may set, and which settings name a row of a
-report.  A new key is one line here and one line in ``conf/config.yaml``.
+Everything that depends on the meaning of a key is derived from `Config`: what identifies a fit and a sample, which
+settings a stopped run may change, what ``sample.py`` and ``evaluate.py`` may set, and which settings label a row of a
+report.  Adding a key takes one line here and one line in ``conf/config.yaml``.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 class Determines(Flag):
     """What a key determines; a key may determine several things."""
 
-    NETWORK = auto()  # which function the mean network is: a checkpoint must share it
-    TRAINING = auto()  # the weights that training ends with
+    NETWORK = auto()  # the function that the mean network computes; a checkpoint must have the same value
+    TRAINING = auto()  # the weights at the end of training
     VARIANCE = auto()  # what is fitted to the mean network
     SAMPLES = auto()  # sample i, given the weights
     SCORE = auto()  # only what is measured
-    PLACE = auto()  # where and how it runs, and how it is watched: no number but a time depends on it
-    GIVEN = auto()  # which files are read; results depend on what they hold, never on their names
-    UNLABELLED = auto()  # never names a row of a report: a column, an average, or a difference by rounding
+    PLACE = auto()  # where and how a job runs and is monitored; affects run times but no other result
+    GIVEN = auto()  # which files are read; results depend on their content, never on their names
+    UNLABELLED = auto()  # never labels a row of a report: it is a column, averaged over, or changes only rounding
 
 
 NETWORK, TRAINING, VARIANCE, SAMPLES, SCORE, PLACE, GIVEN, UNLABELLED = Determines
@@ -38,8 +38,8 @@ class Key:
     """The meaning of a key.
 
     Args:
-        determines: of the key, and of everything inside it that ``inside`` does not match.
-        inside: of keys inside a group, by pattern; the first match counts.
+        determines: what the key determines, and everything inside it that no pattern of ``inside`` matches.
+        inside: what keys inside a group determine, by pattern; the first match counts.
     """
 
     determines: Determines
@@ -52,16 +52,16 @@ def _has_target(node: dict[str, Any]) -> dict[str, Any]:
     return node
 
 
-Part = Annotated[dict[str, Any], AfterValidator(_has_target)]  # one object, by its class and arguments
-Parts = dict[str, Part]  # several, by name
+Part = Annotated[dict[str, Any], AfterValidator(_has_target)]  # one object, given by its class and arguments
+Parts = dict[str, Part]  # several objects by name
 
 
 class Config(BaseModel):
-    """A resolved config.  Groups are plain dictionaries; every other value has its type."""
+    """A resolved config.  Groups are plain dictionaries; all other values have the types declared here."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
-    model: Annotated[Part, Key(NETWORK)]
+    model: Annotated[Part, Key(NETWORK, {"source": GIVEN, "check": PLACE})]
     schedule: Annotated[Part, Key(NETWORK)]
     parameterization: Annotated[Part, Key(NETWORK)]
     time_offset: Annotated[int, Key(NETWORK)]
@@ -118,24 +118,24 @@ class Config(BaseModel):
     cache_dir: Annotated[str, Key(PLACE)]
     checkpoint_every: Annotated[PositiveInt, Key(PLACE)]
     output_dir: Annotated[str, Key(PLACE)]
-    # of sample.py and evaluate.py
+    # only in sample.py and evaluate.py
     run: Annotated[str | None, Key(PLACE)] = None
     trust: Annotated[list[str], Key(PLACE)] = []
     mode: Annotated[Part | None, Key(PLACE)] = None
     format: Annotated[Literal["npz", "png"], Key(PLACE)] = "npz"
-    # of no file: what the command line chose, and the multirun it belongs to
+    # not in any file: what the command line chose, and the multirun that the job belongs to
     choices: Annotated[dict[str, str], Key(PLACE)] = {}
     overrides: Annotated[list[str], Key(PLACE)] = []
     sweep: Annotated[str | None, Key(PLACE)] = None
 
     @property
     def reference_dir(self) -> Path:
-        """Where statistics of training images are kept."""
+        """The folder that caches statistics of training images."""
         return Path(self.cache_dir) / "reference"
 
     @property
     def sampling_precision(self) -> str:
-        """That of sampling, where it is not the trainer's."""
+        """The precision of sampling: ``sample_precision`` if set, otherwise the trainer's."""
         return str(self.sample_precision or self.trainer["precision"])
 
 
@@ -149,7 +149,7 @@ GROUPS = {
 
 
 def determines(key: str) -> Determines:
-    """What a key determines, by its full name such as ``data.root``; a key of no config determines samples."""
+    """What a key determines, by its full name such as ``data.root``; an undeclared key determines samples."""
     top, _, rest = key.partition(".")
     declared = KEYS.get(top, Key(SAMPLES))
     if rest:
@@ -160,12 +160,12 @@ def determines(key: str) -> Determines:
 
 
 def select(config: Mapping[str, Any], wanted: Callable[[Determines], Any], prefix: str = "") -> dict[str, Any]:
-    """The part of a config whose keys are wanted, at any depth; groups of which nothing is left are left out.
+    """Select the wanted keys of a config, at any depth; groups that become empty are left out.
 
     Args:
-        config: plain, resolved.
-        wanted: whether a key that determines this is wanted.
-        prefix: of the keys, with its dot.
+        config: a plain, resolved config.
+        wanted: says whether to select a key, given what the key determines.
+        prefix: prefix of the key names, with its dot.
     """
     found: dict[str, Any] = {}
     for name, value in config.items():
@@ -179,18 +179,18 @@ def select(config: Mapping[str, Any], wanted: Callable[[Determines], Any], prefi
 
 
 def is_fixed(what: Determines) -> bool:
-    """Whether a key belongs to a run's network, so that what is made of the run cannot set it."""
+    """Whether a key belongs to a run's network, so that sampling or evaluating the run cannot change it."""
     return bool(what & (NETWORK | TRAINING)) and not what & (SAMPLES | PLACE)
 
 
 def is_label(key: str) -> bool:
-    """Whether a setting may name a row of a report; others cannot change a score, or are its columns or averages."""
+    """Whether a setting may label a row of a report; others are columns, averaged over, or cannot change a score."""
     what = determines(key)
     return what != PLACE and not what & UNLABELLED
 
 
 def difference(key: str, theirs: Any, ours: Any) -> str:
-    """The first setting in which two configs differ, in words."""
+    """Describe the first setting in which two configs differ."""
     if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
         for name in sorted(theirs.keys() | ours.keys()):  # _target_ comes first
             if theirs.get(name) != ours.get(name):

@@ -1,4 +1,4 @@
-"""The class of each sample: requested ones, or with the frequencies of the data."""
+"""Chooses the class of each sample, either as requested or with the frequencies of the data."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from optcov.seeds import Stream, derive_seed
 
 
 def draw_labels(frequencies: Tensor, count: int, seed: int = 0) -> Tensor:
-    """Classes of samples 0..count-1, drawn by frequency; that of sample i depends on (seed, i) alone.
+    """Draw the classes of samples 0..count-1 by frequency; the class of sample i depends only on (seed, i).
 
     Args:
-        frequencies: of each class, non-negative ``[K]``; any sum.
-        count: how many samples.
-        seed: of the set of samples.
+        frequencies: frequency of each class, non-negative ``[K]``; need not sum to 1.
+        count: number of samples.
+        seed: seed of the set of samples.
     Returns:
         int64 ``[count]``.
     """
@@ -27,12 +27,12 @@ def draw_labels(frequencies: Tensor, count: int, seed: int = 0) -> Tensor:
 
 
 def cycle_labels(classes: int | Sequence[int], num_classes: int, count: int) -> Tensor:
-    """Requested classes in turn: sample i has class ``classes[i % len(classes)]``.
+    """Cycle through the requested classes: sample i gets class ``classes[i % len(classes)]``.
 
     Args:
-        classes: one, or several.
-        num_classes: K.
-        count: how many samples.
+        classes: one class or several.
+        num_classes: K, the number of classes.
+        count: number of samples.
     Returns:
         int64 ``[count]``.
     Raises:
@@ -40,7 +40,7 @@ def cycle_labels(classes: int | Sequence[int], num_classes: int, count: int) -> 
     """
     wanted = [classes] if isinstance(classes, int) else list(classes)
     if not wanted:
-        raise ValueError("labels must name at least one class (got []): give one, a list of some, or null")
+        raise ValueError("labels must name at least one class (got []): give a class, a list of classes, or null")
     for label in wanted:
         if not 0 <= label < num_classes:
             raise ValueError(

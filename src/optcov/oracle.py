@@ -1,4 +1,4 @@
-"""Closed-form diffusion of Gaussian-mixture data: the ground truth that tests and users can hold a method against.
+"""Closed-form diffusion of Gaussian-mixture data: the ground truth against which tests and users can check a method.
 
 For ``x_0 ~ sum_k w_k N(mu_k, S_k)`` and ``x_t = alpha x_0 + sigma eps`` each component stays Gaussian,
 ``x_t | k ~ N(alpha mu_k, A_k)`` with ``A_k = alpha^2 S_k + sigma^2 I``, and given x_t
@@ -7,7 +7,7 @@ For ``x_0 ~ sum_k w_k N(mu_k, S_k)`` and ``x_t = alpha x_0 + sigma eps`` each co
     E[x_0 | x_t, k]   = mu_k + alpha S_k A_k^{-1} (x_t - alpha mu_k)
     Cov[x_0 | x_t, k] = S_k - alpha^2 S_k A_k^{-1} S_k
 
-so that mean and covariance of x_0 given x_t follow from the laws of total expectation and total variance.
+The laws of total expectation and total variance then give the mean and covariance of x_0 given x_t.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class GaussianMixture:
     Args:
         means: ``[K, d]``.
         covariances: ``[K, d, d]`` symmetric positive definite, or ``[K]`` variances of isotropic components.
-        weights: ``[K]`` positive, normalised here; equal when left out.
+        weights: ``[K]`` positive, normalised here; None for equal weights.
     Raises:
         ValueError: if the shapes do not fit together, a weight is not positive, or a covariance not positive definite.
     """
@@ -42,25 +42,26 @@ class GaussianMixture:
     ) -> None:
         self.means = torch.as_tensor(means, dtype=torch.float64)
         if self.means.ndim != 2:
-            raise ValueError(f"means has shape {tuple(self.means.shape)}: give [components, dimensions]")
+            raise ValueError(f"means must be [components, dimensions] (got shape {tuple(self.means.shape)})")
         count, dim = self.means.shape
         covariances = torch.as_tensor(covariances, dtype=torch.float64)
         if covariances.ndim == 1:
             covariances = covariances[:, None, None] * torch.eye(dim, dtype=torch.float64)
         if covariances.shape != (count, dim, dim):
             raise ValueError(
-                f"covariances has shape {tuple(covariances.shape)}: give [{count}] variances or [{count}, {dim}, {dim}]"
+                f"covariances must be [{count}] variances or matrices [{count}, {dim}, {dim}] (got shape "
+                f"{tuple(covariances.shape)})"
             )
         self.covariances = covariances
         weights = torch.ones(count) if weights is None else weights
         self.weights = torch.as_tensor(weights, dtype=torch.float64)
         if self.weights.shape != (count,) or not bool((self.weights > 0).all()):
-            raise ValueError(f"weights must be {count} positive numbers, one per component, not {weights}")
+            raise ValueError(f"weights must be {count} positive numbers, one per component (got {weights})")
         self.weights = self.weights / self.weights.sum()
-        # S_k = U_k diag(s_k) U_k^T once; every A_k(t) shares these axes
+        # decompose S_k = U_k diag(s_k) U_k^T once; every A_k(t) has the same axes
         self.variances, self.axes = torch.linalg.eigh(covariances)
         if not bool((self.variances > 0).all()):
-            raise ValueError("covariances must be positive definite: an eigenvalue is not positive")
+            raise ValueError("covariances must be positive definite (got an eigenvalue that is not positive)")
 
     @property
     def dim(self) -> int:
@@ -87,7 +88,7 @@ class GaussianMixture:
         )
 
     def draw_components(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """The components of as many samples, int64 ``[count]``: those of `sample` from the same generator."""
+        """Draw the component of each sample, int64 ``[count]``, as `sample` does with the same generator."""
         return torch.multinomial(self.weights, count, replacement=True, generator=generator)
 
     def posterior(
@@ -98,15 +99,15 @@ class GaussianMixture:
         Args:
             x_t: ``[B, d]``.
             alpha, sigma: amplitudes, 0-dimensional or ``[B]``.
-            components: of each sample, int64 ``[B]`` in 0..K, if it is known, K where not; None where none is.
+            components: component of each sample, int64 ``[B]`` in 0..K, where K means unknown; None if all are unknown.
         """
         alpha, sigma = alpha.double().expand(len(x_t)), sigma.double().expand(len(x_t))
-        log_joint = self._log_joint(x_t, alpha, sigma)
+        axes, rotated, total = self._rotate(x_t, alpha, sigma)
+        log_joint = self._log_joint(rotated, total)
         if components is not None:
             other = components[:, None] != torch.arange(len(self.weights), device=x_t.device)
             log_joint = log_joint.masked_fill(other & (components < len(self.weights))[:, None], -math.inf)
         responsibility = log_joint.softmax(1)
-        axes, rotated, total = self._rotate(x_t, alpha, sigma)
         gain = alpha[:, None, None] * self.variances.to(x_t.device) / total  # of E[x_0 | x_t, k], along the axes
         means = self.means.to(x_t.device) + torch.einsum("kij,bkj->bki", axes, gain * rotated)
         kept = sigma[:, None, None] ** 2 * self.variances.to(x_t.device) / total  # = s_k - alpha^2 s_k^2 / a_k
@@ -117,8 +118,9 @@ class GaussianMixture:
         return mean, covariance + torch.einsum("bk,bki,bkj->bij", responsibility, centred, centred)
 
     def log_density(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """``log q(x_t)`` in nats, ``[B]``; arguments as in `posterior`."""
-        return self._log_joint(x_t, alpha.double().expand(len(x_t)), sigma.double().expand(len(x_t))).logsumexp(1)
+        """``log q(x_t)`` in nats, ``[B]``; the arguments are as in `posterior`."""
+        _, rotated, total = self._rotate(x_t, alpha.double().expand(len(x_t)), sigma.double().expand(len(x_t)))
+        return self._log_joint(rotated, total).logsumexp(1)
 
     def score(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """``grad log q(x_t) = -(x_t - alpha E[x_0|x_t]) / sigma^2``, ``[B, d]`` (Tweedie); ``sigma > 0``."""
@@ -127,34 +129,35 @@ class GaussianMixture:
         return -(x_t - alpha * mean) / sigma**2
 
     def _rotate(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Axes ``[K, d, d]``, and along them ``x_t - alpha mu_k`` and the eigenvalues of A_k, each ``[B, K, d]``."""
+        """Axes ``[K, d, d]``; ``x_t - alpha mu_k`` and the eigenvalues of A_k along them, each ``[B, K, d]``."""
         axes = self.axes.to(x_t.device)
         centred = x_t.double()[:, None] - alpha[:, None, None] * self.means.to(x_t.device)
         total = alpha[:, None, None] ** 2 * self.variances.to(x_t.device) + sigma[:, None, None] ** 2
         return axes, torch.einsum("kij,bki->bkj", axes, centred), total
 
-    def _log_joint(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """``log w_k + log N(x_t; alpha mu_k, A_k)``, ``[B, K]``."""
-        _, rotated, total = self._rotate(x_t, alpha, sigma)
+    def _log_joint(self, rotated: Tensor, total: Tensor) -> Tensor:
+        """``log w_k + log N(x_t; alpha mu_k, A_k)``, ``[B, K]``, from `_rotate`."""
         exponent = (rotated**2 / total + total.log()).sum(2) + self.dim * math.log(2 * math.pi)
-        return self.weights.log().to(x_t.device) - exponent / 2
+        return self.weights.log().to(rotated.device) - exponent / 2
 
 
 class OracleNetwork(nn.Module):
-    """The exact conditional mean ``E[f|x_t]`` of a mixture, of the noise or another target; nothing to train.
+    """The exact conditional mean ``E[f|x_t]`` of the noise or another target for a mixture; needs no training.
 
-    Its features, for heads, are fixed random Fourier features of x_t and the log signal-to-noise ratio (Rahimi and
-    Recht 2007).
+    The features it provides for heads are fixed random Fourier features of x_t and of the log signal-to-noise ratio
+    (Rahimi and Recht 2007).
 
     Args:
         data_shape: ``(d,)``.
-        mixture: the data's distribution.
-        schedule: the schedule of the denoiser it is put into.
-        time_offset: as in the denoiser.
-        num_classes: the number of components, to answer for each as for a class; None to know no classes.
-        parameterization: that of the denoiser.
+        mixture: the distribution of the data.
+        schedule: the denoiser's schedule.
+        time_offset: the denoiser's time offset.
+        num_classes: the number of components, to treat each component as a class; None for an unconditional network.
+        parameterization: the denoiser's parameterization.
+        num_features: the number of features.
     Raises:
-        ValueError: if the data are not vectors of the mixture's dimension, or the classes not its components.
+        ValueError: if the data are not vectors of the mixture's dimension, or ``num_classes`` is not the number of
+            components.
     """
 
     def __init__(
@@ -165,6 +168,7 @@ class OracleNetwork(nn.Module):
         time_offset: int = 0,
         num_classes: int | None = None,
         parameterization: Parameterization | None = None,
+        num_features: int = 256,
     ) -> None:
         super().__init__()
         if tuple(data_shape) != (mixture.dim,):
@@ -173,15 +177,16 @@ class OracleNetwork(nn.Module):
             )
         if num_classes not in (None, len(mixture.weights)):
             raise ValueError(
-                f"classes must be the {len(mixture.weights)} components for model=oracle (got {num_classes})"
+                f"classes must be the {len(mixture.weights)} components for model=oracle (got {num_classes}): "
+                "use the components as classes, or set conditional=false"
             )
         self.data_shape, self.num_classes = (mixture.dim,), num_classes
-        self.feature_channels = 256
+        self.feature_channels = num_features
         generator = torch.Generator().manual_seed(0)
         self.frequencies: Tensor
         self.phases: Tensor
         frequencies = torch.randn(mixture.dim + 1, self.feature_channels, generator=generator) * 2
-        frequencies[-1] *= 0.1  # the log signal-to-noise ratio runs over some twenty units, x_t over one or two
+        frequencies[-1] *= 0.1  # the log signal-to-noise ratio spans some twenty units, x_t only one or two
         self.register_buffer("frequencies", frequencies, persistent=False)
         phases = 2 * math.pi * torch.rand(self.feature_channels, generator=generator)
         self.register_buffer("phases", phases, persistent=False)

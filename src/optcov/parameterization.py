@@ -1,4 +1,4 @@
-r"""What a network predicts: a target ``f`` with ``x_0 = c_skip x_t + c_out f``, so that ``C = c_out^2 Cov[f | x_t]``.
+r"""Parameterizations: a network predicts ``f``, where ``x_0 = c_skip x_t + c_out f``, so ``C = c_out^2 Cov[f | x_t]``.
 
 | class      | f                                | c_skip                  | c_out                              |
 |------------|----------------------------------|-------------------------|------------------------------------|
@@ -9,9 +9,10 @@ r"""What a network predicts: a target ``f`` with ``x_0 = c_skip x_t + c_out f``,
 | `Velocity` | eps - x_0                        | 1 / (alpha_t + sigma_t) | -sigma_t / (alpha_t + sigma_t)     |
 | `EDM`      | F of arXiv:2206.00364, Eq. 7     | s_d^2 / (s^2 + s_d^2)   | s s_d / sqrt(s^2 + s_d^2)          |
 
-with ``s = sigma_t / alpha_t`` and, in EDM's row, ``x_t / alpha_t`` in place of ``x_t``: all but `V` hold on any path.
-Sources: DDPM (arXiv:2006.11239); progressive distillation (arXiv:2202.00512), Eq. 9, for v; flow matching
-(arXiv:2210.02747) for the velocity.
+Here ``s = sigma_t / alpha_t``; in EDM's row ``x_t / alpha_t`` replaces ``x_t``.  All except `V` work on any path.
+
+Sources: DDPM (arXiv:2006.11239); for v, progressive distillation (arXiv:2202.00512), Eq. 9; for the velocity, flow
+matching (arXiv:2210.02747).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from optcov.schedule.vp import VPSchedule
 
 
 class Parameterization(ABC):
-    """The meaning of a network's output."""
+    """Defines what a network's output means."""
 
     @abstractmethod
     def c_skip(self, level: NoiseLevels) -> Tensor:
@@ -38,19 +39,19 @@ class Parameterization(ABC):
         """Factor of the output in x_0; float64, shape of the level."""
 
     def c_out_sq(self, level: NoiseLevels) -> Tensor:
-        """``c_out^2``, by which a variance of the target becomes one of x_0; float64, shape of the level."""
+        """``c_out^2``, which turns a variance of the target into a variance of x_0; float64, shape of the level."""
         return self.c_out(level) ** 2
 
     def c_in(self, level: NoiseLevels) -> Tensor | None:
-        """Factor of x_t as the network is fed it; None for 1."""
+        """Factor by which x_t is multiplied before it enters the network; None for 1."""
         return None
 
     @abstractmethod
     def target(self, x_0: Tensor, eps: Tensor, level: NoiseLevels) -> Tensor:
-        """f of clean data and its noise, or its conditional mean from theirs; all ``[B, *event]``."""
+        """f from clean data and noise, or E[f|x_t] from their conditional means; all ``[B, *event]``."""
 
     def expected_square(self, target: Tensor) -> Tensor:
-        """``E[f^2]`` where it is known without data, and else one draw of it; ``[B, *event]``."""
+        """``E[f^2]`` if it is known without data, otherwise ``f^2`` of this one draw; ``[B, *event]``."""
         return target**2
 
     def x0(self, x_t: Tensor, output: Tensor, level: NoiseLevels) -> Tensor:
@@ -63,28 +64,28 @@ class Parameterization(ABC):
         return (x_t - per_sample(level.alpha, x_t) * x0) / per_sample(level.sigma, x_t)
 
     def check(self, schedule: NoiseSchedule) -> None:  # noqa: B027 (most hold on every path)
-        """Refuse a path on which the target says nothing of x_0.
+        """Refuse a path on which the target says nothing about x_0.
 
         Raises:
-            ValueError: in one sentence.
+            ValueError: if the path is of this kind; the message is one sentence.
         """
 
 
 def check_signal(parameterization: Parameterization, schedule: NoiseSchedule) -> None:
-    """Refuse a path that ends without signal, where a target of noise alone says nothing of x_0.
+    """Refuse a path that ends without signal, where a target that is only noise says nothing about x_0.
 
     Raises:
-        ValueError: in one sentence.
+        ValueError: if the path ends without signal; the message is one sentence.
     """
     if not bool(schedule.alpha(schedule.grid()[-1]) > 0):
         raise ValueError(
-            "parameterization must be one that knows x_0 at t = 1, where this schedule leaves no signal (got "
+            "parameterization must determine x_0 at t = 1, where this schedule leaves no signal (got "
             f"{type(parameterization).__name__.lower()}): set parameterization=velocity or parameterization=x0"
         )
 
 
 class Eps(Parameterization):
-    """The noise: DDPM's parameterization, and that of the covariance papers."""
+    """The noise, as in DDPM and in the papers on covariance."""
 
     def c_skip(self, level: NoiseLevels) -> Tensor:
         return 1 / level.alpha
@@ -112,7 +113,7 @@ class Eps(Parameterization):
 
 
 class Score(Parameterization):
-    """``grad log p_t(x_t) = -E[eps|x_t] / sigma_t``, as score-SDE networks answer (arXiv:2011.13456)."""
+    """The score ``grad log p_t(x_t) = -E[eps|x_t] / sigma_t``, as score-SDE networks predict it (arXiv:2011.13456)."""
 
     def c_skip(self, level: NoiseLevels) -> Tensor:
         return 1 / level.alpha
@@ -170,7 +171,7 @@ class V(Parameterization):
 
 
 class Velocity(Parameterization):
-    """``dx_t/dt`` of the straight path, what flow matching predicts."""
+    """``dx_t/dt`` along the straight path, as flow matching predicts it."""
 
     def c_skip(self, level: NoiseLevels) -> Tensor:
         return 1 / (level.alpha + level.sigma)
@@ -187,10 +188,10 @@ class Velocity(Parameterization):
 
 
 class EDM(Parameterization):
-    """The preconditioned output F of EDM, of about unit variance at every level.
+    """The preconditioned output F of EDM, which has about unit variance at every level.
 
     Args:
-        sigma_data: standard deviation of the data, s_d.
+        sigma_data: standard deviation of the data, s_d; positive.
     Raises:
         ValueError: if it is not positive.
     """

@@ -1,4 +1,4 @@
-"""What a job is made of: data, networks and the way samples are drawn, without a command line."""
+"""The objects of a job: data, networks and everything that draws samples, independent of the command line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from optcov.variance.base import VarianceStrategy
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of."""
+    """The objects that make up a run; ``trains_mean`` is false for a mean network that was given with its weights."""
 
     data: DataSource
     denoiser: Denoiser
@@ -29,16 +29,17 @@ class Parts:
     trajectory: Trajectory
     metrics: dict[str, Metric | ModelMetric]
     guidance: Guidance | None = None
-    classes: int | list[int] | None = None  # wanted, in turn; None for as often as in the data
+    classes: int | list[int] | None = None  # classes to sample in turn; None for the proportions of the data
+    trains_mean: bool = True
 
     @property
     def num_classes(self) -> int | None:
-        """Of samples; None where nothing asks for labels."""
+        """The number of classes of the samples; None if nothing needs labels."""
         guided = self.guidance is not None and self.guidance.classifier is not None
         return self.data.num_classes if guided else self.denoiser.num_classes
 
     def labels(self, count: int, seed: int) -> Tensor | None:
-        """The class of each of ``count`` samples, int64; None where nothing asks for labels."""
+        """The class of each of ``count`` samples, int64 ``[count]``; None if nothing needs labels."""
         if self.num_classes is None:
             return None
         if self.classes is not None:
@@ -47,15 +48,15 @@ class Parts:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """What holds weights: the denoiser, the strategy, and the guidance if there is any."""
+        """The modules that hold weights: the denoiser, the strategy and, if there is one, the guidance."""
         return [module for module in (self.denoiser, self.strategy, self.guidance) if module is not None]
 
     def calibration(self, count: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """``count`` training samples in the denoiser's range, and their labels where the mean network knows classes."""
+        """``count`` training samples in the denoiser's range, and their labels if the denoiser is class-conditional."""
         clean = self.denoiser.data_range.from_unit(self.data.calibration(count).to(device))
         return clean, None if self.denoiser.num_classes is None else self.data.calibration_labels(count).to(device)
 
     @cached_property
     def times(self) -> Tensor:
-        """The times of the trajectory; to be asked for once variance and trajectory are fitted."""
+        """The times of the trajectory; read them only after variance and trajectory have been fitted."""
         return self.trajectory.times(self.denoiser.schedule, self.sampler.num_steps)

@@ -1,4 +1,4 @@
-"""The options of each group by name, made without Hydra: the yaml files of ``conf/`` are the only list there is."""
+"""Makes the options of each group by name, without Hydra; the yaml files in ``conf/`` are the only list of options."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ def options(group: str) -> list[str]:
 
 
 def make(group: str, name: str, /, **settings: Any) -> Any:
-    """An option of a group, with the settings of its yaml file unless others are given.
+    """Make an option of a group, with the settings of its yaml file unless others are given.
 
     Args:
         group: ``var``, ``sampler``, ``trajectory``, ``schedule``, ``parameterization``, ``head``, ...
-        name: of the option.
-        settings: that replace those of the file, and arguments that the file leaves to its user.
+        name: the name of the option.
+        settings: settings that replace those of the file, and arguments that the file does not set.
     Returns:
-        The object; of an option that is made in two steps, a function of the arguments that are missing.
+        The object; if the yaml file says ``_partial_``, a function of the missing arguments.
     Raises:
-        ValueError: if there is no such option, or it has no such setting.
+        ValueError: if there is no such option, or the option has no such setting.
     """
     known = options(group)
     if name not in known:
         raise ValueError(f"{group} must be one of {', '.join(known)} (got {name!r}){_remedy(name, known)}")
-    node = _node(group, name)
-    found = {key: _part(value) for key, value in node.items() if key not in ("_target_", "_partial_")}
-    module, _, attribute = str(node["_target_"]).rpartition(".")
+    settled = node(group, name)
+    found = {key: _part(value) for key, value in settled.items() if key not in ("_target_", "_partial_")}
+    module, _, attribute = str(settled["_target_"]).rpartition(".")
     target = getattr(import_module(module), attribute)
-    if node.get("_partial_"):
+    if settled.get("_partial_"):
         return partial(target, **found | settings)
     try:
         return target(**found | settings)
@@ -46,38 +46,38 @@ def make(group: str, name: str, /, **settings: Any) -> Any:
         if not unknown:
             raise
         remedy = _remedy(unknown[0], list(found))
-        raise ValueError(f"{group}={name} has no setting {unknown[0]!r}: it has {', '.join(found)}{remedy}") from error
+        raise ValueError(
+            f"settings of {group}={name} must be among {', '.join(found)} (got {unknown[0]!r}){remedy}"
+        ) from error
 
 
 def settings_of(group: str, name: str) -> list[str]:
     """The settings of an option."""
-    return [key for key in _node(group, name) if key not in ("_target_", "_partial_")]
+    return [key for key in node(group, name) if key not in ("_target_", "_partial_")]
+
+
+def node(group: str, name: str) -> dict[str, Any]:
+    """What an option's file says, on top of what those options of its group say that it names in ``defaults``."""
+    content = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    assert isinstance(content, dict)
+    below = (node(group, base) for base in content.pop("defaults", []) if isinstance(base, str) and base != "_self_")
+    return {str(key): value for part in (*below, content) for key, value in part.items()}
 
 
 def resolve(group: str, wanted: Any, /, **settings: Any) -> Any:
-    """An object of a group from its name, or the object itself."""
+    """Make an object of a group from its name; an object is returned unchanged."""
     if isinstance(wanted, str):
         return make(group, wanted, **settings)
     if settings:
         raise ValueError(
-            f"settings must be left out for a {group} that exists (got {', '.join(settings)}): give its name instead"
+            f"settings must be left out for a {group} given as an object (got {', '.join(settings)}): give its name "
+            "instead"
         )
     return wanted
 
 
-def _node(group: str, name: str) -> dict[str, Any]:
-    """What an option's file says, on top of what those options of its group say that it names in ``defaults``."""
-    node = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
-    assert isinstance(node, dict)
-    found: dict[str, Any] = {}
-    for base in node.pop("defaults", []):
-        if isinstance(base, str) and base != "_self_":  # what has a key of its own is left to its user
-            found |= _node(group, base)
-    return found | {str(key): value for key, value in node.items()}
-
-
 def _part(value: Any) -> Any:
-    """A value of a yaml file; ``${group}`` is the option of another group that ``config.yaml`` chooses."""
+    """Resolve a value of a yaml file; ``${group}`` becomes the option that ``config.yaml`` chooses for that group."""
     if not (isinstance(value, str) and value.startswith("${")):
         return value
     group = value[2:-1]

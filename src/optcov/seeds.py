@@ -8,14 +8,14 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """What random numbers are drawn for; of one seed, each purpose has a stream of its own."""
+    """The purposes of random numbers; with the same seed, each purpose has a separate stream."""
 
-    MEAN_WEIGHTS = auto()  # what a module starts with
+    MEAN_WEIGHTS = auto()  # initial weights of a module
     VARIANCE_WEIGHTS = auto()
     CLASSIFIER_WEIGHTS = auto()
     EPOCH = auto()  # the order of the data
     FLIPS = auto()
-    TRAINING = auto()  # times, noise, and labels that are hidden
+    TRAINING = auto()  # times, noise, and which labels are hidden
     CALIBRATION = auto()
     TRAJECTORY = auto()
     CURVE = auto()
@@ -27,5 +27,5 @@ class Stream(IntEnum):
 
 
 def derive_seed(seed: int, stream: Stream, *position: int) -> int:
-    """A well-mixed 32-bit seed for one place in one stream, such as (rank, step); non-negative integers."""
+    """A well-mixed 32-bit seed for one position in a stream, such as (rank, step); all arguments are non-negative."""
     return int(np.random.SeedSequence((seed, stream, *position)).generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""What a class or function takes, read from its source: a typo need not wait for PyTorch to be imported."""
+"""Reads the signatures of classes and functions from source, so that a typo is found without importing PyTorch."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-WITHOUT_ARGUMENTS = {"ABC", "Generic", "Protocol", "nn.Module"}  # bases whose constructors take nothing
+WITHOUT_ARGUMENTS = {"ABC", "Generic", "Protocol", "nn.Module"}  # base classes whose constructors take no arguments
 Definition = ast.ClassDef | ast.FunctionDef | ast.expr
 
 
 class Object:
-    """Stands for every class of which no plain value is an instance."""
+    """Stands for every class that has no plain values as instances."""
 
 
 @dataclass(frozen=True)
 class Signature:
-    """Of a class or function.
+    """The signature of a class or function.
 
     Args:
         is_class: whether it is a class.
-        parameters: their types by name; Any for a type that is not known.
-        takes_any: whether further keywords are taken.
+        parameters: the type of each parameter by name; Any if the type is unknown.
+        takes_any: whether it takes arbitrary further keyword arguments.
     """
 
     is_class: bool
@@ -41,7 +41,7 @@ class Signature:
     @classmethod
     @cache
     def read(cls, target: str) -> Signature | None:
-        """The signature of ``package.module.Name``, defined in that package; None where the source does not show it."""
+        """Read the signature of ``package.module.Name``, defined in that package; None if the source lacks it."""
         module, _, name = target.rpartition(".")
         match _find(module, name):
             case (home, ast.FunctionDef() as function):
@@ -53,7 +53,7 @@ class Signature:
 
     @classmethod
     def imported(cls, target: str) -> Signature:
-        """The same by importing it.
+        """Read the signature by importing the class or function.
 
         Raises:
             ImportError, AttributeError, ValueError: if it cannot be imported.
@@ -91,7 +91,7 @@ def _flat(statements: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 @cache
 def _find(module: str, name: str) -> tuple[str, Definition] | None:
-    """The module that defines a name, through imports within one package, and the definition."""
+    """The module that defines a name, following imports within one package, and the definition."""
     source = _source(module) if module else None
     for statement in reversed(source[1] if source else []):
         if isinstance(statement, (ast.ClassDef, ast.FunctionDef)) and statement.name == name:
@@ -109,7 +109,7 @@ def _find(module: str, name: str) -> tuple[str, Definition] | None:
 
 
 def _constructor(module: str, node: ast.ClassDef) -> tuple[dict[str, Any], bool] | None:
-    """The parameters of a class: of its own constructor, its dataclass fields, or its base's."""
+    """The parameters of a class, from its own constructor, its dataclass fields, or its base class."""
     for each in node.body:
         if isinstance(each, ast.FunctionDef) and each.name == "__init__":
             return _parameters(module, each)
@@ -122,7 +122,7 @@ def _constructor(module: str, node: ast.ClassDef) -> tuple[dict[str, Any], bool]
         own = {
             name: _type(module, hint)
             for name, hint in fields.items()
-            if name != "_" and "ClassVar" not in ast.unparse(hint)  # "_: KW_ONLY" is no field
+            if name != "_" and "ClassVar" not in ast.unparse(hint)  # "_: KW_ONLY" is not a field
         }
         return (above[0] if above else {}) | own, False
     return above
@@ -135,7 +135,7 @@ def _parameters(module: str, node: ast.FunctionDef) -> tuple[dict[str, Any], boo
 
 
 def _type(module: str, hint: ast.expr) -> Any:
-    """The type that an annotation means; Any where a part of it is not known."""
+    """The type that an annotation stands for; Any if part of it is unknown."""
     match hint:
         case ast.Constant(value=str(text)):
             return _type(module, ast.parse(text, mode="eval").body)
@@ -148,8 +148,10 @@ def _type(module: str, hint: ast.expr) -> Any:
             inner = hint.slice.elts if isinstance(hint.slice, ast.Tuple) else [hint.slice]
             if ast.unparse(hint.value).endswith("Literal"):
                 return Literal[tuple(ast.literal_eval(each) for each in inner)]
-            types = tuple(_type(module, each) for each in inner)
             container = _type(module, hint.value)
+            if container is collections.abc.Callable:
+                return Object
+            types = tuple(_type(module, each) for each in inner)
             return Any if Any in (container, *types) else container[types[0] if len(types) == 1 else types]
         case ast.Name(id=name):
             if isinstance(known := getattr(builtins, name, None), type) or hasattr(typing, name):

@@ -1,4 +1,4 @@
-"""What configs of earlier versions meant, so that runs from before and after an upgrade continue and compare."""
+"""Upgrades configs of earlier versions, so that old runs can be continued and compared with new ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
-# for each key added since, the value that means what was done before there was the key
+# for each key added later, the value that reproduces the earlier behaviour
 CONFIG: dict[str, Any] = {
     "guidance": {"_target_": "optcov.guidance.Guidance"},
     "conditional": False,
@@ -17,9 +17,9 @@ CONFIG: dict[str, Any] = {
     "channels_last": "auto",
     "sample_precision": None,
 }
-CHOICES = {"guidance": "none"}  # the same for the options that results.json names
+CHOICES = {"guidance": "none"}  # the same for the options named in results.json
 
 
 def upgrade(config: Mapping[Any, Any]) -> dict[str, Any]:
-    """A saved config with the keys that were added since it was written."""
+    """Add to a saved config the keys introduced since it was written."""
     return deepcopy(CONFIG) | {str(key): value for key, value in config.items()}

@@ -1,7 +1,7 @@
-"""The verbs of a notebook: `load`, `fit`, `sample`, `bits_per_dim`, on any network.
+"""The functions for notebooks, which work on any network: `load`, `fit`, `sample` and `bits_per_dim`.
 
-They take names (those of ``conf/``) or objects, and need neither Lightning nor Hydra.  Images go in and samples come
-out in the network's own range.
+They take objects or the names of options in ``conf/``, and need neither Lightning nor Hydra.  Images and samples are in
+the network's own range.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from optcov.adapter.load import load
 from optcov.denoiser import Denoiser, device_of
 from optcov.fitting import train
 from optcov.guidance import Guidance
+from optcov.likelihood.terms import check_grey_levels, half_bin
 from optcov.metric.base import Score
 from optcov.registry import options, resolve, settings_of
 from optcov.sampler import Sampler
 from optcov.sampler import sample as draw
 from optcov.seeds import Stream, derive_seed
-from optcov.trajectory import Trajectory
+from optcov.trajectory import ListTrajectory, Trajectory
 from optcov.variance.base import Calibrated, Trained, VarianceStrategy
+from optcov.variance.saved import check_fits, load_strategy
 
-__all__ = ["bits_per_dim", "fit", "load", "sample"]
+__all__ = ["bits_per_dim", "fit", "load", "load_strategy", "sample"]
 
 
 def fit(
@@ -42,24 +44,25 @@ def fit(
     progress: bool = True,
     **settings: Any,
 ) -> VarianceStrategy:
-    """Fit a variance strategy to a denoiser: one pass over images, or gradient steps, or nothing, as it needs.
+    """Fit a variance strategy to a denoiser, by one pass over images, by gradient steps, or not at all, as it requires.
 
     Args:
-        strategy: a name, one of the options of ``var``, or an object, which is fitted in place.
-        denoiser: from `load`; it is not changed.
-        images: see `Images`; not needed by strategies that have nothing to fit.
-        steps: gradient steps of a strategy that is trained; 2000 where None.
-        labels: of the images, int64 ``[n]``, for a denoiser that knows classes.
-        label_dropout: share of labels that are hidden from it in training.
-        batch_size: images a gradient step.
+        strategy: the name of an option of ``var``, or an object, which is fitted in place.
+        denoiser: a denoiser from `load`; it is not changed.
+        images: clean data, see `Images`; not needed by strategies that have nothing to fit.
+        steps: number of gradient steps for a strategy that is trained; None for 2000.
+        labels: class of each image, int64 ``[n]``; only for class-conditional denoisers.
+        label_dropout: share of labels hidden during training.
+        batch_size: images per gradient step.
         lr: learning rate of Adam, which falls to 0 over the last third of the steps.
-        seed: of new weights, order, times and noise.
-        progress: show bars.
-        settings: of the strategy, such as ``num_images=256`` of ``analytic``; ``head="complex"`` of a trained one.
+        seed: seed of initial weights, order, times and noise.
+        progress: whether to show progress bars.
+        settings: settings of the strategy, such as ``num_images=256`` for ``analytic`` or ``head="complex"`` for a
+            trained strategy.
     Returns:
         The strategy, in eval mode, on the denoiser's device.
     Raises:
-        ValueError: in one sentence, if a value has no meaning.
+        ValueError: if a value is not valid; the message is one sentence.
     """
     device = device_of(denoiser.eval())
     if isinstance(strategy, str):
@@ -72,7 +75,7 @@ def fit(
         resolve("strategy", strategy, **settings)
     assert isinstance(strategy, VarianceStrategy)
     strategy.to(device).eval()
-    if not _needs_fit(strategy):
+    if not strategy.needs_fit:
         if steps is not None:
             raise ValueError(
                 f"steps must be left out for {type(strategy).__name__} (got {steps}): it needs no training"
@@ -90,6 +93,7 @@ def fit(
             )
         order = torch.randperm(len(x_0), generator=torch.Generator().manual_seed(derive_seed(seed, Stream.EPOCH)))
         chosen = order[: strategy.num_images]
+        strategy.progress = progress
         strategy.calibrate(
             denoiser, [x_0[chosen].to(device)], seed, None if labels is None else labels[chosen].to(device)
         )
@@ -132,23 +136,23 @@ def sample(
     """Draw samples.
 
     Args:
-        denoiser: from `load`.
-        strategy: from `fit`, or the name of one that has nothing to fit; None for ``beta_tilde``.
-        num_steps: K, the times visited; network calls of the one-call-a-step samplers.
-        count: how many samples.
-        sampler: a name, one of the options of ``sampler``, or an object, whose ``num_steps`` then counts.
-        trajectory: which times: a name, an object, or the K times themselves, ascending in (0, 1].
-        seed: sample i depends on (seed, i) alone, whatever the batch size.
-        labels: one class for all samples, or the class of each, ``[count]``, for a denoiser that knows classes.
-        guidance: a name, one of the options of ``guidance``, or an object; None for none.
-        images: see `Images`; for trajectories that are measured, such as ``optimal``.
-        batch_size: samples at once, at most.
-        progress: show a bar.
-        settings: of the sampler, such as ``eta=0.5`` of ``ddim``.
+        denoiser: a denoiser from `load`.
+        strategy: a strategy from `fit`, or the name of one that has nothing to fit; None for ``beta_tilde``.
+        num_steps: K, the number of times visited; most samplers make one network call at each.
+        count: number of samples.
+        sampler: the name of an option of ``sampler``, or an object, whose ``num_steps`` then applies.
+        trajectory: the times: the name of an option, an object, or the K times themselves, ascending in (0, 1].
+        seed: sample i depends only on (seed, i), whatever the batch size.
+        labels: one class for all samples, or the class of each, ``[count]``; only for class-conditional denoisers.
+        guidance: the name of an option of ``guidance``, or an object; None for no guidance.
+        images: clean data, see `Images`; only for trajectories that are measured, such as ``optimal``.
+        batch_size: maximum number of samples drawn at once.
+        progress: whether to show a progress bar.
+        settings: settings of the sampler, such as ``eta=0.5`` for ``ddim``.
     Returns:
-        float32 ``[count, *event]`` in the denoiser's range, nominally, on the CPU.
+        float32 ``[count, *event]``, nominally in the denoiser's range, on the CPU.
     Raises:
-        ValueError: in one sentence, if a value has no meaning.
+        ValueError: if a value is not valid; the message is one sentence.
     """
     strategy = _fitted(strategy, denoiser)
     if isinstance(sampler, str):
@@ -177,38 +181,47 @@ def bits_per_dim(
     trajectory: str | Trajectory | Iterable[float] = "even",
     seed: int = 0,
     *,
+    unit: str = "bits",
     labels: Tensor | None = None,
     batch_size: int = 256,
     progress: bool = True,
     **settings: Any,
 ) -> Score:
-    """The variational bound on ``-log2 p(x_0)`` per dimension.
+    """Compute the variational bound on ``-log2 p(x_0)`` per dimension.
 
     Args:
         denoiser, strategy, num_steps, trajectory, seed, batch_size, progress: as in `sample`.
-        images: see `Images`, on the grey levels of the denoiser's range.
-        labels: of the images, int64 ``[n]``, for a denoiser that knows classes.
-        settings: of the metric ``nll``, such as ``clip_x0=False``.
+        images: see `Images`; for bits, data on the grey levels of the denoiser's range, which define each pixel's bin.
+        unit: ``bits`` for the probability of data on grey levels; ``nats`` for the density of continuous data, such as
+            latents.  These have no bins and no decoder: the last term is the density of x_0 given x_1, and the value
+            may be negative.  The two units are not comparable.
+        labels: class of each image, int64 ``[n]``; only for class-conditional denoisers.
+        settings: settings of the metric ``nll``, such as ``clip_x0=False``.
     Returns:
-        ``value`` and ``standard_error``, in bits/dim, and in ``details`` the mean of each term.
+        ``value`` and ``standard_error``, in bits/dim or nats/dim; ``details`` has the mean of each term, and
+        ``table()`` gives them as rows.
     Raises:
-        ValueError: in one sentence, if a value has no meaning, or data have no grey levels.
+        ValueError: if a value is not valid, or the data have no grey levels; the message is one sentence.
     """
-    from optcov.metric.nll import VariationalNLL
+    from optcov.metric.nll import BitsPerDim, VariationalDensity, VariationalNLL
 
+    kinds: dict[str, type[BitsPerDim]] = {"bits": VariationalNLL, "nats": VariationalDensity}
+    if unit not in kinds:
+        raise ValueError(f'unit must be "bits" or "nats" (got {unit!r}): data on grey levels have bits')
     strategy = _fitted(strategy, denoiser)
-    metric = VariationalNLL(**settings)
+    metric = kinds[unit](**settings)
     x_0 = data(denoiser, images)
     if len(x_0) < 2:
         raise ValueError("images must be at least two (got 1): a standard error needs more than one")
-    _check_grey_levels(denoiser, x_0)
+    if unit == "bits":
+        _check_grey_levels(denoiser, x_0)
     times = _times(denoiser, strategy, trajectory, num_steps, seed, x_0)
     labels = _labels(denoiser, labels, len(x_0))
     return metric.score(denoiser, strategy, times, x_0, seed, batch_size, labels, progress)
 
 
 def _with_head(name: str, denoiser: Denoiser, settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with the head that a network wants which has no feature map; others have that of the option."""
+    """Add to the settings the head for a network without a feature map; other networks keep the option's head."""
     head = getattr(denoiser.network, "default_head", None)
     if head is None or "head" in settings:
         return settings
@@ -217,25 +230,19 @@ def _with_head(name: str, denoiser: Denoiser, settings: dict[str, Any]) -> dict[
     return settings | {"head": resolve("head", head)}
 
 
-def _needs_fit(strategy: VarianceStrategy) -> bool:
-    """Whether a new strategy knows nothing yet."""
-    return isinstance(strategy, Calibrated) or (
-        isinstance(strategy, Trained) and any(True for _ in strategy.parameters())
-    )
-
-
 def _fitted(strategy: VarianceStrategy | str | None, denoiser: Denoiser) -> VarianceStrategy:
-    """A strategy that can be used at once, in eval mode, on the denoiser's device."""
+    """A strategy that is ready for use, in eval mode, on the denoiser's device."""
     denoiser.eval()
     if strategy is None or isinstance(strategy, str):
         name = strategy or "beta_tilde"
         strategy = resolve("var", name, denoiser=denoiser, **_with_head(name, denoiser, {}))
         assert isinstance(strategy, VarianceStrategy)
-        if _needs_fit(strategy):
+        if strategy.needs_fit:
             raise ValueError(
                 f"strategy must be fitted (got the name {name!r}): give optcov.fit({name!r}, denoiser, images)"
             )
     assert isinstance(strategy, VarianceStrategy)
+    check_fits(strategy, denoiser)
     return strategy.to(device_of(denoiser)).eval()
 
 
@@ -247,7 +254,7 @@ def _times(
     seed: int,
     images: Images | None,
 ) -> Tensor:
-    """The times of a trajectory, float64 ``[K]``; one that is made here by its name is fitted if it needs to be."""
+    """The times of a trajectory, float64 ``[K]``; a trajectory given by name is fitted if it needs to be."""
     if isinstance(trajectory, str):
         name, trajectory = trajectory, resolve("trajectory", trajectory)
         assert isinstance(trajectory, Trajectory)
@@ -262,21 +269,19 @@ def _times(
     if isinstance(trajectory, Trajectory):
         trajectory.check(denoiser.schedule, num_steps)
         return trajectory.times(denoiser.schedule, num_steps)
-    times = torch.as_tensor(list(trajectory), dtype=torch.float64)
-    if len(times) == 0 or not bool((times.diff(prepend=times.new_zeros(1)) > 0).all() and times[-1] <= 1):
-        raise ValueError(f"trajectory must be times that rise from above 0 to at most 1 (got {times.tolist()})")
-    return times
+    listed = ListTrajectory(list(trajectory))
+    return listed.times(denoiser.schedule, len(listed))
 
 
 def _labels(denoiser: Denoiser, labels: Tensor | None, count: int) -> Tensor | None:
-    """Labels that the denoiser can be given."""
+    """Check the labels and return them as int64 on the CPU."""
     if labels is None:
         return None
     if denoiser.num_classes is None:
-        raise ValueError("labels must be left out (got some): the network knows no classes")
+        raise ValueError("labels must be left out (got labels): the network knows no classes")
     labels = torch.as_tensor(labels).cpu().long()
     if labels.shape != (count,):
-        raise ValueError(f"labels must be one a sample, [{count}] (got {list(labels.shape)})")
+        raise ValueError(f"labels must be one per sample, [{count}] (got {list(labels.shape)})")
     if int(labels.min()) < 0 or int(labels.max()) > denoiser.num_classes:
         raise ValueError(
             f"labels must lie between 0 and {denoiser.num_classes - 1}, or be {denoiser.num_classes}, the null label "
@@ -286,19 +291,14 @@ def _labels(denoiser: Denoiser, labels: Tensor | None, count: int) -> Tensor | N
 
 
 def _check_grey_levels(denoiser: Denoiser, x_0: Tensor) -> None:
-    """Refuse data that lie between the grey levels, whose bins would mean nothing.
+    """Refuse data that lie between grey levels, because their bins would be meaningless.
 
     Raises:
-        ValueError: in one sentence.
+        ValueError: if there are such data; the message is one sentence.
     """
     data_range = denoiser.data_range
-    grey = data_range.grey_level
-    if grey is None or data_range.low is None:
-        raise ValueError(
-            "data_range must have grey levels for bits/dim (got none): latents and other continuous data have a "
-            "density, not a probability per pixel"
-        )
-    off = ((x_0 - data_range.low) / grey).double()
+    check_grey_levels(data_range)
+    off = ((x_0 - data_range.ends(x_0)[0]) / (2 * half_bin(data_range, x_0))).double()
     share = float(((off - off.round()).abs() > 0.05).double().mean())
     if share > 0:
         raise ValueError(

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from optcov import checkpoint as store
-from optcov.cli import fit, run_folder, tasks
+from optcov.cli import build, fit, run_folder, tasks
 from optcov.training.store import Checkpoint
 
 
@@ -70,6 +70,7 @@ UNKNOWN = [
     ("model.chanels=3", ["model has no key chanels", "did you mean channels"]),
     ("data.root=x", ["data has no key root", "batch_size"]),
     ("var.head.width=3", ["var.head has no key width"]),
+    ("var.head=complex", ["var.head must be left out", "(got complex)", "head=complex"]),
     ("+sampler.steps=3", ["sampler.steps is not an argument of optcov.sampler.DDPMSampler", "num_steps?"]),
     ("+sampler.num_steps=3", ["sampler.num_steps is a key already", "leave the +"]),
     ("+warmup=3", ["warmup is not a key", "did you mean warmup_steps?"]),
@@ -119,7 +120,7 @@ def test_an_error_of_our_own_is_one_line_that_says_how_to_see_more(run: CLI, mon
     def fails(*args: Any) -> None:
         raise ZeroDivisionError("a bug\nof two lines")
 
-    monkeypatch.setattr(tasks, "build", fails)
+    monkeypatch.setattr(build, "build", fails)
     sentence = run.refused()
     assert sentence == "ZeroDivisionError: a bug (set HYDRA_FULL_ERROR=1 to see where it was raised)"
 

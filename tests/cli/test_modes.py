@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageSequence
 from torch import Tensor, nn
 
+from optcov.data import DigitsData
 from optcov.data.base import DataSource, Split
 from optcov.data.pixels import from_uint8, to_uint8
 from optcov.denoiser import Denoiser
@@ -57,7 +58,7 @@ def table(path: Path, rows: int, columns: int) -> Tensor:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_tiles_are_in_place(channels: int):
     images = torch.rand(2, 3, channels, 64, 64) * 2 - 1
-    picture = to_picture(images)
+    picture = to_picture(images, DigitsData())
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(130, 195, channels)
     assert torch.equal(pixels[65:129, 130:194].permute(2, 0, 1), to_uint8(images[1, 2]))
 
@@ -105,7 +106,7 @@ def test_a_trajectory_begins_with_noise_and_ends_with_the_sample(tmp_path: Path,
 
 
 def test_vectors_are_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"mode pictures images .* shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"data must be images .*\(got shape \(3,\)\)"):
         TrajectoryPicture().draw(parts(EulerSampler(2), (3,)), tmp_path, 0, CPU)
 
 
@@ -114,10 +115,10 @@ def test_vectors_are_refused(tmp_path: Path):
     [(Interpolation, "rows", 0), (TrajectoryPicture, "frames", 1), (ImageInterpolation, "corrections", -1)],
 )
 def test_refusals_name_the_argument_and_the_value(mode: type[Mode], argument: str, value: int):
-    with pytest.raises(ValueError, match=rf"mode\.{argument} = {value}"):
+    with pytest.raises(ValueError, match=rf"mode\.{argument} must .*\(got {value}\)"):
         mode(**{argument: value})
 
 
 def test_more_rows_than_images_are_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"mode\.rows = 11 .* the data have 20"):
+    with pytest.raises(ValueError, match=r"mode\.rows must .* images, 20 \(got 11\)"):
         ImageInterpolation(rows=11).draw(parts(EulerSampler(2)), tmp_path, 0, CPU)

@@ -148,8 +148,9 @@ class Child(Parent):
 
 def test_a_signature_is_read_as_it_is_imported():
     """The source says what importing says, for a class, a child without a constructor of its own, and a function."""
-    targets = ["optcov.sampler.DDPMSampler", "optcov.data.ImageFolderData", "optcov.variance.fixed.Beta"]
-    for target in [*targets, "optcov.cli.wandb.wandb_logger", f"{__name__}.Child", "optcov.oracle.GaussianMixture"]:
+    classes = ["optcov.sampler.DDPMSampler", "optcov.data.ImageFolderData", "optcov.variance.fixed.Beta"]
+    others = ["optcov.training.wandb.wandb_logger", f"{__name__}.Child", "optcov.oracle.GaussianMixture"]
+    for target in [*classes, *others]:
         read, imported = Signature.read(target), Signature.imported(target)
         assert read is not None
         assert (read.is_class, read.takes_any) == (imported.is_class, imported.takes_any)

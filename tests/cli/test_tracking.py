@@ -14,11 +14,11 @@ from PIL import Image
 
 from optcov.cli import fit
 from optcov.cli.build import build
-from optcov.cli.tracking import Tracker, Tracking
 from optcov.metric import FrechetPixelDistance, Reference, Score
 from optcov.sampler import DDIMSampler, sample
 from optcov.seeds import Stream, derive_seed
 from optcov.training import Checkpoint, StageProgressBar
+from optcov.training.tracking import Tracker, Tracking
 from optcov.trajectory import EvenTrajectory
 from optcov.variance.fixed import BetaTilde
 

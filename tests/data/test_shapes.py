@@ -15,7 +15,7 @@ def test_images_get_a_unet_with_as_many_levels_as_fit(shape: tuple[int, ...], he
 
 
 def test_a_model_for_another_shape_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"model=unet takes images, .*: set model=mlp"):
+    with pytest.raises(ValueError, match=r"data must be images for model=unet \(got .*: set model=mlp"):
         UNet((2,))
-    with pytest.raises(ValueError, match=r"model=mlp takes vectors, .*: set model=unet"):
+    with pytest.raises(ValueError, match=r"data must be vectors for model=mlp \(got .*: set model=unet"):
         MLP((3, 32, 32))

@@ -87,8 +87,8 @@ def answers(
 ) -> tuple[Prediction, Tensor, Tensor]:
     """A guided prediction, the diagonal of its C (bounded), and that of the step from LEVELS[2] to LEVELS[1]."""
     prediction = guidance.predict(denoiser, strategy, x_t, level, labels)
-    covariance = guidance.covariance(STEP, strategy, denoiser, prediction).diagonal()
-    return prediction, covariance, guidance.transition(STEP, strategy, denoiser, prediction).diagonal()
+    covariance = guidance.covariance(STEP, denoiser, strategy, prediction).diagonal()
+    return prediction, covariance, guidance.transition(STEP, denoiser, strategy, prediction).diagonal()
 
 
 def component(mixture: GaussianMixture, label: Tensor) -> GaussianMixture:
@@ -323,7 +323,7 @@ def test_between_gaussians_of_one_covariance_guided_steps_are_exact(weight: floa
     assert_close(mean[0], to.alpha * wanted, rtol=1e-9, atol=1e-11)
     slope = (mean[1:] - mean[0]).diagonal()
     marginal_t, marginal_s = (u.alpha**2 * TwoGaussians.variance + u.sigma**2 for u in (at, to))
-    added = guidance.transition(kernel, strategy, raw, prediction).diagonal()[0]
+    added = guidance.transition(kernel, raw, strategy, prediction).diagonal()[0]
     assert_close(slope**2 * marginal_t + added, marginal_s, rtol=1e-9, atol=0)
 
 
@@ -428,7 +428,7 @@ def test_fixed_variances_stay_what_they_are_under_guidance(mixture: GaussianMixt
     x_t, labels = noisy(mixture, level)
     guidance, strategy = ClassifierFreeGuidance(raw, 3, 3.0), BetaTilde(raw)
     prediction = guidance.predict(raw, strategy, x_t, level, labels)
-    found = guidance.transition(STEP, strategy, raw, prediction)
+    found = guidance.transition(STEP, raw, strategy, prediction)
     assert isinstance(found, IsotropicCovariance)
     assert_close(found.variance, STEP.lambda_sq.expand(24), rtol=1e-14, atol=0)
 

@@ -27,7 +27,9 @@ PATHS = [LinearSchedule(1000), VPSDESchedule(200), CosineSchedule(1000), FlowSch
 
 
 def oracle(mixture: GaussianMixture, path: NoiseSchedule) -> Denoiser:
-    return Denoiser(OracleNetwork((mixture.dim,), mixture, path, parameterization=X0()), path, X0()).eval()
+    return Denoiser(
+        OracleNetwork((mixture.dim,), mixture, path, parameterization=X0(), num_features=1), path, X0()
+    ).eval()
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
@@ -35,17 +37,20 @@ def test_density_on_a_line_is_exact(path: NoiseSchedule):
     """In one dimension a random sign makes the trace exact."""
     x = torch.linspace(-1, 1, 21, dtype=torch.float64)[:, None]
     first = path.levels(torch.tensor(1 / path.num_steps, dtype=torch.float64))
-    solution = ProbabilityFlow(oracle(CENTRED, path), tolerance=1e-7).solve(x, torch.ones_like(x))
+    solution = ProbabilityFlow(oracle(CENTRED, path), tolerance=1e-6).solve(x, torch.ones_like(x))
     exact = CENTRED.log_density(x, first.alpha, first.sigma)
     assert_close(solution.log_density, exact, rtol=0, atol=1e-3)
     assert solution.calls > 10
 
 
-@pytest.mark.parametrize(("mean", "t_min"), [(0.3, None), (0.0, 0.3)])
 @pytest.mark.parametrize(
-    "path",
-    [*PATHS, *(VESchedule(1000, 0.01, sigma_max) for sigma_max in (2.0, 1000.0, 1e6))],
-    ids=lambda path: f"{type(path).__name__}-{getattr(path, 'sigma_max', '')}",
+    ("path", "mean", "t_min"),
+    [
+        *((path, 0.3, None) for path in PATHS),
+        *((VESchedule(1000, 0.01, sigma_max), 0.3, None) for sigma_max in (2.0, 1000.0, 1e6)),
+        *((path, 0.0, 0.3) for path in (LinearSchedule(1000), FlowSchedule(1000), VESchedule(1000))),
+    ],
+    ids=lambda value: f"{type(value).__name__}-{getattr(value, 'sigma_max', '')}",
 )
 def test_what_is_missed_is_the_prior(path: NoiseSchedule, t_min: float | None, mean: float):
     """All that sets the ODE of an exact network apart from the data's density is the Gaussian it ends at.
@@ -125,5 +130,47 @@ def test_batches_agree_within_the_tolerance(make_oracle):
 def test_refusals(t_min: float):
     with pytest.raises(ValueError, match=rf"t_min must .*\(got {t_min}\)"):
         FlowNLL(t_min=t_min)
-    with pytest.raises(ValueError, match=r"tolerance must .*\(got 0\.0\)"):
-        FlowNLL(tolerance=0.0)
+    with pytest.raises(ValueError, match=rf"t_min must .*\(got {t_min}\)"):
+        ProbabilityFlow(oracle(CENTRED, PATHS[0]), t_min=t_min)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -1e-5, math.inf, math.nan])
+def test_a_tolerance_is_positive_and_finite(tolerance: float):
+    with pytest.raises(ValueError, match=rf"^tolerance must .*\(got {tolerance}\): "):
+        FlowNLL(tolerance=tolerance)
+    with pytest.raises(ValueError, match=rf"^tolerance must .*\(got {tolerance}\): "):
+        ProbabilityFlow(oracle(CENTRED, PATHS[0]), tolerance=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("path", "t_min", "got"),
+    [
+        (CosineSchedule(1), None, "got 1, of a path of 1 steps"),  # one step, from its end to its end
+        (FlowSchedule(1000), 0.9999999, "got 1, of a path of 1000 steps"),  # signal below what the ODE follows
+    ],
+)
+def test_a_path_without_signal_to_lose_has_no_ode(path: NoiseSchedule, t_min: float | None, got: str):
+    with pytest.raises(ValueError, match=rf"^t_min must be a time after which signal is lost \({got}\): "):
+        ProbabilityFlow(oracle(CENTRED, path), t_min=t_min)
+
+
+def test_a_density_is_one_of_data():
+    flow, x = ProbabilityFlow(oracle(PLANE, PATHS[0])), torch.zeros(3, 2, dtype=torch.float64)
+    for wrong, probe in ((x[:, :1], x[:, :1]), (x[0], x[0]), (x, x[:1]), (x, x[:, :1])):
+        with pytest.raises(ValueError, match=r"^x and its probe must be batches of data of shape \[2\] \(got "):
+            flow.solve(wrong, probe)
+    for wrong, got in ((x.to(torch.uint8), "torch.uint8, 0 not finite"), (x + math.inf, "torch.float64, 6 not finite")):
+        with pytest.raises(ValueError, match=rf"^x must be finite and of a floating-point type.* \(got {got}\): "):
+            flow.solve(wrong, x)
+
+
+def test_a_network_that_answers_no_number_is_told_of():
+    class Broken(torch.nn.Module):
+        data_shape, feature_channels = (2,), 2
+
+        def forward(self, x_t: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x_t * math.nan, x_t
+
+    x = torch.zeros(3, 2)
+    with pytest.raises(ValueError, match=r"^the mean network must answer smoothly and with finite numbers"):
+        ProbabilityFlow(Denoiser(Broken(), PATHS[0])).solve(x, torch.ones_like(x))

@@ -110,7 +110,7 @@ def test_the_loop_reads_nothing_back_and_asks_no_schedule(name: str, path: str, 
     with mode:
         states = sampler.steps(denoiser, strategy, nodes, NoiseStream(0, range(4), (3,)))
         at_calls = [len(evaluations) for _ in states]
-    assert len(at_calls) == sampler.num_updates(8)
+    assert len(at_calls) == sampler.num_updates(denoiser.schedule, nodes)
     assert mode.found == []
     assert at_calls[0] > 0
     assert set(at_calls) == {at_calls[0]}

@@ -17,7 +17,7 @@ from optcov.model import MLP
 from optcov.registry import make, options, settings_of
 from optcov.sampler import Sampler, sample
 from optcov.schedule import NoiseSchedule, VPSchedule
-from optcov.trajectory import LogSNRTrajectory, Trajectory
+from optcov.trajectory import ListTrajectory, LogSNRTrajectory, Trajectory
 from optcov.variance.base import Calibrated, VarianceStrategy
 from optcov.variance.fixed import BetaTilde
 
@@ -101,8 +101,10 @@ LABELS = torch.arange(8) % 4
 
 
 @cache
-def fitted(trajectory: str, schedule: str, parameterization: str, guidance: str) -> Trajectory:
+def fitted(trajectory: str, num_steps: int, schedule: str, parameterization: str, guidance: str) -> Trajectory:
     """A trajectory, fitted where it has something to fit."""
+    if trajectory == "list":
+        return ListTrajectory([(i + 1) / num_steps for i in range(num_steps)])
     few = {"num_candidates": 12} if "num_candidates" in settings_of("trajectory", trajectory) else {}
     made: Trajectory = make("trajectory", trajectory, **few)
     if made.num_images:
@@ -117,7 +119,7 @@ def run(case: Case) -> Tensor:
     denoiser, num_steps = denoiser_of(*given), int(case["num_steps"])
     low = {"order": min(2, num_steps)} if "order" in settings_of("sampler", case["sampler"]) else {}
     sampler: Sampler = make("sampler", case["sampler"], num_steps=num_steps, **low)
-    times = fitted(case["trajectory"], *given).times(denoiser.schedule, num_steps)
+    times = fitted(case["trajectory"], num_steps, *given).times(denoiser.schedule, num_steps)
     guidance = ClassifierFreeGuidance(denoiser, 4, 2.0) if case["guidance"] == "classifier_free" else None
     labels = None if case["guidance"] == "none" else LABELS[:2]
     return sample(denoiser, BetaTilde(denoiser), sampler, times, 2, progress=False, labels=labels, guidance=guidance)

@@ -42,7 +42,7 @@ def labelled(mixture: GaussianMixture) -> Denoiser:
 def test_a_state_is_what_was_asked_and_what_came_of_it(denoiser: Denoiser, sampler):
     draws = white(6, 4, 2)
     states = list(sampler.steps(denoiser, BetaTilde(denoiser), TIMES, Scripted(draws)))
-    assert [state.i for state in states] == list(range(1, sampler.num_updates(5) + 1))
+    assert [state.i for state in states] == list(range(1, sampler.num_updates(SCHEDULE, TIMES) + 1))
     answers = [state.prediction for state in states]
     assert torch.equal(answers[0].x_t, draws[0])
     for before, answer in zip(states, answers[1:], strict=False):

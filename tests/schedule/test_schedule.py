@@ -1,5 +1,7 @@
 """Schedules against their published formulas, written here a second time, and against quadrature of the SDE."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from scipy.integrate import quad
 from torch.testing import assert_close
 
 from optcov.schedule import (
+    BetaSchedule,
     CosineSchedule,
     DiscreteSchedule,
     LinearSchedule,
@@ -160,18 +163,60 @@ def test_refuses_so_few_steps_that_a_variance_reaches_one(kind: type[NoiseSchedu
 
 
 @pytest.mark.parametrize(
-    ("beta", "says"),
+    ("beta", "got"),
     [
-        ([0.1, 1.0], "num_steps must be larger.*between 0 and 1"),
-        ([0.1, 1.5], "num_steps must be larger.*between 0 and 1"),
-        ([0.1, 0.0], "between 0 and 1"),
-        ([-0.1, 0.5], "between 0 and 1"),
-        ([0.1, float("nan")], "between 0 and 1"),
+        ([0.1, 1.0], "0.1 to 1"),
+        ([0.1, 1.5], "0.1 to 1.5"),
+        ([0.1, 0.0], "0 to 0.1"),
+        ([-0.1, 0.5], "-0.1 to 0.5"),
+        ([0.1, float("nan")], "nan to nan"),
+        ([0.1, float("inf")], "0.1 to inf"),
     ],
 )
-def test_refuses_variances_outside_the_unit_interval(beta: list[float], says: str):
-    with pytest.raises(ValueError, match=says):
+def test_refuses_variances_outside_the_unit_interval(beta: list[float], got: str):
+    """And says so of the betas: taking more steps does not mend a list that was given."""
+    with pytest.raises(ValueError, match=rf"^betas must be finite and lie between 0 and 1 \(got {got}\): "):
         DiscreteSchedule(torch.tensor(beta, dtype=torch.float64))
+    if beta != [0.1, 1.0]:  # after which no signal is left
+        with pytest.raises(ValueError, match=rf"^betas must be .* between 0 and 1 \(got shape \[2\], from {got}\): "):
+            BetaSchedule(beta)
+
+
+@pytest.mark.parametrize("betas", [[], [0.1], [[0.1, 0.2]], 0.1], ids=str)
+def test_refuses_what_is_no_list_of_betas(betas: Sequence[float]):
+    with pytest.raises(
+        ValueError, match=r"^betas must be at least 2 finite numbers, each between 0 and 1 \(got shape "
+    ):
+        BetaSchedule(betas)
+
+
+def test_given_betas_may_end_without_signal():
+    schedule = BetaSchedule([0.1, 0.5, 1.0])
+    t = torch.tensor([1 / 3, 2 / 3, 1], dtype=torch.float64)
+    assert_close(schedule.alpha(t) ** 2, torch.tensor([0.9, 0.45, 1e-20], dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("kind", [LinearSchedule, SqrtLinearSchedule])
+@pytest.mark.parametrize("beta_max", [float("nan"), float("inf"), -0.02])
+def test_more_steps_are_not_advised_where_they_do_not_help(kind: type[LinearSchedule], beta_max: float):
+    with pytest.raises(ValueError, match=r"^betas must be finite and lie between 0 and 1"):
+        kind(1000, beta_max=beta_max)
+
+
+@pytest.mark.parametrize(
+    ("beta_min", "beta_max"),
+    [(0.0, 20.0), (-0.1, 20.0), (20.0, 0.1), (0.1, float("inf")), (float("nan"), 20.0), (0.1, float("nan"))],
+)
+def test_refuses_rates_of_no_vp_sde(beta_min: float, beta_max: float):
+    got = rf"\(got beta_min = {beta_min}, beta_max = {beta_max}\): "
+    with pytest.raises(ValueError, match=rf"^schedule\.beta_max must be finite and at least beta_min > 0 {got}"):
+        VPSDESchedule(10, beta_min, beta_max)
+
+
+def test_a_rate_may_be_constant():
+    schedule, t = VPSDESchedule(10, 2.0, 2.0), torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    assert_close(schedule.alpha(t), torch.exp(-t), rtol=1e-14, atol=0)
+    assert_close(schedule.time(schedule.log_snr(t)), t, rtol=1e-14, atol=0)
 
 
 def test_time_is_the_inverse_of_log_snr(schedule: NoiseSchedule):

@@ -126,6 +126,13 @@ def test_seconds_are_those_at_work_of_whichever_process(tmp_path: Path):
     assert drawn.seconds() == 5 + 2 + 1
 
 
+def test_calls_of_a_classifier_are_told_where_there_are_any(tmp_path: Path):
+    drawn, images = some(tmp_path, 10), torch.zeros(5, *SHAPE, dtype=torch.uint8)
+    for batch, calls in zip(drawn.batches, (10, 15), strict=True):
+        drawn.write(batch, images, 0, 1, Cost(15, 15, calls))
+    assert drawn.cost() == {"nfe": 3, "ne": 3, "classifier_calls": 2.5}
+
+
 def test_none_at_all_are_refused(tmp_path: Path):
     for count, batch_size, named in ((0, 5, r"count .*\(got 0\)"), (5, 0, r"batch_size .*\(got 0\)")):
         with pytest.raises(ValueError, match=named):

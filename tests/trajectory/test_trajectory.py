@@ -1,18 +1,40 @@
 """Published formulas of which times to visit, their ends, and what is refused or said."""
 
 import logging
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
 from optcov.schedule import CosineSchedule, NoiseSchedule, VPSDESchedule
-from optcov.trajectory import DDIMStrideTrajectory, EvenTrajectory, QuadraticTrajectory, Trajectory
+from optcov.trajectory import (
+    DDIMStrideTrajectory,
+    EvenTrajectory,
+    LeadingTrajectory,
+    LinspaceTrajectory,
+    ListTrajectory,
+    PowerTrajectory,
+    QuadraticTrajectory,
+    TrailingTrajectory,
+    Trajectory,
+)
 
-trajectories = pytest.mark.parametrize("trajectory", [EvenTrajectory(), DDIMStrideTrajectory(), QuadraticTrajectory()])
+TRAJECTORIES = [
+    EvenTrajectory(),
+    DDIMStrideTrajectory(),
+    QuadraticTrajectory(),
+    LinspaceTrajectory(),
+    LeadingTrajectory(),
+    TrailingTrajectory(),
+    PowerTrajectory(),
+    PowerTrajectory(3.0, t_min=0.001),
+]
+trajectories = pytest.mark.parametrize("trajectory", TRAJECTORIES)
 
 
 def nodes(trajectory: Trajectory, total: int, num_steps: int) -> list[int]:
@@ -73,7 +95,7 @@ def test_one_two_and_all_steps(trajectory: Trajectory, schedule: NoiseSchedule):
     total = schedule.num_steps
     assert len(trajectory.times(schedule, 1)) == 1
     assert len(trajectory.times(schedule, 2)) == 2 + (isinstance(trajectory, DDIMStrideTrajectory) and total % 2)
-    if not isinstance(trajectory, QuadraticTrajectory):  # its small times repeat
+    if not isinstance(trajectory, QuadraticTrajectory | PowerTrajectory):  # their small times repeat
         assert torch.equal(trajectory.times(schedule, total), schedule.grid())
 
 
@@ -100,3 +122,81 @@ def test_another_number_of_times_is_said(caplog, trajectory: Trajectory, num_ste
         assert str(len(times)) in warnings[0]
         assert str(num_steps) in warnings[0]
     assert count in (None, len(times))
+
+
+@pytest.mark.parametrize(
+    ("spacing", "trajectory", "settings"),
+    [
+        ("linspace", LinspaceTrajectory(), {}),
+        ("leading", LeadingTrajectory(), {}),
+        ("leading", LeadingTrajectory(1), {"steps_offset": 1}),
+        ("trailing", TrailingTrajectory(), {}),
+    ],
+    ids=["linspace", "leading", "leading_1", "trailing"],
+)
+@pytest.mark.parametrize("total", [1000, 50])
+def test_spacings_of_diffusers(spacing: str, trajectory: Trajectory, settings: dict[str, int], total: int):
+    """Timestep n - 1 of theirs is our n; at every K for which theirs has K timesteps within 0..N - 1."""
+    peer = DDPMScheduler(num_train_timesteps=total, timestep_spacing=spacing, **settings)
+    compared = 0
+    for num_steps in range(1, total, 1 if total == 50 else 7):
+        peer.set_timesteps(num_steps)
+        theirs = (peer.timesteps.flip(0) + 1).tolist()
+        if len(theirs) == num_steps and theirs[0] >= 1 and theirs[-1] <= total:  # arange may round to one more, -1
+            assert nodes(trajectory, total, num_steps) == theirs
+            compared += 1
+    assert compared > 40
+
+
+def test_the_last_time_of_an_offset_lies_on_the_grid():
+    with pytest.raises(ValueError, match=r"trajectory\.offset must .* \(got 1, which leads to 51\)"):
+        LeadingTrajectory(1).times(CosineSchedule(50), 50)
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
+def test_powers_are_even_in_a_root_of_time(power: float):
+    """To half a step of the grid: from 0, and from a first time as EDM's Eq. 5 does."""
+    i = np.arange(1, 11)
+    assert nodes(PowerTrajectory(power), 1000, 10) == np.round(1000 * (i / 10) ** power).astype(int).tolist()
+    low, high = 0.004 ** (1 / power), 0.8 ** (1 / power)
+    expected = np.round(1000 * (high + (10 - i) / 9 * (low - high)) ** power).astype(int).tolist()
+    assert nodes(PowerTrajectory(power, 0.8, 0.004), 1000, 10) == expected
+    assert nodes(PowerTrajectory(power, 0.8, 0.004), 1000, 1) == [800]
+
+
+def test_listed_times_are_those_given():
+    schedule = CosineSchedule(1000)
+    assert ListTrajectory([0.1, 0.55, 1.0]).times(schedule, 3).tolist() == [0.1, 0.55, 1.0]
+    assert nodes(ListTrajectory(nodes=[1, 20, 1000]), 1000, 3) == [1, 20, 1000]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, r"trajectory\.times must be given"),
+        ({"times": [0.5, 1.0]}, r"sampler\.num_steps must be 2, .* \(got 3\)"),
+        ({"nodes": [1, 5, 1001]}, r"trajectory\.nodes must be at most .* 1000 \(got 1001\)"),
+        ({"times": [0.5, 0.4, 1.0]}, r"trajectory\.times must be times that rise"),
+        ({"times": [0.5, 0.7, 1.1]}, r"trajectory\.times must be times that rise"),
+        ({"times": []}, r"trajectory\.times must be times that rise"),
+        ({"nodes": [0, 5, 6]}, r"trajectory\.nodes must be integers that rise"),
+        ({"times": [0.1], "nodes": [1]}, "are both given"),
+    ],
+)
+def test_lists_that_are_no_times_are_refused(arguments: dict[str, list], message: str):
+    with pytest.raises(ValueError, match=message):
+        ListTrajectory(**arguments).times(CosineSchedule(1000), 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PowerTrajectory(0.5), r"trajectory\.power must .* \(got 0\.5\)"),
+        (lambda: PowerTrajectory(t_max=1.5), r"trajectory\.t_max must .* \(got 1\.5\)"),
+        (lambda: PowerTrajectory(t_min=1.0), r"trajectory\.t_min must .* \(got 1\.0\)"),
+        (lambda: LeadingTrajectory(-1), r"trajectory\.offset must .* \(got -1\)"),
+    ],
+)
+def test_settings_out_of_range_are_refused(make: Callable[[], Trajectory], message: str):
+    with pytest.raises(ValueError, match=message):
+        make()

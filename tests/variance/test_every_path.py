@@ -55,8 +55,7 @@ class Shifted(nn.Module):
 def exact_denoiser(
     mixture: GaussianMixture, schedule: NoiseSchedule, parameterization: type[Parameterization], bias: float = 0.0
 ) -> Denoiser:
-    network = OracleNetwork((2,), mixture, schedule, parameterization=parameterization())
-    network.frequencies, network.phases = network.frequencies[:, :1], network.phases[:1]  # features that nobody reads
+    network = OracleNetwork((2,), mixture, schedule, parameterization=parameterization(), num_features=1)
     return Denoiser(Shifted(network, bias * BIAS), schedule, parameterization()).eval()
 
 
@@ -236,5 +235,5 @@ def test_the_learned_range_at_the_least_of_its_loss_is_the_step_that_c_makes(
     step = strategy.transition(kernel, denoiser, one).diagonal()
     assert (kernel.c**2 * error < 0.04 * step).all(), "the comparison means little"
     assert ((step - kernel.lambda_sq - kernel.c**2 * variance).abs() < 5 * kernel.c**2 * error).all()
-    behind = x0_covariance(kernel, strategy, denoiser, one).diagonal()
+    behind = x0_covariance(kernel, denoiser, strategy, one).diagonal()
     assert ((behind - variance).abs() < 5 * error).all()

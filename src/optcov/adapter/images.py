@@ -1,4 +1,4 @@
-"""Images as users have them, in the range of a network."""
+"""Converts images in the forms that users have them to the range of a network."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ ignored."""
 
 
 def data(denoiser: Denoiser, images: Images) -> Tensor:
-    """Images as float32 ``[n, *event]`` in the denoiser's range, on the CPU.
+    """Convert images to float32 ``[n, *event]`` in the denoiser's range, on the CPU.
 
     Raises:
-        ValueError: if they have another shape, lie outside of the range, or are not finite.
+        ValueError: if they have another shape, lie outside the range, or are not finite.
     """
     shape, data_range = denoiser.data_shape, denoiser.data_range
     if isinstance(images, DataSource):
@@ -44,13 +44,13 @@ def data(denoiser: Denoiser, images: Images) -> Tensor:
     x_0 = images.detach().cpu().to(torch.float32)
     if not x_0.isfinite().all():
         raise ValueError("images must be finite (got NaN or infinity): look at how they were made")
-    if data_range.low is not None and data_range.high is not None:
-        slack = 0.01 * (data_range.high - data_range.low)
-        low, high = float(x_0.min()), float(x_0.max())
-        if low < data_range.low - slack or high > data_range.high + slack:
+    if data_range.is_bounded:
+        unit = data_range.to_unit(x_0)
+        if float(unit.abs().max()) > 1.02:
             raise ValueError(
-                f"images must lie in the network's range [{data_range.low:g}, {data_range.high:g}] (got {low:.4g} to "
-                f"{high:.4g}): scale them, give uint8 grey levels, or load the network with another data_range"
+                f"images must lie in the network's range [{_words(data_range.low)}, {_words(data_range.high)}] (got "
+                f"{float(x_0.min()):.4g} to {float(x_0.max()):.4g}): scale them, give uint8 grey levels, or load the "
+                "network with another data_range"
             )
     return x_0
 
@@ -81,3 +81,8 @@ def _joined(items: Iterable[Any], shape: tuple[int, ...]) -> Tensor:
     if not batches:
         raise ValueError("images must not be empty: give at least one batch")
     return torch.cat(batches)
+
+
+def _words(end: Any) -> str:
+    """An end of a range, or those of its channels."""
+    return "/".join(f"{each:.4g}" for each in end) if isinstance(end, tuple) else f"{end:.4g}"

@@ -1,1 +1,1 @@
-"""Command line: Hydra, the pipeline of a run, and its report."""
+"""The command line: configs by Hydra, the pipeline of a run, and its report."""

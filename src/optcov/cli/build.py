@@ -1,4 +1,4 @@
-"""From a config to the objects it names, every refusal before anything heavy."""
+"""Builds the objects that a config names, and refuses bad configs before anything expensive starts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import torch
 from hydra.utils import get_object, instantiate
 
 from optcov.cli.errors import ConfigError, config_errors
+from optcov.cli.pretrained import Given, open_pretrained
+from optcov.data_range import DataRange
 from optcov.denoiser import Denoiser
 from optcov.keys import Config
 from optcov.labels import cycle_labels
 from optcov.metric import ModelMetric, Reference
 from optcov.parts import Parts
+from optcov.schedule import NoiseSchedule
 from optcov.seeds import Stream, derive_seed
 
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A job: its checked config, what it is made of, and where it runs; built once."""
+    """A job: its checked config, its objects, and the machine it runs on; built once."""
 
     config: Config
     parts: Parts
@@ -34,11 +37,11 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where the job leaves what it makes."""
+        """The folder for the job's output."""
         return Path(self.config.output_dir)
 
     def trainer(self, **arguments: Any) -> Trainer:
-        """Lightning's Trainer of the config, to train or to predict, with no more output than a run wants."""
+        """Make the config's Lightning Trainer, for training or prediction, without unneeded output."""
         from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 
         callbacks = arguments.get("callbacks", [])
@@ -55,13 +58,27 @@ class Run:
         return trainer
 
 
-def build(config: Config) -> Parts:
-    """Instantiate every group; new weights depend on the seed alone.
+def assemble(config: Config) -> tuple[Config, Parts]:
+    """Build what a config names; of a given mean network, the config also gets what the network says of itself.
 
-    PyTorch is needed here but not Lightning, whose import would make a refusal wait for seconds more.
+    This needs PyTorch but not Lightning, whose import would delay a refusal by seconds.
 
     Raises:
-        ConfigError: if parts do not fit together, in one sentence.
+        ConfigError: as in `build`, or if the given network cannot be used.
+    """
+    given = open_pretrained(config)
+    config = config if given is None else given.config
+    return config, build(config, given)
+
+
+def build(config: Config, given: Given | None = None) -> Parts:
+    """Instantiate every group; initial weights depend only on the seed.
+
+    Args:
+        config: checked; that of ``given``, where a mean network is given.
+        given: a mean network that was not trained here, and the data it was opened with.
+    Raises:
+        ConfigError: if parts do not fit together; the message is one sentence.
     """
     with config_errors("schedule"):
         schedule = instantiate(config.schedule)
@@ -74,7 +91,7 @@ def build(config: Config) -> Parts:
         with config_errors(f"metric.{name}"):
             metrics[name] = instantiate(metric)
     with config_errors("data"):
-        data = instantiate(config.data)
+        data = instantiate(config.data) if given is None else given.data
         shape = data.data_shape
     with config_errors("conditional" if config.conditional else "guidance"):
         num_classes = data.num_classes if config.conditional or "classifier" in config.guidance else None
@@ -87,13 +104,9 @@ def build(config: Config) -> Parts:
             else:
                 metric.check(Reference(data.reference(), config.reference_dir), config.num_samples)
     with config_errors("model"):
-        torch.manual_seed(derive_seed(config.seed, Stream.MEAN_WEIGHTS))
-        network = instantiate(config.model, data_shape=shape, **_classes_of_network(config, num_classes))
+        denoiser = _new(config, schedule, shape, data.data_range, num_classes) if given is None else given.denoiser
         if config.compile:
-            network.compile()
-        denoiser = Denoiser(
-            network, schedule, instantiate(config.parameterization), config.time_offset, data.data_range
-        )
+            denoiser.network.compile()
     with config_errors("var"):
         torch.manual_seed(derive_seed(config.seed, Stream.VARIANCE_WEIGHTS))
         strategy = instantiate(config.var, denoiser=denoiser)
@@ -102,21 +115,21 @@ def build(config: Config) -> Parts:
         guidance = instantiate(config.guidance, denoiser=denoiser, num_classes=num_classes)
         if guidance.uses_null_label and config.label_dropout == 0:
             raise ConfigError(
-                "label_dropout = 0 leaves the null label untrained, which guidance = classifier_free wants: "
-                "give a share of labels to hide, such as 0.1, or guidance.weight=1"
+                "label_dropout must be above 0 for guidance = classifier_free (got 0), which needs a trained null "
+                "label: set label_dropout=0.1, or guidance.weight=1"
             )
         for name, metric in metrics.items():
             if guidance.steers and isinstance(metric, ModelMetric):
                 raise ConfigError(
-                    f"metric = {name} scores the model on images as it was trained, without the guidance of its "
-                    "samples: set guidance=none, or another metric"
+                    f"guidance must be none for metric = {name} (got {type(guidance).__name__}), which scores the "
+                    "model without guidance: set guidance=none, or another metric"
                 )
     with config_errors("sampler"):
         sampler.check(strategy, schedule)
     if config.labels is not None:
         if num_classes is None:
             raise ConfigError(
-                f"labels = {config.labels} mean nothing to a model without classes: leave labels out, or set "
+                f"labels must be null for a model without classes (got {config.labels}): leave labels out, or set "
                 "conditional=true or guidance=classifier"
             )
         with config_errors("labels"):
@@ -126,21 +139,34 @@ def build(config: Config) -> Parts:
     with config_errors("callbacks"):
         for callback in config.callbacks.values():
             instantiate(callback)
-    return Parts(data, denoiser, strategy, sampler, trajectory, metrics, guidance, config.labels)
+    return Parts(data, denoiser, strategy, sampler, trajectory, metrics, guidance, config.labels, given is None)
+
+
+def _new(
+    config: Config,
+    schedule: NoiseSchedule,
+    shape: tuple[int, ...],
+    data_range: DataRange,
+    num_classes: int | None,
+) -> Denoiser:
+    """The denoiser of a network to be trained."""
+    torch.manual_seed(derive_seed(config.seed, Stream.MEAN_WEIGHTS))
+    network = instantiate(config.model, data_shape=shape, **_classes_of_network(config, num_classes))
+    return Denoiser(network, schedule, instantiate(config.parameterization), config.time_offset, data_range)
 
 
 def _classes_of_network(config: Config, num_classes: int | None) -> dict[str, int | None]:
-    """The argument by which a mean network learns of classes; none for an unconditional one."""
+    """The argument that makes a mean network class-conditional; empty for an unconditional network."""
     if "num_classes" in config.model:
         raise ConfigError(
-            f"model.num_classes = {config.model['num_classes']} is counted in the data: leave it out and set "
-            "conditional=true"
+            f"model.num_classes must be left out (got {config.model['num_classes']}), because it is counted in the "
+            "data: set conditional=true"
         )
     if not config.conditional:
         return {}
     if "num_classes" not in signature(get_object(config.model["_target_"])).parameters:
         raise ConfigError(
-            f"conditional = true needs a mean network that takes num_classes, and {config.model['_target_']} does not: "
+            f"model must take num_classes for conditional = true (got {config.model['_target_']}, which does not): "
             "set model=unet, or conditional=false"
         )
     return {"num_classes": num_classes}

@@ -1,6 +1,6 @@
-"""Checks of a composed config that take milliseconds: keys, types, and the arguments of every ``_target_``.
+"""Checks a composed config within milliseconds: its keys, types, and the arguments of every ``_target_``.
 
-Nothing heavy is imported, so that a typo is answered at once.
+It imports nothing slow, so that a typo is reported at once.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from optcov.signatures import Signature
 
 
 def check(cfg: DictConfig, hydra: Any) -> Config:
-    """The config, resolved, with what the command line chose.
+    """Check and resolve a config, and add to it what the command line chose.
 
     Args:
-        cfg: composed, without Hydra's own node.
-        hydra: that node.
+        cfg: the composed config, without Hydra's own node.
+        hydra: Hydra's own node.
     Raises:
-        ConfigError: if a key is missing or unknown, or a value or an argument has the wrong type, in one sentence.
+        ConfigError: if a key is missing or unknown, or a value or an argument has the wrong type; the message is one
+            sentence.
     """
     asked = settings(hydra.overrides.task)
     choices = {str(key): str(choice) for key, choice in hydra.runtime.choices.items() if not key.startswith("hydra")}
@@ -61,37 +62,37 @@ def check(cfg: DictConfig, hydra: Any) -> Config:
 
 
 def settings(overrides: Sequence[str]) -> dict[str, str]:
-    """The values that overrides give, by key; those of groups are options."""
+    """The values that overrides set, by key; the value of a group is an option."""
     return {each.key_or_group: str(each.value()) for each in OverridesParser.create().parse_overrides(list(overrides))}
 
 
 def nodes(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Everything in a config, by its full key."""
+    """Yield every node of a config with its full key."""
     yield key, node
     for name, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
         yield from nodes(value, f"{key}.{name}" if key else str(name))
 
 
 def leaves(config: Any) -> Iterator[tuple[str, Any]]:
-    """Every plain value of a config, by its full key."""
+    """Yield every plain value of a config with its full key."""
     return ((key, node) for key, node in nodes(config) if not isinstance(node, (dict, list)))
 
 
 def targets(config: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every node with a ``_target_``, by its full key."""
+    """Yield every node that has a ``_target_``, with its full key."""
     return ((key, node) for key, node in nodes(config) if isinstance(node, dict) and "_target_" in node)
 
 
 def check_targets(config: Any) -> None:
-    """Refuse an argument that its class does not take, or of a wrong type, anywhere in a config.
+    """Refuse arguments, anywhere in a config, that their class does not take or that have a wrong type.
 
     Raises:
-        ConfigError: naming key, value and what is valid.
+        ConfigError: if there is one; the message names the key, the value and what is valid.
     """
     for where, node in targets(config):
         target = str(node["_target_"])
         try:
-            # ours show themselves in their source; those of others may not
+            # our own signatures can be read from source; third-party ones may need an import
             signature = Signature.read(target) or (None if target.startswith("optcov.") else Signature.imported(target))
         except (ImportError, AttributeError, NameError, TypeError, ValueError):
             signature = None
@@ -103,19 +104,21 @@ def check_targets(config: Any) -> None:
             if name not in signature.parameters and not signature.takes_any:
                 valid = did_you_mean(name, signature.parameters)
                 raise ConfigError(f"{where}.{name} is not an argument of {target}: {valid}")
+            if name in GROUPS and isinstance(value, str):
+                raise must(f"{where}.{name}", "left out, as it follows its group", value, f"set {name}={value}")
             if not (isinstance(value, dict) and "_target_" in value):
                 _check_type(f"{where}.{name}", value, signature.parameters.get(name, Any))
 
 
 def _check_type(key: str, value: Any, annotation: Any) -> None:
     try:
-        # read as JSON, in which a list may stand for a tuple, as in yaml
+        # validate as JSON, where a list may stand for a tuple, as in yaml
         adapter = TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
         adapter.validate_json(json.dumps(value))
     except ValidationError as error:
         raise _refusal(key, error) from error
     except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation):
-        pass  # a type of no plain value: the class itself will say
+        pass  # not a type of plain values; the class itself will check it
 
 
 def _refusal(key: str, error: ValidationError) -> ConfigError:

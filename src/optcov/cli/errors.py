@@ -9,16 +9,16 @@ from typing import Any
 
 
 class ConfigError(ValueError):
-    """A config cannot be run; the message is the whole story."""
+    """A config cannot be run; the user sees only the message."""
 
 
 def must(key: str, what: str, value: Any, remedy: str) -> ConfigError:
-    """A bad value: ``KEY must be WHAT (got VALUE): REMEDY``."""
+    """Make the error for a bad value: ``KEY must be WHAT (got VALUE): REMEDY``."""
     return ConfigError(f"{key} must be {what} (got {value}): {remedy}")
 
 
 def did_you_mean(name: str, valid: Iterable[Any], otherwise: str | None = None) -> str:
-    """The nearest of the valid names as a remedy; where none is near another remedy, or all of them."""
+    """A remedy that suggests the nearest valid names; if none is near, ``otherwise`` or a list of all names."""
     names = sorted(map(str, valid))
     near = get_close_matches(name, names, n=2)
     if near:
@@ -34,7 +34,7 @@ def config_errors(key: str) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        # Hydra wraps what a constructor raises; Lightning has an exception of its own, which takes seconds to import
+        # Hydra wraps exceptions of constructors; Lightning's own exception class would take seconds to import
         cause = error.__cause__ if type(error).__name__ == "InstantiationException" else error
         if not isinstance(cause, ValueError) and type(cause).__name__ != "MisconfigurationException":
             raise
@@ -43,11 +43,11 @@ def config_errors(key: str) -> Iterator[None]:
 
 
 def sentence(error: Exception) -> str:
-    """What to tell the user of an error, in one line."""
+    """The one line that tells the user about an error."""
     if isinstance(error, ConfigError) or type(error).__name__ == "CheckpointError":
         return str(error)
     if isinstance(error, RuntimeError) and ("inline_container" in str(error) or "iostream" in str(error)):
-        return "a file could not be written whole (as on a full disk): free space, or set hydra.run.dir or cache_dir"
+        return "a file could not be written completely (disk full?): free space, or set hydra.run.dir or cache_dir"
     if isinstance(error, OSError) and error.errno is not None:
         remedy = "free space, correct its permissions, or set hydra.run.dir or cache_dir"
         return f"{error.filename or 'the output folder'} cannot be written or read ({error.strerror}): {remedy}"

@@ -1,4 +1,4 @@
-"""Samples of a run, drawn over all devices and never all in memory, their scores, and those of the model itself."""
+"""Draws the samples of a run on all devices, never holding all in memory, and scores them and the model itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import math
 import shutil
 from collections.abc import Iterable
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,18 @@ from optcov.variance.profile import num_profile_images, variance_profile
 
 log = logging.getLogger(__name__)
 
-SAMPLES_FORMAT = 2  # raise it when a change of code gives another meaning to the sample i of a config
+SAMPLES_FORMAT = 2  # increase this when a code change alters sample i of a config
 
 
 def draw(run: Run) -> SampleStore:
-    """Draw what is missing of ``num_samples`` samples, on all devices.
+    """Draw those of the ``num_samples`` samples that are still missing, on all devices.
 
     Args:
-        run: fitted; its folder keeps what is drawn until `delete_partial_samples`.
+        run: a fitted run; its folder keeps the samples until `delete_partial_samples`.
     Returns:
         The samples, which only the first process should read.
     Raises:
-        ConfigError: if the folder holds samples of another config, or the network answers NaN.
+        ConfigError: if the folder holds samples of another config, or the network returns NaN.
     """
     config, parts, folder = run.config, run.parts, run.folder
     if rank_zero():
@@ -73,14 +73,14 @@ def draw(run: Run) -> SampleStore:
 
 
 def delete_partial_samples(folder: Path) -> None:
-    """Delete the samples that `draw` keeps in a folder, once they have become what they were drawn for."""
+    """Delete the samples that `draw` keeps in a folder, once they have been exported or scored."""
     shutil.rmtree(folder / ".parts", ignore_errors=True)
 
 
 def samples_identity(run: Run) -> dict[str, Any]:
-    """Everything that determines sample i, as JSON: config, weights, times.
+    """Everything that determines sample i, as JSON: config, weights, times, and the kind of device.
 
-    So does the kind of device, whose generator draws the noise.
+    The kind of device matters because its random generator draws the noise.
     """
     parts = run.parts
     fitted = {"times": parts.times}
@@ -98,7 +98,7 @@ def samples_identity(run: Run) -> dict[str, Any]:
 
 
 def lock_samples(folder: Path, ours: dict[str, Any]) -> None:
-    """Take a folder for samples, by writing there what determines them; samples of the same are kept."""
+    """Claim a folder by writing down what determines its samples; existing samples are kept if they match."""
     record = folder / "identity.json"
     ours = json.loads(json.dumps(ours))
     if not record.is_file():
@@ -116,16 +116,16 @@ def lock_samples(folder: Path, ours: dict[str, Any]) -> None:
 
 
 def preview(drawn: SampleStore, data: DataSource, path: Path, labels: Tensor | None = None) -> None:
-    """The first samples as one picture: 64 images, with labels those of a class in a row, or 10,000 points."""
-    count = 10_000 if len(drawn.shape) != 3 else 64 if labels is None else 256  # of which the rows are filled
+    """Draw the first samples as one picture: 64 images, with one class per row if labelled, or 10,000 points."""
+    count = 10_000 if len(drawn.shape) != 3 else 64 if labels is None else 256  # enough to fill the rows of classes
     picture(data.levels(drawn.first(count)), path, labels=None if labels is None else labels[:count])
 
 
 def evaluate_run(run: Run) -> dict[str, Any]:
-    """Score a fitted run; samples are drawn if a metric wants them, and not otherwise.
+    """Score a fitted run; samples are drawn only if a metric needs them.
 
     Returns:
-        What ``results.json`` holds, but for the times of fits; nothing in processes that do not write.
+        The content of ``results.json``, except the times of fits; empty in processes that do not write.
     """
     config, parts = run.config, run.parts
     results: dict[str, Any] = {
@@ -155,9 +155,6 @@ def evaluate_run(run: Run) -> dict[str, Any]:
             seconds = drawn.seconds()
             results |= {"throughput_images_per_s": len(drawn) / seconds, "wall_time_s": {"sampling": seconds}}
             results |= drawn.cost()
-            if parts.guidance is not None and parts.guidance.classifier_calls:
-                updates = parts.sampler.num_updates(len(parts.times))
-                results["classifier_calls"] = updates * parts.guidance.classifier_calls
     if not rank_zero():
         return {}
     score_model(run, results)
@@ -165,20 +162,20 @@ def evaluate_run(run: Run) -> dict[str, Any]:
 
 
 def score_samples(run: Run, chunks: Iterable[Tensor], count: int, results: dict[str, Any]) -> None:
-    """Score samples; features that several metrics want are computed once.
+    """Score samples; features that several metrics share are computed only once.
 
-    What samples are compared with is made ready before the first chunk is asked for.
+    The references are prepared before the first chunk is requested.
 
     Args:
-        run: whose metrics score.
+        run: the run whose metrics are used.
         chunks: ``[b, *sample_shape]``, all samples in order, as the data finish them.
-        count: of all samples.
-        results: to which each score is added, with the number of samples in its name.
+        count: total number of samples.
+        results: each score is added here, with the number of samples in its name.
     """
     metrics = [metric for metric in run.parts.metrics.values() if isinstance(metric, Metric)]
     with config_errors("metric"):
         reference = Reference(run.parts.data.reference(), run.config.reference_dir)
-        # a Frechet distance takes its statistics from features that were left by others
+        # a Frechet distance computes its statistics from features that other metrics have cached
         for metric in sorted(metrics, key=lambda metric: isinstance(metric, FrechetDistance)):
             metric.to(run.machine.device).refer_to(reference)
             metric.reset()
@@ -187,7 +184,7 @@ def score_samples(run: Run, chunks: Iterable[Tensor], count: int, results: dict[
             update_all(metrics, run.parts.data.levels(chunk))
             seen += len(chunk)
         if seen != count:
-            raise ValueError(f"{seen} samples arrived of num_samples = {count}: run again")
+            raise ValueError(f"samples must be num_samples = {count} in number (got {seen}): run the command again")
         for metric in metrics:
             compared_with = metric.compared_with(f"{run.config.choices['data']} train ({len(reference.images)})")
             for name, score in metric.compute().items():
@@ -197,7 +194,7 @@ def score_samples(run: Run, chunks: Iterable[Tensor], count: int, results: dict[
 
 
 def score_model(run: Run, results: dict[str, Any]) -> None:
-    """Score the model on data, by each metric's key in the config."""
+    """Score the model on data with each model metric of the config."""
     config, parts = run.config, run.parts
     for key, metric in parts.metrics.items():
         if isinstance(metric, ModelMetric):
@@ -208,16 +205,14 @@ def score_model(run: Run, results: dict[str, Any]) -> None:
                 how = (config.seed, config.sample_batch_size, labels)
                 before = replace(denoiser.cost)
                 score = metric.measure(denoiser, strategy, parts.times, images, *how)
-                after = denoiser.cost
+                cost = denoiser.cost.since(before)
             if "nfe" not in results:  # where no samples were drawn
-                results["nfe"], results["ne"] = (
-                    (now - then) / len(images) for now, then in zip(astuple(after), astuple(before), strict=True)
-                )
+                results |= {"nfe": cost.nfe / len(images), "ne": cost.ne / len(images)}
             _add(run, results, with_count(f"{key}_{metric.split}", len(images)), score, metric.higher_is_better)
 
 
 def _add(run: Run, results: dict[str, Any], name: str, score: Score, higher_is_better: bool) -> None:
-    """Add a score to results; its details go to a file of their own."""
+    """Add a score to the results, and write its details to a separate file."""
     results["metrics"][name] = score.value
     if score.standard_error is not None:
         results["standard_errors"][name] = score.standard_error
@@ -228,7 +223,10 @@ def _add(run: Run, results: dict[str, Any], name: str, score: Score, higher_is_b
 
 
 def write_variance_profile(run: Run) -> None:
-    """Write ``variance.csv`` and ``variance.png``: what samples will see, on a few training images; seconds."""
+    """Write ``variance.csv`` and ``variance.png``: the variances used in sampling, measured on a few training images.
+
+    Takes seconds.
+    """
     import pandas as pd
 
     parts, folder = run.parts, run.folder
@@ -245,7 +243,7 @@ def write_variance_profile(run: Run) -> None:
             guidance=parts.guidance,
             condition=labels,
         )
-    if len(profile["t"]):  # a chain of one step has none between its ends
+    if len(profile["t"]):  # a chain of one step has no times between its ends
         frame = pd.DataFrame({name: values.numpy() for name, values in profile.items()})
         write_atomically(folder / "variance.csv", frame.to_csv(index=False))
         plot_variance({run.config.choices["var"]: frame}, folder / "variance.png")

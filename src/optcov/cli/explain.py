@@ -1,4 +1,4 @@
-"""What Hydra could not compose, in one sentence: unknown keys, groups and options, with the nearest names."""
+"""Explains in one sentence why Hydra could not compose a config: unknown keys, groups or options, with near names."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from optcov.cli.errors import did_you_mean, must
 
 
 def explain(error: Exception, overrides: Sequence[str], config_name: str, multirun: bool) -> str:
-    """The sentence for an error of composition; Hydra must still be initialized.
+    """Explain a composition error in one sentence; Hydra must still be initialized.
 
     Args:
-        error: of Hydra.
-        overrides: of the command line.
-        config_name: of the primary config.
-        multirun: whether several values of a key are to be run one by one.
+        error: Hydra's error.
+        overrides: overrides of the command line.
+        config_name: name of the primary config.
+        multirun: whether several values of a key mean several jobs.
     """
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -58,7 +58,7 @@ def explain(error: Exception, overrides: Sequence[str], config_name: str, multir
 
 
 def _options(override: Override) -> list[Any]:
-    """The options that an override of a group names."""
+    """The options named by an override of a group."""
     value = override.value()
     values = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
     return [getattr(each, "text", each) for each in values]
@@ -69,7 +69,7 @@ def _unknown(key: str, override: Override, cfg: DictConfig, groups: set[str]) ->
     node = OmegaConf.select(cfg, parent) if parent else cfg
     if not isinstance(node, DictConfig):
         return _unknown(parent, override, cfg, groups) if parent else None
-    if name in set(node):  # a missing value is a key, too
+    if name in set(node):  # a key whose value is missing counts as well
         return f"{key} is a key already: leave the + of {override.input_line} out" if override.is_add() else None
     if override.is_add() or override.is_force_add():
         return None

@@ -1,4 +1,4 @@
-"""The fits of a run: what determines each, by which it is found again, or a checkpoint that is given instead."""
+"""The fits of a run: each is identified by what determines it, so that it is reused, or replaced by a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from torch import nn
 
 from optcov.cli.build import Run
 from optcov.cli.errors import config_errors
-from optcov.cli.tracking import Tracking
 from optcov.keys import NETWORK, TRAINING, Config, difference, select
 from optcov.parts import Parts
 from optcov.seeds import Stream, derive_seed
@@ -33,6 +32,7 @@ from optcov.training import (
     VarianceStage,
 )
 from optcov.training.store import FORMAT, CheckpointError, Identity, Kind, identity_key, rank_zero
+from optcov.training.tracking import Tracking
 from optcov.variance.base import Calibrated, Trained
 
 log = logging.getLogger(__name__)
@@ -41,11 +41,11 @@ CHECKPOINTS: dict[str, Kind] = {"mean_ckpt": "mean", "var_ckpt": "variance", "cl
 
 @dataclass(frozen=True)
 class FitPlan:
-    """What determines the fits of a run, and the checkpoints it was given instead.
+    """What determines each fit of a run, and the checkpoints that replace fits.
 
     Args:
-        mean, variance, classifier: the identities; None where there is nothing to fit.
-        given: loaded into the run's modules already.
+        mean, variance, classifier: the identities; None if there is nothing to fit.
+        given: checkpoints that are already loaded into the run's modules.
     """
 
     mean: Identity | None
@@ -55,12 +55,12 @@ class FitPlan:
 
 
 def plan_fits(config: Config, parts: Parts, own: Mapping[str, Path] | None = None) -> FitPlan:
-    """Work out what is to be fitted, and load the checkpoints that were given instead; nothing is written.
+    """Determine what must be fitted, and load the checkpoints given instead; writes nothing.
 
     Args:
-        config: checked.
-        parts: whose denoiser, strategy and classifier take given weights.
-        own: a run's checkpoints, for keys of the config that name none.
+        config: a checked config.
+        parts: the objects of the run; checkpoints are loaded into its denoiser, strategy and classifier.
+        own: the checkpoints of an existing run, used for keys of the config that name no checkpoint.
     Raises:
         CheckpointError: if a given checkpoint cannot be used.
     """
@@ -68,7 +68,7 @@ def plan_fits(config: Config, parts: Parts, own: Mapping[str, Path] | None = Non
     measured = ["var_ckpt"] if isinstance(parts.strategy, Calibrated) else []  # without learning a null label
 
     def load(key: str, module: nn.Module, expected: Identity, problems: Mapping[str, str]) -> Checkpoint | None:
-        """A given checkpoint, loaded; refused if its identity differs in the name of a problem."""
+        """Load the checkpoint that a key names, if any; refuse it if its identity differs in one of ``problems``."""
         asked, kind = getattr(config, key), CHECKPOINTS[key]
         path = asked or (own or {}).get(key)
         if path is None:
@@ -85,8 +85,8 @@ def plan_fits(config: Config, parts: Parts, own: Mapping[str, Path] | None = Non
         knows_no_null_label = checkpoint.identity.get("label_dropout") == 0 and key not in measured
         if knows_no_null_label and parts.guidance is not None and parts.guidance.uses_null_label:
             raise CheckpointError(
-                f"{key} = {path} was trained with label_dropout = 0 and knows no null label, which guidance = "
-                "classifier_free wants: give one trained with label_dropout=0.1, or set guidance.weight=1"
+                f"{key} = {path} was trained with label_dropout = 0 and has no null label, which guidance = "
+                "classifier_free needs: give one trained with label_dropout=0.1, or set guidance.weight=1"
             )
         return load_into(module, checkpoint, f"{key} = {path}")
 
@@ -95,19 +95,19 @@ def plan_fits(config: Config, parts: Parts, own: Mapping[str, Path] | None = Non
     del network["conditional"]
     network |= {"num_classes": num_classes, "data_shape": list(parts.denoiser.data_shape)}
     training = {"format": FORMAT} | select(values, lambda what: what & TRAINING)
-    training["data"] |= parts.data.identity()  # what the files hold
+    training["data"] |= parts.data.identity()  # the content of the files
     dropout = {} if num_classes is None else {"label_dropout": training["label_dropout"]}
-    del training["label_dropout"]  # which concerns networks that know classes
+    del training["label_dropout"]  # affects only class-conditional networks
 
     mean = variance = classifier = None
-    if list(parts.denoiser.parameters()):
+    if parts.trains_mean and list(parts.denoiser.parameters()):
         loaded = load("mean_ckpt", parts.denoiser, network, dict.fromkeys(network, ""))
         mean = network | training | dropout if loaded is None else loaded.identity
     if parts.guidance is not None and parts.guidance.classifier is not None:
         asked = {"guidance.classifier": config.guidance["classifier"], "schedule": config.schedule}
         load("classifier_ckpt", parts.guidance.classifier, asked, dict.fromkeys(asked, ""))
         classifier = asked | training
-    if isinstance(parts.strategy, Calibrated | Trained):
+    if parts.strategy.needs_fit:
         asked = {"mean": network if mean is None else identity_key(mean), "var": config.var}
         problems = {"mean": "fitted to another mean network", "var": "fitted to other settings of var"}
         load("var_ckpt", parts.strategy, asked, problems)
@@ -119,11 +119,11 @@ def load_into(module: nn.Module, checkpoint: Checkpoint, name: str) -> Checkpoin
     """Put a checkpoint's weights into a module.
 
     Args:
-        name: of the checkpoint, for the error.
+        name: name of the checkpoint in the error message.
     Returns:
         The checkpoint.
     Raises:
-        CheckpointError: if they are of another network.
+        CheckpointError: if the weights belong to another network.
     """
     try:
         module.load_state_dict(checkpoint.weights)
@@ -135,10 +135,10 @@ def load_into(module: nn.Module, checkpoint: Checkpoint, name: str) -> Checkpoin
 
 
 def fit(run: Run, plan: FitPlan, kind: Kind, loggers: list[Logger]) -> Checkpoint | None:
-    """Put fitted weights into the denoiser, the strategy or the classifier of a run: given, found again, or fitted.
+    """Put fitted weights into the denoiser, strategy or classifier of a run: given, found in the cache, or fitted now.
 
     Returns:
-        The checkpoint, or None where there is nothing to fit.
+        The checkpoint, or None if there is nothing to fit.
     """
     identity = getattr(plan, kind)
     if identity is None or kind in plan.given:
@@ -169,7 +169,7 @@ def fit(run: Run, plan: FitPlan, kind: Kind, loggers: list[Logger]) -> Checkpoin
 
 
 def _stage(run: Run, kind: Kind) -> tuple[Stage, str]:
-    """The stage that trains weights of a kind, and what it is called."""
+    """The stage that trains weights of a kind, and its name for the user."""
     config, parts = run.config, run.parts
     lr = config.variance_lr if kind == "variance" else None
     own = {} if lr is None else {"lr": lr}
@@ -197,7 +197,7 @@ def _calibrate(run: Run) -> None:
 
 
 def fit_trajectory(run: Run) -> None:
-    """Fit a trajectory that depends on the model, and settle the times.  It takes seconds, so it is not cached."""
+    """Fit a trajectory that depends on the model, and fix the times.  Takes seconds, so it is not cached."""
     config, parts, trajectory = run.config, run.parts, run.parts.trajectory
     with config_errors("trajectory"), run.machine.training() as device:
         if trajectory.num_images:
@@ -209,13 +209,13 @@ def fit_trajectory(run: Run) -> None:
 
 
 def make_callbacks(config: Config, parts: Parts, identity: Identity) -> list[Callback]:
-    """Lightning callbacks of the config, for one stage.
+    """Make the config's Lightning callbacks for one stage.
 
     Args:
-        config, parts: of the run.
-        identity: what determines the weights of the stage.
+        config, parts: config and objects of the run.
+        identity: everything that determines the weights of the stage.
     Raises:
-        ConfigError: if a run of these parts cannot be tracked.
+        ConfigError: if tracking is not possible for these parts.
     """
     with config_errors("callbacks"):
         callbacks: list[Callback | Tracking] = [instantiate(callback) for callback in config.callbacks.values()]
@@ -226,7 +226,7 @@ def make_callbacks(config: Config, parts: Parts, identity: Identity) -> list[Cal
 
 
 def run_stage(run: Run, stage: Stage, description: str, loggers: list[Logger], entry: Entry) -> None:
-    """Train a stage to its last step, from where an interrupted run left it; the averaged weights are in it then."""
+    """Train a stage to its last step, resuming an interrupted run; afterwards it holds the averaged weights."""
     config, parts = run.config, run.parts
     keep = ModelCheckpoint(
         entry.resume_folder, "resume", every_n_train_steps=config.checkpoint_every, enable_version_counter=False
@@ -252,10 +252,10 @@ def _resumable(folder: Path) -> Path | None:
         return None
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:  # torch.load does not look at checksums
+            if archive.testzip() is not None:  # torch.load does not verify checksums
                 raise zipfile.BadZipFile
         step = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
-    except Exception as error:  # whatever a damaged file makes the reader say
+    except Exception as error:  # damaged files make the reader raise almost any exception
         log.warning("%s cannot be read (%s): starting from the first step", path, type(error).__name__)
         return None
     log.info("resuming from step %d", step)

@@ -1,4 +1,4 @@
-"""What follows the machine: its device, threads, memory format and precision."""
+"""Settings that depend on the machine: device, threads, memory format and precision."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from optcov.keys import Config
 
 log = logging.getLogger(__name__)
 
-OWN_THREADS = torch.get_num_threads()  # PyTorch's choice, before a job of this process makes another
-FOR_EACH_PROCESS = "OMP_NUM_THREADS" in os.environ  # that choice was made by whoever set it, for each process
+OWN_THREADS = torch.get_num_threads()  # PyTorch's choice, before any job in this process changes it
+FOR_EACH_PROCESS = "OMP_NUM_THREADS" in os.environ  # then this choice already is the number for each process
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how precisely this process computes.
+    """The device and the precisions with which this process computes.
 
     Args:
-        device: of this process.
-        processes: on this machine, which share its cores.
-        fabric, sampling_fabric: Lightning's, in the precision of training and of sampling.
+        device: the device of this process.
+        processes: number of processes on this machine, which share its cores.
+        fabric, sampling_fabric: Lightning Fabric objects with the precision of training and of sampling.
     """
 
     device: torch.device
@@ -40,43 +40,43 @@ class Machine:
 
     @classmethod
     def of(cls, config: Config) -> Machine:
-        """The machine that a config asks for.
+        """Set up the machine that a config requests.
 
         Raises:
-            ConfigError: if this machine or its versions cannot do what the config asks, or a sweep cannot.
+            ConfigError: if this machine, its library versions or a sweep cannot do what the config requests.
         """
         trainer = config.trainer
         if trainer["max_steps"] < 1:
-            raise ConfigError(f"trainer.max_steps = {trainer['max_steps']} trains nothing: give at least 1")
+            raise ConfigError(f"trainer.max_steps must be at least 1 (got {trainer['max_steps']}): give more steps")
         training, sampling = (_fabric(config, p) for p in (trainer["precision"], config.sampling_precision))
         if training.device.type == "mps":
             raise ConfigError(
-                f"trainer.accelerator = {trainer['accelerator']} finds Apple's MPS, which has no float64 for "
-                "schedules: set trainer=cpu"
+                f"trainer.accelerator must be cpu on this machine (got {trainer['accelerator']}), because Apple's MPS "
+                "has no float64 for schedules: set trainer=cpu"
             )
         launcher = getattr(training.strategy, "launcher", None)
         if config.sweep is not None and type(launcher).__name__ == "_SubprocessScriptLauncher":
             raise ConfigError(
-                f"trainer.strategy = {trainer['strategy']} would start the whole sweep again in each of its processes: "
-                "set trainer.strategy=ddp_fork, or start the jobs one by one"
+                f"trainer.strategy must not start scripts in a sweep (got {trainer['strategy']}), because each process "
+                "would start the whole sweep again: set trainer.strategy=ddp_fork, or start the jobs one by one"
             )
         return cls(training.device, training.world_size // trainer["num_nodes"], training, sampling)
 
     @property
     def name(self) -> str:
-        """Of the device, for results."""
+        """The name of the device, for the results."""
         on_gpu = self.device.type == "cuda"
         return torch.cuda.get_device_name(self.device) if on_gpu else f"{torch.get_num_threads()} CPU threads"
 
     @contextmanager
     def training(self) -> Iterator[torch.device]:
-        """Compute in the precision of training, on the device that this gives."""
+        """Compute in the precision of training; yields the device to use."""
         with self.fabric.autocast():
             yield self.device
 
     @contextmanager
     def sampling(self) -> Iterator[torch.device]:
-        """The same in the precision of sampling."""
+        """Compute in the precision of sampling; yields the device to use."""
         with self.sampling_fabric.autocast():
             yield self.device
 
@@ -84,29 +84,29 @@ class Machine:
 def _fabric(config: Config, precision: Any) -> Fabric:
     if str(precision).endswith("-true") and precision != "32-true":
         raise ConfigError(
-            f"trainer.precision = {precision} would keep weights or schedules in half or double precision: "
+            f"trainer.precision must keep weights and schedules in single precision (got {precision}): "
             "set 32-true, bf16-mixed or 16-mixed"
         )
     names = ("accelerator", "devices", "strategy", "num_nodes")
     try:
         with config_errors("trainer"):
             return Fabric(**{name: config.trainer[name] for name in names}, precision=precision)
-    except RuntimeError as error:  # as where there is no GPU
+    except RuntimeError as error:  # for example if there is no GPU
         raise ConfigError(f"trainer.accelerator = {config.trainer['accelerator']}: {error}") from error
 
 
 def configure_machine(config: Config, denoiser: Denoiser, machine: Machine) -> None:
-    """Apply ``num_threads`` and ``channels_last``, where ``auto`` is what was measured to be fastest, and say so.
+    """Apply ``num_threads`` and ``channels_last``, and log them; ``auto`` means the fastest setting measured.
 
-    Neither changes a result by more than the order of sums does.  The precision of sampling does: in bfloat16 a sample
-    depends, by rounding, on its batch, so that it is chosen by the user alone.
+    Both change results only by rounding, as reordering a sum does.  The precision of sampling changes them more: in
+    bfloat16, rounding makes a sample depend on its batch.  That is why only the user chooses it.
     """
     threads = available_threads(machine.processes) if config.num_threads == "auto" else config.num_threads
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # or Lightning sets another number where it starts processes
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # otherwise Lightning sets its own when it starts processes
     on_cpu, precision = machine.device.type == "cpu", config.trainer["precision"]
-    # in bfloat16, channels-last gains nothing forward and loses a tenth backward; on GPUs norms would undo it
+    # in bfloat16, channels-last gains nothing forward and costs a tenth backward; on GPUs, norms would undo it
     auto = on_cpu and precision in ("32-true", 32, "32")
     channels_last = auto if config.channels_last == "auto" else config.channels_last
     if channels_last:
@@ -120,12 +120,12 @@ def configure_machine(config: Config, denoiser: Denoiser, machine: Machine) -> N
 
 
 def available_threads(processes: int = 1) -> int:
-    """PyTorch's own choice, or fewer where a container may use fewer cores than it sees; of each of some processes."""
+    """Threads for each of ``processes`` processes: PyTorch's choice, or fewer if a container limits the cores."""
     threads: int = min(OWN_THREADS, cpu_count())
     return max(1, threads if FOR_EACH_PROCESS else threads // processes)
 
 
 def has_bfloat16() -> bool:
-    """Whether this CPU computes in bfloat16; others imitate it, slower than float32."""
+    """Whether this CPU computes in bfloat16; other CPUs emulate it, which is slower than float32."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # from PyTorch 2.12
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,4 +1,4 @@
-"""The entry points: a config is composed and checked before anything heavy is imported; an error is one sentence."""
+"""The entry points: compose and check a config before importing anything slow, and report errors in one sentence."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from optcov.cli.restore import CONF, restored, store_run
 from optcov.keys import Config
 
 Task = Literal["train", "sample", "evaluate", "report", "prepare"]
-CONFIGS = {"train": "config", "prepare": "config"}  # of a task, where it is not the task's name
+CONFIGS = {"train": "config", "prepare": "config"}  # the config of a task, if its name is not the task's
 log = logging.getLogger(__name__)
 
 
 def register_resolvers() -> None:
-    """``optcov_unique``: four hex digits, fixed within a process; ``optcov_report_dir``: of runs, or another folder."""
+    """Register ``optcov_unique`` (four hex digits, fixed within a process) and ``optcov_report_dir`` (`report_dir`)."""
     OmegaConf.register_new_resolver("optcov_report_dir", report_dir, replace=True)
     OmegaConf.register_new_resolver("optcov_unique", lambda: os.urandom(2).hex(), use_cache=True, replace=True)
 
 
 def report_dir(runs: Any, otherwise: str) -> str:
-    """Where a report goes: that of one multirun into its folder, others into a folder of their own."""
+    """The folder of a report: the multirun's own folder if there is just one multirun, otherwise ``otherwise``."""
     is_multirun = isinstance(runs, str) and (Path(runs) / "multirun.yaml").is_file()
     return str(runs) if is_multirun else otherwise
 
 
 def command() -> None:
     """``optcov TASK KEY=VALUE ...``."""
-    # Lightning starts the other processes of a job with the arguments that are left
+    # Lightning starts the other processes of a job with the remaining arguments
     task = os.environ.get("OPTCOV_TASK", "") if "LOCAL_RANK" in os.environ else ""
     task = task or (sys.argv.pop(1) if len(sys.argv) > 1 else "--help")
     usage = f"optcov {{{','.join(get_args(Task))}}} KEY=VALUE ...   (optcov train --help lists groups and keys)"
@@ -57,15 +57,15 @@ def command() -> None:
 
 
 def main(task: Task) -> None:
-    """Run a task with the overrides of the command line; ``evaluate`` with ``runs=`` reports over these."""
+    """Run a task with the overrides of the command line; ``evaluate`` with ``runs=`` writes a report."""
     register_resolvers()
-    # large tensors come in large pages: without, 7 % of a U-Net's time on a CPU goes into touching new memory
+    # allocate large tensors in large pages: otherwise 7 % of a U-Net's time on a CPU goes into touching new memory
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         _run(task, sys.argv[1:])
     except KeyboardInterrupt as error:
-        if os.environ.get("LOCAL_RANK", "0") != "0":  # one of several processes speaks
+        if os.environ.get("LOCAL_RANK", "0") != "0":  # only the first process prints the message
             sys.exit(1)
         sys.exit(f"stopped: {str(error) or 'the same command continues from the last checkpoint'}")
     except Exception as error:
@@ -80,12 +80,12 @@ def _run(task: Task, arguments: Sequence[str]) -> None:
     overrides, keys = list(args.overrides), {override.partition("=")[0] for override in args.overrides}
     if task == "evaluate" and "runs" in keys:
         if "run" in keys:
-            raise ConfigError("run and runs are both given: run=FOLDER scores a run, runs=FOLDER reports over runs")
+            raise ConfigError("run and runs are both given: run=FOLDER scores a run, runs=FOLDER compares runs")
         task = "report"
     shows = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
     if task in ("sample", "evaluate") and "run" not in keys and not shows:
         beside = ", or runs=[FOLDER,FOLDER] for a report" if task == "evaluate" else ""
-        raise must("run", "the folder of a run", "nothing", f"give run=FOLDER, which train.py has printed{beside}")
+        raise must("run", "the folder of a run", "nothing", f"give run=FOLDER, as train.py printed it{beside}")
     if args.config_dir is not None:
         if not Path(args.config_dir).is_dir():
             raise must("--config-dir", "a folder", args.config_dir, "correct its name")
@@ -99,8 +99,8 @@ def _run(task: Task, arguments: Sequence[str]) -> None:
         except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 log.error("%s", sentence(error))  # in the job's own log
-                raise  # Hydra finishes the other jobs, and raises it again
-            failed.append(error)  # past Hydra, which would add a line of its own
+                raise  # Hydra finishes the other jobs, then raises it again
+            failed.append(error)  # kept from Hydra, which would print a line of its own
 
     with initialize_config_dir(str(CONF), job_name=task, version_base="1.3"):
         name = args.config_name or CONFIGS.get(task, task)
@@ -134,10 +134,10 @@ def _run(task: Task, arguments: Sequence[str]) -> None:
 
 
 def compose_config(overrides: Sequence[str]) -> Config:
-    """The checked config of ``train.py`` with these overrides, without a run; Hydra must be initialized.
+    """Compose and check the config of ``train.py`` with these overrides, without a run; Hydra must be initialized.
 
     Raises:
-        ConfigError, HydraException: if there is no such config.
+        ConfigError, HydraException: if the config cannot be composed.
     """
     cfg = compose("config", ["output_dir=.", *overrides], return_hydra_config=True)
     hydra = cfg.hydra
@@ -147,7 +147,7 @@ def compose_config(overrides: Sequence[str]) -> Config:
 
 
 def _do(task: Task, cfg: DictConfig) -> None:
-    """Check the config, and only then start what it asks for."""
+    """Check the config, and only then start the task."""
     if task == "report":
         from optcov.cli.report import report
 
@@ -160,11 +160,14 @@ def _do(task: Task, cfg: DictConfig) -> None:
 def _start(task: Task, config: Config) -> None:
     if task == "sample":
         config = config.model_copy(update={"metric": {}})  # nothing is scored: nothing needed for that must exist
-    given = []
-    if task != "prepare":
-        from optcov.cli.build import build  # imports PyTorch, which takes seconds
+    if task == "prepare":
+        from optcov.cli.prepare import prepare
 
-        given = [build(config)]
+        return prepare(config)
+    from optcov.cli.build import assemble  # imports PyTorch, which takes seconds
+
+    assembled = assemble(config)
     from optcov.cli import tasks  # imports Lightning, which takes seconds more
 
-    getattr(tasks, task)(config, *given)
+    getattr(tasks, task)(*assembled)
+    return None

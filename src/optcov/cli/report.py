@@ -1,4 +1,4 @@
-"""What the command line shows of a run, and the report that ends a multirun; the report itself is `optcov.report`."""
+"""Prints a run's results, and writes the report at the end of a multirun; the report itself is in `optcov.report`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 
 
 def report(sources: str | list[str], folder: Path) -> None:
-    """Report over runs.
+    """Write a report that compares runs.
 
     Args:
-        sources: folders of runs or multiruns, or patterns of such.
-        folder: where the report goes.
+        sources: folders of runs or multiruns, or patterns that match them.
+        folder: the folder to write the report to.
     """
     from optcov.report import check_comparable, gather, write_report
 
@@ -55,19 +55,19 @@ def show_run(results: dict[str, Any]) -> None:
 
 
 class SweepReport(Callback):
-    """Keeps the tables of a multirun as its jobs end, and ends it with the report over all of them, here and in W&B.
+    """Updates the tables of a multirun as its jobs end, and finally writes the report on all of them, also to W&B.
 
-    Hydra does not come to the end of a multirun of which a job failed: the tables are there then, and
+    If a job fails, Hydra does not reach the end of the multirun.  The tables then exist, and
     ``evaluate.py runs=FOLDER`` writes the rest.
     """
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if config.hydra.mode != RunMode.MULTIRUN:
             return
-        from optcov.report import gather, write_tables  # with it PyTorch, which a refused command has no use for
+        from optcov.report import gather, write_tables  # imports PyTorch, which a refused command does not need
 
         folder = Path(config.hydra.sweep.dir)
-        # jobs may end at once: whoever has the lock last sees the results of all before it
+        # jobs may end at the same time; the last one to get the lock sees the results of all others
         with FileLock(folder / ".lock"):
             runs = gather(folder)
             if runs.ended:
@@ -84,6 +84,6 @@ class SweepReport(Callback):
         write_report(runs, folder)
         settings = config.get("logger", {}).get("wandb")
         if settings is not None:
-            from optcov.cli.wandb import log_sweep  # and with it Lightning
+            from optcov.training.wandb import log_sweep  # imports Lightning
 
             log_sweep(folder, settings)

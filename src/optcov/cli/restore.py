@@ -1,8 +1,9 @@
-"""A run's saved config as the ground that ``sample.py`` and ``evaluate.py`` stand on.
+"""Restores a run's saved config, on which ``sample.py`` and ``evaluate.py`` build.
 
-Each group of the run becomes an option of that group, which a choice on the command line replaces whole.  Keys of place
-come from this machine and this command.  A run's config names no class but those of this package, PyTorch's optimizers
-and Lightning's, and those that the user's own command line or config names.
+Each group of the run becomes an option of that group; choosing another option on the command line replaces the whole
+group.  Keys that only say where a job runs come from this machine and this command.  A saved config may name only
+classes of this package, PyTorch's optimizers, Lightning's classes, and classes that the user's own command line or
+config names; ``model.source=MODULE:NAME`` is imported only if the user's command line names it.
 """
 
 from __future__ import annotations
@@ -24,31 +25,29 @@ from optcov.keys import GIVEN, KEYS, PLACE, Config, determines, difference, is_f
 from optcov.signatures import Signature
 
 CONF = Path(__file__).parents[1] / "conf"
-OF_RUN = "_of_run"  # ends the name of an option that stands for what a run had
+OF_RUN = "_of_run"  # suffix of options that hold a run's own settings
 TRUSTED = ("optcov.", "torch.optim.", "lightning.Trainer", "lightning.pytorch.loggers.", "lightning.pytorch.callbacks.")
 
 
 def store_run(task: str, overrides: Sequence[str], config_dir: str | None) -> str:
-    """Make a run's config known to Hydra, which must be initialized.
+    """Register a run's config with Hydra, which must be initialized.
 
     Args:
         task: ``sample`` or ``evaluate``.
-        overrides: of the command line.
-        config_dir: a folder of the user's own options.
+        overrides: overrides of the command line.
+        config_dir: a folder with the user's own options; None for none.
     Returns:
         The name of the primary config to compose.
     Raises:
-        ConfigError: if the folder holds no run, or names a class that is not trusted.
+        ConfigError: if the folder holds no run, or its config names a class that is not trusted.
     """
     given = {each.key_or_group: each.value() for each in OverridesParser.create().parse_overrides(list(overrides))}
     if not isinstance(given["run"], str):
-        raise must("run", "one folder", given["run"], "give one that train.py has printed")
+        raise must("run", "one folder", given["run"], "give a folder that train.py has printed")
     saved = Saved.read(Path(given["run"]))
     here = _here(saved, overrides, config_dir)
-    trust = given.get("trust")
-    known = {str(node["_target_"]) for _, node in targets(here)} | set(
-        map(str, trust if isinstance(trust, list) else ())
-    )
+    trusted = set(map(str, trust)) if isinstance(trust := given.get("trust"), list) else set()
+    known = {str(node["_target_"]) for _, node in targets(here)} | trusted
     for key, node in targets(saved.values):
         target = str(node["_target_"])
         if target not in known and not _is_trusted(target):
@@ -56,6 +55,14 @@ def store_run(task: str, overrides: Sequence[str], config_dir: str | None) -> st
             raise must(
                 f"{key}._target_ of run = {given['run']}", what, target, f"if you trust it, add 'trust=[{target}]'"
             )
+    source = str(saved.values["model"].get("source"))
+    if ":" in source and "model.source" not in given and source not in trusted:  # MODULE:NAME would be imported
+        raise must(
+            f"model.source of run = {given['run']}",
+            "a folder or a file",
+            source,
+            f"it is code: if you trust it, add model.source={source}",
+        )
     kept = {key for key in settings(saved.overrides) if determines(key) & GIVEN}
     store, defaults, top = ConfigStore.instance(), list[Any](), dict[str, Any]()
     for key, value in saved.values.items():
@@ -64,7 +71,7 @@ def store_run(task: str, overrides: Sequence[str], config_dir: str | None) -> st
             continue
         node = _merged(key, value, here[key], kept)
         if key == "var" and node.get("head") == saved.values["head"]:
-            node["head"] = "${head}"  # which may be another on this command line
+            node["head"] = "${head}"  # so that this command line may choose another head
         choice = saved.choices.get(key, "")
         name = f"{choice}{OF_RUN}" if choice.isidentifier() else OF_RUN
         store.store(group=key, name=name, node=node)
@@ -77,7 +84,7 @@ def store_run(task: str, overrides: Sequence[str], config_dir: str | None) -> st
 
 
 def _is_trusted(target: str) -> bool:
-    """Whether a target is a class of those who are trusted, or a function that our own config names."""
+    """Whether a target is a class from a trusted package, or a function that our own config names."""
     signature = Signature.read(target) if target.startswith(TRUSTED) else None
     if signature is None or signature.is_class:
         return signature is not None
@@ -85,7 +92,7 @@ def _is_trusted(target: str) -> bool:
 
 
 def _here(saved: Saved, overrides: Sequence[str], config_dir: str | None) -> dict[str, Any]:
-    """What the options of the run's choices are on this machine, with interpolations as they are."""
+    """The options that the run chose, as defined on this machine, with interpolations unresolved."""
     folders = [CONF, *([] if config_dir is None else [Path(config_dir)])]
     known = []
     for key, choice in saved.choices.items():
@@ -100,7 +107,7 @@ def _here(saved: Saved, overrides: Sequence[str], config_dir: str | None) -> dic
 
 
 def _merged(key: str, theirs: dict[str, Any], here: dict[str, Any], kept: set[str]) -> dict[str, Any]:
-    """A group of the run, with the keys of place from the same class here, or left to its defaults."""
+    """A group of the run whose place keys come from the same class on this machine, or keep their defaults."""
     found: dict[str, Any] = {}
     here = here if here.get("_target_") == theirs.get("_target_") else {}
     for name in [*theirs, *(name for name in here if name not in theirs)]:
@@ -116,10 +123,10 @@ def _merged(key: str, theirs: dict[str, Any], here: dict[str, Any], kept: set[st
 
 
 def restored(config: Config) -> Config:
-    """The config of what is made of a run: with the run's choices and overrides, where they are still in effect.
+    """Complete the config of a job on a run with the run's choices and overrides that are still in effect.
 
     Raises:
-        ConfigError: naming the first setting that would need another network, or other data, than the run's.
+        ConfigError: if a setting needs a network or data other than the run's; the message names the first one.
     """
     saved, asked = Saved.read(Path(str(config.run))), settings(config.overrides)
     choices = {

@@ -1,6 +1,7 @@
-"""A run's folder: the config that it holds, whose it is, and where its numbers come from.
+"""A run's folder: reads and writes its config, claims the folder for a run, and records where its numbers come from.
 
-A folder may come from a stranger.  Its config is data: of bounded size, without interpolations and defaults lists.
+A folder may come from a stranger.  Its config is treated as data of limited size, without interpolations or defaults
+lists.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from optcov.files import write_atomically
 from optcov.keys import KEYS, PLACE, SCORE, Config, select
 from optcov.upgrade import CHOICES, upgrade
 
-LIMIT = 1 << 20  # bytes of a file
-OF_A_COMMAND = {"run", "trust", "mode", "format", "overrides", "sweep"}  # and not of the run that it makes or reads
+LIMIT = 1 << 20  # largest file in bytes
+OF_A_COMMAND = {"run", "trust", "mode", "format", "overrides", "sweep"}  # keys of a command, not of the run
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a run's folder says of its config.
+    """The config that a run's folder holds.
 
     Args:
-        values: resolved.
-        choices: the option of each group.
-        overrides: of the run's command line.
+        values: the resolved config.
+        choices: the option chosen in each group.
+        overrides: overrides of the run's command line.
     """
 
     values: dict[str, Any]
@@ -43,16 +44,16 @@ class Saved:
 
     @classmethod
     def read(cls, folder: Path) -> Saved:
-        """Read a folder that anyone may have written.
+        """Read a folder from an untrusted source.
 
         Raises:
-            ConfigError: if it holds no run, or anything that a saved config does not hold.
+            ConfigError: if it holds no run, or its config has content that no saved config has.
         """
         values, overrides = (_plain(folder, f".hydra/{name}.yaml") for name in ("config", "overrides"))
         if not isinstance(values, dict) or not isinstance(overrides, list):
             raise must("run", "a folder that train.py has printed", folder, "its config has another form")
         choices = values.pop("choices", None)
-        if choices is None:  # of an earlier version, whose results name them
+        if choices is None:  # an earlier version, which stored them in its results
             results = _plain(folder, "results.json") if (folder / "results.json").is_file() else {}
             choices = CHOICES | {key: value for key, value in results.items() if key in KEYS and isinstance(value, str)}
         values = upgrade({key: value for key, value in values.items() if key not in OF_A_COMMAND})
@@ -79,10 +80,10 @@ def _plain(folder: Path, name: str) -> Any:
     """The content of a YAML or JSON file."""
     path = folder / name
     if not path.is_file():
-        raise ConfigError(f"run = {folder} is no folder of a run (no {path}): give one that train.py has printed")
+        raise ConfigError(f"run = {folder} is not the folder of a run (no {path}): give one that train.py printed")
     text = path.read_bytes()[: LIMIT + 1].decode(errors="replace")
     try:
-        # a few aliases expand to gigabytes
+        # a few aliases can expand to gigabytes
         if len(text) > LIMIT or any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise yaml.YAMLError
         return yaml.safe_load(text)
@@ -92,22 +93,22 @@ def _plain(folder: Path, name: str) -> Any:
 
 
 def write_config(folder: Path, config: Config) -> None:
-    """Write the resolved config, which says whose the folder is."""
+    """Write the resolved config, which marks the folder as belonging to this run."""
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     values = config.model_dump(exclude=OF_A_COMMAND - ({"run"} if config.run else set()))
     write_atomically(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
 
 
 def open_run_folder(config: Config) -> dict[str, Any] | None:
-    """Take the output folder for a run, by writing its config there; what is there already is kept.
+    """Claim the output folder for a run by writing its config there; existing files are kept.
 
-    A run that has not ended may go on with other metrics or another number of samples, in another place, so that it
-    can be continued where a metric failed or memory did not suffice.
+    An unfinished run may continue with other metrics, another number of samples or on another machine, so that it can
+    be completed after a metric failed or memory ran out.
 
     Returns:
-        The results of the same run, if it ended here before.
+        The results, if the same run has already finished in this folder; otherwise None.
     Raises:
-        ConfigError: if another run has the folder.
+        ConfigError: if the folder belongs to another run.
     """
     folder = Path(config.output_dir)
     results, saved = folder / "results.json", folder / ".hydra" / "config.yaml"
@@ -127,7 +128,7 @@ def open_run_folder(config: Config) -> dict[str, Any] | None:
 
 
 def provenance() -> dict[str, Any]:
-    """Revision and versions, for ``results.json``."""
+    """The git revision and the library versions, for ``results.json``."""
     versions = {name: importlib.metadata.version(name) for name in ("optcov", "torch", "lightning", "hydra-core")}
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:

@@ -13,40 +13,39 @@ from typing import Any, get_args
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from optcov.cli.build import Run, build
+from optcov.cli.build import Run, assemble
 from optcov.cli.errors import ConfigError, config_errors
 from optcov.cli.evaluate import delete_partial_samples, draw, evaluate_run, preview, write_variance_profile
 from optcov.cli.fit import CHECKPOINTS, fit, fit_trajectory, make_callbacks, plan_fits
 from optcov.cli.machine import Machine, configure_machine
 from optcov.cli.report import show_run
 from optcov.cli.run_folder import Saved, open_run_folder, write_config
-from optcov.cli.wandb import WandbRun
-from optcov.data.prepare import prepare as prepare_data
 from optcov.files import write_atomically
 from optcov.keys import Config
 from optcov.parts import Parts
 from optcov.report.export import write_npz, write_pngs
 from optcov.training.store import Checkpoint, Kind, rank_zero
-from optcov.variance.base import Calibrated, Trained
+from optcov.training.wandb import WandbRun
 
 log = logging.getLogger(__name__)
 
 
 def train(config: Config, parts: Parts | None = None) -> dict[str, Any]:
-    """The whole job: fit the mean, fit its variance, sample, score; each fit only if it was not done before.
+    """Run a whole job: fit the mean and its variance, unless that was done before, then sample and score.
 
     Args:
-        config: of ``conf/config.yaml``, checked.
-        parts: what `build` makes of it, if that was done already.
+        config: a checked config of ``conf/config.yaml``.
+        parts: the result of `assemble`, whose config then replaces ``config``; None to assemble it here.
     Returns:
-        What ``results.json`` holds.
+        The content of ``results.json``.
     Raises:
-        ConfigError, CheckpointError: if the config cannot be run, before anything is written.
+        ConfigError, CheckpointError: if the config cannot be run; nothing has been written then.
     """
     _quiet()
     started = time.monotonic()
     run = _run(config, parts)
-    make_callbacks(config, run.parts, {})  # refuses what cannot be tracked
+    config = run.config
+    make_callbacks(config, run.parts, {})  # refuses a run that cannot be tracked
     plan = plan_fits(config, run.parts)
     done = open_run_folder(config) if rank_zero() else None
     if done is not None:
@@ -80,10 +79,10 @@ def train(config: Config, parts: Parts | None = None) -> dict[str, Any]:
 
 
 def sample(config: Config, parts: Parts | None = None) -> Path:
-    """Draw samples from a run's checkpoints: a picture, and the samples as ``.npz`` or PNG files.
+    """Draw samples from a run's checkpoints, and write a picture and the samples as ``.npz`` or PNG files.
 
     Args:
-        config: of ``conf/sample.yaml`` on top of the run's.
+        config: a checked config of ``conf/sample.yaml``, based on the run's.
         parts: as in `train`.
     Returns:
         The folder of the samples.
@@ -95,7 +94,7 @@ def sample(config: Config, parts: Parts | None = None) -> Path:
             instantiate(config.mode).draw(parts, folder, config.seed, device)
         return folder
     if config.format == "png" and (len(parts.data.sample_shape) != 3 or parts.data.sample_dtype.is_floating_point):
-        raise ConfigError("format = png writes images, but the samples are vectors or tensors: set format=npz")
+        raise ConfigError("format must be npz for samples that are vectors or tensors (got png): set format=npz")
     place = folder / ("samples.npz" if config.format == "npz" else "samples")
     if rank_zero() and place.exists() and not (folder / ".parts").exists():
         raise ConfigError(f"output_dir = {folder} holds finished samples: choose another hydra.run.dir")
@@ -119,10 +118,10 @@ def evaluate(config: Config, parts: Parts | None = None) -> dict[str, Any]:
     """Sample from a run's checkpoints and score it again.
 
     Args:
-        config: of ``conf/evaluate.yaml`` on top of the run's.
+        config: a checked config of ``conf/evaluate.yaml``, based on the run's.
         parts: as in `train`.
     Returns:
-        What ``results.json`` of the evaluation holds.
+        The content of the evaluation's ``results.json``.
     """
     started = time.monotonic()
     run = _restore(config, parts)
@@ -134,50 +133,43 @@ def evaluate(config: Config, parts: Parts | None = None) -> dict[str, Any]:
     return results
 
 
-def prepare(config: Config) -> None:
-    """Fill the cache for every split that the data have, and print a line for each.
-
-    Raises:
-        ConfigError: if the training split cannot be had, or a cache does not match its checksum.
-    """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with config_errors("data"):
-        for line in prepare_data(instantiate(config.data)):
-            print(line)
-
-
 def _run(config: Config, parts: Parts | None) -> Run:
-    """Everything a job needs, and every refusal before anything heavy."""
+    """Build everything a job needs, and refuse bad configs before anything expensive starts."""
     machine = Machine.of(config)
-    run = Run(config, parts or build(config), machine)
+    if parts is None:
+        config, parts = assemble(config)
+    run = Run(config, parts, machine)
     configure_machine(config, run.parts.denoiser, machine)
     return run
 
 
 def _restore(config: Config, parts: Parts | None) -> Run:
-    """A run's networks with the sampler of the config, and a new output folder.
+    """Load a run's networks with the config's sampler, and claim a new output folder.
 
     Raises:
-        ConfigError, CheckpointError: if the run cannot do what the config asks, before anything is written.
+        ConfigError, CheckpointError: if the run cannot do what the config requests; nothing has been written then.
     """
     _quiet()
     folder = Path(str(config.run))
     run = _run(config, parts)
+    config = run.config
     guidance, strategy = run.parts.guidance, run.parts.strategy
     own = {key: folder / "checkpoints" / f"{kind}.safetensors" for key, kind in CHECKPOINTS.items()}
-    mean = config.mean_ckpt or own["mean_ckpt"]
     unfitted = None
     other_variance = config.var != Saved.read(folder).values["var"]
-    if isinstance(strategy, Calibrated | Trained) and config.var_ckpt is None and other_variance:
+    if strategy.needs_fit and config.var_ckpt is None and other_variance:
         unfitted = "var", "fitted", "fit it"
     has_classifier = config.classifier_ckpt is not None or own["classifier_ckpt"].is_file()
     if guidance is not None and guidance.classifier is not None and not has_classifier:
         unfitted = "guidance", "trained", "train its classifier"
     if unfitted is not None:
         key, done, do = unfitted
+        mean = f"mean_ckpt={config.mean_ckpt or own['mean_ckpt']}"
+        if not run.parts.trains_mean:
+            mean = f"model={config.choices['model']} model.source={config.model['source']}"
         raise ConfigError(
             f"{key} = {config.choices[key]} was not {done} in run = {folder}: {do} with "
-            f"train.py {key}={config.choices[key]} mean_ckpt={mean}, then give that run"
+            f"train.py {key}={config.choices[key]} {mean}, then give that run"
         )
     plan_fits(config, run.parts, own)
     fit_trajectory(run)
@@ -218,7 +210,7 @@ def _close(loggers: list[Logger], failed: bool = False) -> None:
 
 
 def _quiet() -> None:
-    """Leave the terminal to what a user asked for."""
+    """Suppress output that the user did not ask for."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

@@ -1,8 +1,28 @@
-"""Covariances as objects: what a strategy returns, and all that samplers and likelihoods ask of it."""
+"""Covariances as objects, which strategies return and samplers and likelihoods use."""
 
 from optcov.covariance.base import Covariance
+from optcov.covariance.bases import DCT, PCA, Basis
+from optcov.covariance.basis import BasisCovariance
 from optcov.covariance.diagonal import DiagonalCovariance
 from optcov.covariance.full import FullCovariance
 from optcov.covariance.isotropic import IsotropicCovariance
+from optcov.covariance.kronecker import KroneckerCovariance
+from optcov.covariance.low_rank import LowRankCovariance
+from optcov.covariance.matrix_free import MatrixFreeCovariance
+from optcov.covariance.total import CongruentCovariance, SumCovariance
 
-__all__ = ["Covariance", "DiagonalCovariance", "FullCovariance", "IsotropicCovariance"]
+__all__ = [
+    "DCT",
+    "PCA",
+    "Basis",
+    "BasisCovariance",
+    "CongruentCovariance",
+    "Covariance",
+    "DiagonalCovariance",
+    "FullCovariance",
+    "IsotropicCovariance",
+    "KroneckerCovariance",
+    "LowRankCovariance",
+    "MatrixFreeCovariance",
+    "SumCovariance",
+]

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from optcov.covariance.base import Covariance, Noise, clamped
-from optcov.covariance.full import FullCovariance
 from optcov.schedule.levels import per_sample
 
 
@@ -51,7 +50,12 @@ class DiagonalCovariance(Covariance):
     def lerp(self, other: Covariance, weight: float) -> Covariance:
         if other.is_diagonal:
             return DiagonalCovariance(torch.lerp(self.variance, other.diagonal(), weight))
-        return FullCovariance.of(self).lerp(other, weight)
+        from optcov.covariance.total import mix
+
+        return mix(self, other, weight)
+
+    def congruence(self, scale: Tensor) -> DiagonalCovariance:
+        return DiagonalCovariance(scale**2 * self.variance)
 
     def inv_quad(self, v: Tensor) -> Tensor:
         return (v**2 / self.variance).flatten(1).sum(1)

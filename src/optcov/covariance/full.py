@@ -1,20 +1,21 @@
-"""Dense matrices: the reference for every other kind, for the oracle and for small images."""
+"""Dense matrices: the reference for all other kinds, and the kind for the oracle and for small images."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from optcov.covariance.base import Covariance, Noise, check_dense
+from optcov.covariance.base import Covariance, Noise, bounding_scale, check_dense
 from optcov.schedule.levels import per_sample
 
 
 class FullCovariance(Covariance):
-    """``C`` itself.
+    """``C`` as a dense matrix.
 
     Args:
-        matrix: symmetric ``[B, d, d]``; `bounded` projects an indefinite estimate on the positive semi-definite.
-        event_shape: shape of one sample, of d = prod(event_shape) dimensions.
+        matrix: symmetric ``[B, d, d]``; `bounded` projects an indefinite estimate onto the positive semi-definite
+            matrices.
+        event_shape: shape of one sample, with d = prod(event_shape) dimensions.
     Raises:
         ValueError: if the shapes do not fit together, or d is above `optcov.covariance.base.DENSE_LIMIT`.
     """
@@ -29,7 +30,7 @@ class FullCovariance(Covariance):
 
     @classmethod
     def of(cls, covariance: Covariance) -> FullCovariance:
-        """The same covariance of any kind, as a dense matrix."""
+        """Convert a covariance of any kind to a dense matrix."""
         return cls(covariance.dense(), covariance.shape[1:])
 
     @property
@@ -45,14 +46,12 @@ class FullCovariance(Covariance):
         values, vectors = torch.linalg.eigh(self.matrix)
         matrix = (vectors * values.clamp(min=0)[:, None]) @ vectors.mT
         if high is not None:
-            bound = per_sample(high, matrix[:, 0]) if isinstance(high, Tensor) else high
-            diagonal = matrix.diagonal(dim1=1, dim2=2)
-            scale = torch.where(diagonal > bound, (bound / diagonal).sqrt(), 1.0)
+            scale = bounding_scale(matrix.diagonal(dim1=1, dim2=2), high)
             matrix = scale[:, :, None] * matrix * scale[:, None]
         return FullCovariance(matrix, self.event_shape)
 
     def draw(self, noise: Noise) -> Tensor:
-        # a root by eigenvalues, for a singular matrix has no Cholesky factor
+        # a root by eigenvalues, because a singular matrix has no Cholesky factor
         z = noise.draw()
         values, vectors = torch.linalg.eigh(self.matrix)
         root: Tensor = (vectors * values.clamp(min=0).sqrt()[:, None]) @ vectors.mT
@@ -71,6 +70,16 @@ class FullCovariance(Covariance):
     def logdet(self) -> Tensor:
         logdet: Tensor = torch.linalg.slogdet(self.matrix).logabsdet
         return logdet
+
+    def congruence(self, scale: Tensor) -> FullCovariance:
+        scale = scale.flatten(1).to(self.matrix.dtype)
+        return FullCovariance(scale[:, :, None] * self.matrix * scale[:, None], self.event_shape)
+
+    def indefiniteness(self) -> Tensor:
+        """How far `bounded` moves an estimate to make it positive semi-definite: ``||C_-||_F / ||C||_F``, ``[B]``."""
+        values = torch.linalg.eigvalsh(self.matrix)
+        moved: Tensor = values.clamp(max=0).norm(dim=1) / values.norm(dim=1)
+        return moved
 
     def lerp(self, other: Covariance, weight: float) -> FullCovariance:
         return FullCovariance(torch.lerp(self.matrix, other.dense().to(self.matrix.dtype), weight), self.event_shape)

@@ -17,7 +17,7 @@ class IsotropicCovariance(Covariance):
 
     Args:
         variance: ``[B]``; `bounded` raises an estimate that fell below 0 to 0.
-        event_shape: shape of one sample, of d = prod(event_shape) dimensions.
+        event_shape: shape of one sample, with d = prod(event_shape) dimensions.
     """
 
     def __init__(self, variance: Tensor, event_shape: torch.Size | tuple[int, ...]) -> None:
@@ -58,6 +58,9 @@ class IsotropicCovariance(Covariance):
         if isinstance(other, IsotropicCovariance):
             return IsotropicCovariance(torch.lerp(self.variance, other.variance, weight), self.event_shape)
         return DiagonalCovariance(self.diagonal()).lerp(other, weight)
+
+    def congruence(self, scale: Tensor) -> DiagonalCovariance:
+        return DiagonalCovariance(self.diagonal()).congruence(scale)
 
     def inv_quad(self, v: Tensor) -> Tensor:
         return (v**2).flatten(1).sum(1) / self.variance

@@ -1,4 +1,4 @@
-"""Data sources: what a model learns, and what its samples are compared with."""
+"""Data sources, from which models learn and with which their samples are compared."""
 
 from optcov.data.arrays import ArrayData
 from optcov.data.base import DataSource

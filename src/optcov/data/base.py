@@ -1,8 +1,8 @@
-"""The seam between data and everything else: a split is one tensor in memory, mapped to its range where it is used.
+"""The interface of data sources: a split is one tensor in memory, which is mapped to its range when it is used.
 
 Images are modelled on [-1, 1], with 256 grey levels, and their samples end as grey levels again.  Other data say in
 which range they are modelled (`DataSource.data_range`), what their samples end as (`DataSource.finish`), and how these
-are scored and pictured, which always is by 256 levels (`DataSource.levels`).
+are scored and pictured, which is always by 256 levels (`DataSource.levels`).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class DataSource(ABC):
 
     Args:
         batch_size: samples per process and training step.
-        seed: of the order of the training samples, of their flips, and of `calibration`.
-        random_flip: mirror half of the training images, chosen anew in each step.
+        seed: seed of the order of the training samples, of their flips, and of `calibration`.
+        random_flip: mirror half of the training images, chosen again in each step.
     Raises:
         ValueError: if ``batch_size`` is below 1.
     """
@@ -42,7 +42,7 @@ class DataSource(ABC):
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise ValueError(f"data.batch_size must be at least 1 (got {self.batch_size})")
+            raise ValueError(f"data.batch_size must be at least 1 (got {self.batch_size}): give 64")
 
     @abstractmethod
     def load(self, split: Split) -> Tensor:
@@ -70,7 +70,7 @@ class DataSource(ABC):
         return int(self.labels("train").max()) + 1
 
     def identity(self) -> dict[str, Any]:
-        """What determines the training data beyond the config, as JSON: empty unless they come from files."""
+        """What determines the training data in addition to the config, as JSON; empty unless they come from files."""
         return {}
 
     @cached_property
@@ -99,11 +99,11 @@ class DataSource(ABC):
         return torch.uint8
 
     def reference(self) -> Tensor:
-        """The training split as grey levels, with which samples are compared; uint8 ``[n, *sample_shape]``."""
+        """The training split as grey levels, for comparison with samples; uint8 ``[n, *sample_shape]``."""
         return self.levels(self.train)
 
     def normalize(self, batch: Tensor) -> Tensor:
-        """A batch of `load`, on any device, as float32 in `data_range`."""
+        """Convert a batch of `load`, on any device, to float32 in `data_range`."""
         return from_uint8(batch) if batch.dtype == torch.uint8 else batch.to(torch.float32)
 
     def finish(self, x_0: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Guidance: what is made of a denoiser's answers for a wanted class, in mean and in covariance."""
+"""Guidance: steers a denoiser's predictions towards a requested class, in mean and in covariance."""
 
 from optcov.guidance.base import Guidance, GuidedPrediction
 from optcov.guidance.classifier import ClassifierGuidance

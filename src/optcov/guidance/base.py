@@ -1,13 +1,14 @@
-r"""Guidance: an update of the prediction and of its covariance, of which samplers know nothing.
+r"""Guidance: modifies predictions and their covariance; samplers need not know about it.
 
-Every guided noise prediction here is ``e = -sigma_t grad log q_w(x_t)`` of some density ``q_w`` of x_t.  By the
-second-order Tweedie formula the covariance that goes with it is, with ``r = sigma_t^2 / alpha_t^2``,
+Every guided noise prediction here is ``e = -sigma_t grad log q_w(x_t)`` for some density ``q_w`` of x_t.  By the
+second-order Tweedie formula, with ``r = sigma_t^2 / alpha_t^2``, the matching covariance is
 
     C = r (I - sigma_t de/dx_t)
 
-and that is affine in e: as means are mixed, so are covariances.  It is ``Cov[x_0 | x_t]`` where the ``q_w`` of all t
-are the diffusion of one distribution of x_0.  Products and powers of diffused densities are that for Gaussians of equal
-covariance, where all of this is exact, and not in general: no distribution need lie behind a guided chain.
+This is affine in e, so covariances mix with the same weights as means.  It equals ``Cov[x_0 | x_t]`` if the ``q_w`` of
+all t are the diffusion of a single distribution of x_0.  For products and powers of diffused densities this holds for
+Gaussians of equal covariance, where everything here is exact, but not in general: a guided chain need not correspond to
+any distribution of x_0.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ from optcov.variance.base import CovarianceModel, VarianceStrategy
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedPrediction(Prediction):
-    """A guided mean, and the network's own answers, from which a strategy models the covariance.
+    """A guided mean, with the network's own predictions from which a strategy models the covariance.
 
     Args:
-        start: the answer whose covariance is ``C_0``.
-        end: if there is one, the covariance is ``C_0 + weight (C_1 - C_0)``.
-        weight: of the guidance.
+        start: the prediction whose covariance is ``C_0``.
+        end: the prediction whose covariance is ``C_1``, so that the guided one is ``C_0 + weight (C_1 - C_0)``; None if
+            the guided covariance is ``C_0``.
+        weight: the guidance weight.
     """
 
     start: Prediction
@@ -39,20 +41,18 @@ class GuidedPrediction(Prediction):
 
 
 class Guidance(nn.Module):
-    """``guidance=none``: a denoiser that knows classes is given the labels, and nothing else is done.
+    """``guidance=none``: passes labels to a class-conditional denoiser and changes nothing else.
 
     Args:
-        denoiser: the mean network, for what it knows; not kept.
-        num_classes: K of the labels; None where there are none.
+        denoiser: the mean network; read for its properties, not kept.
+        num_classes: K, the number of classes; None if the data have none.
     Attributes:
-        classifier: what is to be trained, ``(x_t, network_time) -> logits``; None for guidance that needs none.
-        classifier_calls: forward and backward, for one prediction.
+        classifier: the classifier to train, ``(x_t, network_time) -> logits``; None if the guidance needs none.
         uses_null_label: whether the denoiser must have learned the null label.
-        steers: whether predictions are others than the network's own.
+        steers: whether predictions differ from the network's own.
     """
 
     classifier: nn.Module | None
-    classifier_calls: int = 0
     uses_null_label: bool = False
     steers: bool = False
 
@@ -68,46 +68,46 @@ class Guidance(nn.Module):
         level: NoiseLevels,
         condition: Tensor | None,
     ) -> Prediction:
-        """The prediction for wanted classes.
+        """Predict for the requested classes.
 
         Args:
             denoiser, strategy: in eval mode.
             x_t: ``[B, *event]``.
-            level: with t in (0, 1], 0-dimensional or ``[B]``.
-            condition: labels, int64 ``[B]`` in 0..K-1; None where nothing is wanted.
+            level: the noise level, with t in (0, 1], 0-dimensional or ``[B]``.
+            condition: labels, int64 ``[B]`` in 0..K-1; None if no class is requested.
         """
         return denoiser(x_t, level, condition)  # type: ignore[no-any-return]
 
     def own(self, prediction: Prediction) -> Prediction:
-        """The network's own answer behind a prediction, from which a strategy models its covariance."""
+        """The network's own prediction behind a guided one, from which a strategy models the covariance."""
         return prediction.start if isinstance(prediction, GuidedPrediction) else prediction
 
     def transition(
-        self, kernel: ReverseKernel, strategy: VarianceStrategy, denoiser: Denoiser, prediction: Prediction
+        self, kernel: ReverseKernel, denoiser: Denoiser, strategy: VarianceStrategy, prediction: Prediction
     ) -> Covariance:
-        """``Cov[x_s | x_t]`` that goes with a guided prediction."""
+        """``Cov[x_s | x_t]`` that matches a guided prediction."""
         return strategy.transition(kernel, denoiser, self.own(prediction))
 
     def covariance(
-        self, kernel: ReverseKernel, strategy: VarianceStrategy, denoiser: Denoiser, prediction: Prediction
+        self, kernel: ReverseKernel, denoiser: Denoiser, strategy: VarianceStrategy, prediction: Prediction
     ) -> Covariance:
-        """``Cov[x_0 | x_t]`` that goes with a guided prediction, bounded; of a step model, the C behind its step."""
-        return x0_covariance(kernel, strategy, denoiser, self.own(prediction))
+        """``Cov[x_0 | x_t]`` that matches a guided prediction, bounded; see `x0_covariance` for step models."""
+        return x0_covariance(kernel, denoiser, strategy, self.own(prediction))
 
 
 def x0_covariance(
-    kernel: ReverseKernel, strategy: VarianceStrategy, denoiser: Denoiser, prediction: Prediction
+    kernel: ReverseKernel, denoiser: Denoiser, strategy: VarianceStrategy, prediction: Prediction
 ) -> Covariance:
-    """C as a strategy models it, bounded; of a strategy that models the step, the C that would make such a step."""
+    """C as a strategy models it, bounded; for a strategy that models the step, the C that would give the same step."""
     if isinstance(strategy, CovarianceModel):
         return strategy.bounded_covariance(denoiser, prediction)
-    # in float64: at large t the step differs from lambda^2 by a millionth part
+    # in float64, because at large t the step differs from lambda^2 by only one part in a million
     step = strategy.transition(kernel, denoiser, replace(prediction, x_t=prediction.x_t.double()))
     return step.affine(kernel.c**-2, -kernel.lambda_sq / kernel.c**2)
 
 
 def finite(weight: float) -> float:
-    """The weight of a guidance, if it is a number.
+    """Check a guidance weight and return it.
 
     Raises:
         ValueError: if it is not finite.

@@ -1,9 +1,9 @@
-r"""Classifier-free guidance (arXiv:2207.12598), in mean and covariance, from one network that knows the null label.
+r"""Classifier-free guidance (arXiv:2207.12598), in mean and covariance, with one network that knows the null label.
 
     e_w = e_u + w (e_c - e_u)         w = 0: unconditional, w = 1: conditional; the paper's weight (Eq. 6) is w - 1
-    C_w = C_u + w (C_c - C_u)         each of the three bounded as data of this range allow
+    C_w = C_u + w (C_c - C_u)         all three bounded by the largest variance of data in their range
 
-with ``_c`` for the wanted class and ``_u`` for the null label.
+``_c`` marks the requested class and ``_u`` the null label.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from optcov.variance.base import VarianceStrategy
 
 
 class ClassifierFreeGuidance(Guidance):
-    """Moves predictions from the unconditional ones towards, and beyond, those of a class.
+    """Moves predictions from the unconditional prediction towards that of a class, and beyond it for w > 1.
 
-    Both come from one call of twice the batch, or from a single one where w is 0 or 1.
+    A single call on twice the batch gives both predictions; if w is 0 or 1, only one of them is computed.
 
     Args:
-        denoiser: knows classes, and the null label unless w is 1.
-        num_classes: K.
+        denoiser: a class-conditional denoiser; unless w is 1, it must have learned the null label.
+        num_classes: K, the number of classes.
         weight: w, any finite number.
     Raises:
-        ValueError: if the denoiser knows no classes, or w is not finite.
+        ValueError: if the denoiser is not class-conditional, or w is not finite.
     """
 
     def __init__(self, denoiser: Denoiser, num_classes: int | None = None, weight: float = 1.0) -> None:
@@ -70,16 +70,16 @@ class ClassifierFreeGuidance(Guidance):
         )
 
     def transition(
-        self, kernel: ReverseKernel, strategy: VarianceStrategy, denoiser: Denoiser, prediction: Prediction
+        self, kernel: ReverseKernel, denoiser: Denoiser, strategy: VarianceStrategy, prediction: Prediction
     ) -> Covariance:
         if not isinstance(prediction, GuidedPrediction):
-            return super().transition(kernel, strategy, denoiser, prediction)
-        return kernel.covariance(self.covariance(kernel, strategy, denoiser, prediction))
+            return super().transition(kernel, denoiser, strategy, prediction)
+        return kernel.covariance(self.covariance(kernel, denoiser, strategy, prediction))
 
     def covariance(
-        self, kernel: ReverseKernel, strategy: VarianceStrategy, denoiser: Denoiser, prediction: Prediction
+        self, kernel: ReverseKernel, denoiser: Denoiser, strategy: VarianceStrategy, prediction: Prediction
     ) -> Covariance:
         if not isinstance(prediction, GuidedPrediction) or prediction.end is None:
-            return super().covariance(kernel, strategy, denoiser, prediction)
-        start, end = (x0_covariance(kernel, strategy, denoiser, own) for own in (prediction.start, prediction.end))
+            return super().covariance(kernel, denoiser, strategy, prediction)
+        start, end = (x0_covariance(kernel, denoiser, strategy, own) for own in (prediction.start, prediction.end))
         return start.lerp(end, self.weight).bounded(denoiser.data_range.variance_bound)

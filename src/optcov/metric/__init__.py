@@ -1,4 +1,4 @@
-"""Metrics of samples, and of a model on data."""
+"""Metrics that score samples, or a model on given data."""
 
 from optcov.metric.base import Metric, ModelMetric, Score, grey_levels, with_count
 from optcov.metric.cifar_features import CIFARFeatures
@@ -14,7 +14,7 @@ from optcov.metric.frechet import FrechetDistance, FrechetPixelDistance, frechet
 from optcov.metric.inception import InceptionFeatures
 from optcov.metric.inception_score import InceptionScore
 from optcov.metric.kid import KernelDistance
-from optcov.metric.nll import BitsPerDim, VariationalNLL
+from optcov.metric.nll import BitsPerDim, VariationalDensity, VariationalNLL
 from optcov.metric.nll_ode import FlowNLL
 from optcov.metric.precision_recall import PrecisionRecall
 from optcov.metric.reference import Reference, Statistics
@@ -39,6 +39,7 @@ __all__ = [
     "Statistics",
     "TrainedFeatures",
     "TwoSampleMetric",
+    "VariationalDensity",
     "VariationalNLL",
     "frechet_distance",
     "grey_levels",

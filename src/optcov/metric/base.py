@@ -1,4 +1,4 @@
-"""Two kinds of metric: of the samples that a model draws, and of the model itself on given data."""
+"""Interfaces of the two kinds of metric: one scores the samples a model draws, the other the model on given data."""
 
 from __future__ import annotations
 
@@ -22,33 +22,40 @@ class Score:
 
     Args:
         value: the score.
-        standard_error: of the value, over images; None where it is not known.
-        details: further results for a file of their own, as JSON.
+        standard_error: standard error of the value over images; None if unknown.
+        details: further results, written to a separate JSON file.
     """
 
     value: float
     standard_error: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
+    def table(self) -> list[dict[str, Any]]:
+        """The terms of a bound in rows, such as ``pandas.DataFrame(score.table())``; empty for other scores."""
+        if "transitions" not in self.details:
+            return []
+        decoder, prior = ({"term": name, "t": None, "s": None} | self.details[name] for name in ("decoder", "prior"))
+        return [decoder, *({"term": "transition"} | each for each in self.details["transitions"]), prior]
+
 
 class Metric(ABC):
     """A score of a set of samples, with or without a reference.
 
-    Call `refer_to` once, then any number of times: `reset`, `update` with all samples,
-    `compute`.  A metric is not an ``nn.Module``, so that none of its weights enter a checkpoint or an average.
+    Call `refer_to` once; then, any number of times, call `reset`, `update` with all samples, and `compute`.  A metric
+    is not an ``nn.Module``, so its weights never enter a checkpoint or an average.
     """
 
     name: str
     higher_is_better: ClassVar[bool] = False
 
     def check(self, reference: Reference, num_samples: int) -> None:  # noqa: B027 (most metrics accept anything)
-        """Refuse what cannot be scored, before anything is trained or drawn.
+        """Refuse a case that cannot be scored, before anything is trained or drawn.
 
         Args:
             reference: the images with which samples will be compared.
             num_samples: how many samples there will be.
         Raises:
-            ValueError: in one sentence.
+            ValueError: if the metric cannot score it; the message is one sentence.
         """
 
     def to(self, device: torch.device | str) -> Self:
@@ -56,14 +63,14 @@ class Metric(ABC):
         return self
 
     def refer_to(self, reference: Reference) -> None:  # noqa: B027 (not every metric has a reference)
-        """Compare samples with these images; slow the first time, unless their statistics are cached.
+        """Set the images to compare samples with; slow the first time, unless their statistics are cached.
 
         Raises:
             ValueError: if they cannot serve as a reference.
         """
 
     def compared_with(self, training: str) -> str | None:
-        """A description of the reference for results; None where there is none.
+        """A description of the reference for the results; None if the metric has no reference.
 
         Args:
             training: a description of the training images, the reference of most metrics.
@@ -75,7 +82,7 @@ class Metric(ABC):
         """Add samples.
 
         Args:
-            images: ``[B, *data_shape]``, uint8, or float on [-1, 1], which is rounded to grey levels.
+            images: ``[B, *data_shape]``, uint8, or float on [-1, 1], which are rounded to grey levels.
         Raises:
             ValueError: if they have another type or shape, or are not finite.
         """
@@ -102,7 +109,7 @@ def grey_levels(images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         return images
     if not images.is_floating_point():
-        raise ValueError(f"images must be uint8, or float on [-1, 1] (got {images.dtype})")
+        raise ValueError(f"images must be uint8, or float on [-1, 1] (got {images.dtype}): convert them")
     return to_uint8(images)
 
 
@@ -112,10 +119,10 @@ class ModelMetric(ABC):
     Lower is better unless ``higher_is_better``.
 
     Args:
-        split: of the data.
-        num_images: how many of its images, drawn with a fixed seed; None for all.
+        split: the split of the data to score: "train", "val" or "test".
+        num_images: how many of its images to score, drawn with a fixed seed; None for all.
     Raises:
-        ValueError: if ``num_images`` is below 2, which has no standard error.
+        ValueError: if ``num_images`` is below 2, which gives no standard error.
     """
 
     higher_is_better: ClassVar[bool] = False
@@ -128,7 +135,7 @@ class ModelMetric(ABC):
         self.split, self.num_images = split, num_images
 
     def images(self, data: DataSource) -> Tensor:
-        """The images to score, uint8 ``[n, *data_shape]``, and vectors too; those of other levels as float on [-1, 1].
+        """The images to score, uint8 ``[n, *data_shape]``, or float on [-1, 1] where they have other than 256 levels.
 
         Raises:
             ValueError: if the data have no such split, it is too small, or they have no grey levels.
@@ -153,7 +160,7 @@ class ModelMetric(ABC):
         return self.choose(data.labels(self.split))
 
     def choose(self, levels: Tensor) -> Tensor:
-        """The rows to score.
+        """Choose the rows to score.
 
         Args:
             levels: all images of the split, uint8 ``[n, *data_shape]``, or their labels ``[n]``.
@@ -183,13 +190,13 @@ class ModelMetric(ABC):
         """Score a model.
 
         Args:
-            denoiser, strategy: in eval mode, on one device.
+            denoiser, strategy: in eval mode, on the same device.
             times: ascending float64 ``[K]`` in (0, 1], from a trajectory.
             levels: images ``[n, *data_shape]``, uint8 or float on [-1, 1], on any device.
-            seed: of the noise, which depends on it and an image's position in ``levels`` alone.
-            batch_size: images at once.
-            labels: of the images, int64 ``[n]``, for a denoiser that knows classes: the score is then that of
-                ``p(x | y)``; None for the null label.
+            seed: seed of the noise, which depends only on it and on an image's position in ``levels``.
+            batch_size: images per network call.
+            labels: class of each image, int64 ``[n]``; only for class-conditional denoisers, which are then scored
+                as ``p(x | y)``.  None for the null label.
         Raises:
             ValueError: if the score is not finite.
         """

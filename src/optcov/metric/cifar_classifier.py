@@ -1,7 +1,8 @@
 """A small classifier of CIFAR-10 that ships with the package; ``fd_cifar`` uses its penultimate features.
 
-A residual network of nine layers after D. Page's for DAWNBench, narrow enough for a file below 2 MB.  It was trained by
-``python -m optcov.metric.train_cifar_classifier``; the metadata of the file have the settings and the test accuracy.
+It is a residual network of nine layers, modelled on D. Page's network for DAWNBench and narrow enough for a file below
+2 MB.  ``python -m optcov.metric.train_cifar_classifier`` trained it; the file's metadata record the settings and the
+test accuracy.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ class _Residual(nn.Module):
 
 
 class CIFARClassifier(nn.Module):
-    """Ten classes of images ``[B, 3, 32, 32]``.
+    """Classifies images ``[B, 3, 32, 32]`` into ten classes.
 
     Args:
-        widths: channels at its four resolutions, 32, 16, 8 and 4 pixels; the last is the number of features.
+        widths: channels at the four resolutions of 32, 16, 8 and 4 pixels; the last is the number of features.
     """
 
     mean: Tensor
@@ -76,7 +77,7 @@ class CIFARClassifier(nn.Module):
 
 
 def load_cifar_classifier() -> CIFARClassifier:
-    """The trained classifier, in eval mode; stored in half precision, computes in float32."""
+    """Load the trained classifier, in eval mode; its weights are stored in half precision and used in float32."""
     classifier = CIFARClassifier()
     classifier.load_state_dict(load(WEIGHTS.read_bytes()))
     return classifier.eval().requires_grad_(False)

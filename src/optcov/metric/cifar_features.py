@@ -14,12 +14,12 @@ SIZE = 32  # pixels
 
 
 class CIFARFeatures(TrainedFeatures[CIFARClassifier]):
-    """192 features that need no download, for comparisons among samples but not with published FIDs.
+    """192 features that need no download; compare such scores with one another, but not with published FIDs.
 
-    Images of another size are resized to 32 x 32 (bilinear, antialiased); a grey channel is shown three times.
+    Images of another size are resized to 32 x 32 (bilinear, antialiased); a grey channel is repeated three times.
 
     Args:
-        batch_size: images at once.
+        batch_size: images per network call.
     """
 
     name = "cifar"

@@ -1,4 +1,4 @@
-"""Features of images, and metrics that depend on samples through features."""
+"""Features of images, and the base classes of metrics that depend on samples only through features."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ State = TypeVar("State")
 
 
 class FeatureNetwork(ABC):
-    """Features of images, computed in batches on one device, in float32 and without gradients.
+    """Computes features of images in batches on one device, in float32 and without gradients.
 
     Args:
-        batch_size: images at once.
+        batch_size: images per network call.
     Attributes:
-        device: that computes; the CPU until `to` is called.
+        device: where features are computed; the CPU until `to` is called.
     Raises:
         ValueError: if ``batch_size`` is below 1.
     """
@@ -33,17 +33,17 @@ class FeatureNetwork(ABC):
 
     def __init__(self, batch_size: int = 64) -> None:
         if batch_size < 1:
-            raise ValueError(f"features.batch_size must be at least 1 (got {batch_size})")
+            raise ValueError(f"features.batch_size must be at least 1 (got {batch_size}): give 64")
         self.batch_size, self.device = batch_size, torch.device("cpu")
 
     @property
     def suffix(self) -> str:
-        """A suffix for the names of metrics on these features; empty for those of the published metrics."""
+        """A suffix for the names of metrics on these features; empty for the features that published metrics use."""
         return f"_{self.name}"
 
     @property
     def key(self) -> str:
-        """Name and weights, which determine the features of an image; usable in a file name."""
+        """Identifies the network and its weights, which determine an image's features; usable in a file name."""
         return self.name
 
     @abstractmethod
@@ -87,17 +87,17 @@ class PixelFeatures(FeatureNetwork):
 
 
 class TrainedFeatures(FeatureNetwork, Generic[Network]):
-    """Features of a trained network for colour images of any size; a grey channel is shown three times.
+    """Features of a trained network for colour images of any size; a grey channel is repeated three times.
 
     Args:
-        batch_size: images at once.
+        batch_size: images per network call.
     """
 
     dim: ClassVar[int]
 
     @abstractmethod
     def load(self) -> Network:
-        """The network, on the CPU, in eval mode."""
+        """Load the network, on the CPU, in eval mode."""
 
     @cached_property
     def network(self) -> Network:
@@ -127,11 +127,11 @@ class TrainedFeatures(FeatureNetwork, Generic[Network]):
 class FeatureMetric(Metric, Generic[State]):
     """A metric that depends on samples only through their features.
 
-    What it accumulates is one object, which `new_state` makes when the first samples arrive after construction or
-    a reset: a subclass never sees a state from before its own ``__init__`` has ended.
+    A single object holds everything accumulated.  `new_state` makes it when the first samples arrive after construction
+    or a reset, so a subclass never sees a state created before its own ``__init__`` has finished.
 
     Args:
-        features: computes them.
+        features: the network that computes the features.
     """
 
     def __init__(self, features: FeatureNetwork) -> None:
@@ -140,11 +140,11 @@ class FeatureMetric(Metric, Generic[State]):
 
     @abstractmethod
     def new_state(self) -> State:
-        """The state of a metric without samples."""
+        """Make the state of a metric that has seen no samples."""
 
     @cached_property
     def state(self) -> State:
-        """What has been accumulated since the last reset."""
+        """Everything accumulated since the last reset."""
         return self.new_state()
 
     def reset(self) -> None:
@@ -178,15 +178,15 @@ class TwoSampleMetric(FeatureMetric[list[Tensor]]):
 
     @abstractmethod
     def check_count(self, count: int, what: str) -> None:
-        """Refuse too few of ``what``, samples or images of the reference.
+        """Refuse a count that is too small; ``what`` is "samples" or "images of the reference" in the message.
 
         Raises:
-            ValueError: naming the setting that needs more.
+            ValueError: if it is; the message names the setting that needs more.
         """
 
     @abstractmethod
     def compare(self, real: Tensor, fake: Tensor) -> dict[str, Score]:
-        """The scores of features ``[n, d]`` of samples beside ``[m, d]`` of the reference, both on the CPU."""
+        """Compare features ``[m, d]`` of the reference with features ``[n, d]`` of samples, both on the CPU."""
 
     def check(self, reference: Reference, num_samples: int) -> None:
         super().check(reference, num_samples)
@@ -215,10 +215,10 @@ class TwoSampleMetric(FeatureMetric[list[Tensor]]):
 
 
 def update_all(metrics: Iterable[Metric], images: Tensor) -> None:
-    """Add samples to several metrics; features that several of them use are computed once.
+    """Add samples to several metrics; features that several of them share are computed only once.
 
     Args:
-        metrics: on one device.
+        metrics: all on the same device.
         images: as in `Metric.update`.
     Raises:
         ValueError: as `Metric.update` does.

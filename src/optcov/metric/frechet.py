@@ -37,7 +37,7 @@ def frechet_distance(mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, covar
 
 
 def frechet_distance_by_root(mean_1: Tensor, root_1: Tensor, mean_2: Tensor, covariance_2: Tensor) -> Tensor:
-    """The same with ``S_1 = root_1^T root_1``; cheap and exact where the rank of S_1 is small.
+    """As `frechet_distance`, with ``S_1 = root_1^T root_1``; cheap and exact if the rank of S_1 is small.
 
     Args:
         mean_1, mean_2: ``[d]``.
@@ -54,10 +54,10 @@ def frechet_distance_by_root(mean_1: Tensor, root_1: Tensor, mean_2: Tensor, cov
 
 
 def frechet_distance_of_few(few: Tensor, many: Sequence[Tensor]) -> Tensor:
-    """The same distance between two sets of images, where one has fewer images than dimensions.
+    """The same distance between two sets of images, of which one has fewer images than dimensions.
 
     With centred features A and B of the two sets, each divided by ``sqrt(count - 1)``, ``tr (S_1 S_2)^{1/2}`` is the
-    sum of the singular values of ``A B^T``: nothing of size ``[d, d]`` is formed.
+    sum of the singular values of ``A B^T``, so no ``[d, d]`` matrix is formed.
 
     Args:
         few: features ``[n, d]``, on [-1, 1], n at least 2.
@@ -91,7 +91,7 @@ class FrechetDistance(FeatureMetric[Moments]):
     Its name is ``fid`` on Inception features and ``fd_`` with the network's name on others.
 
     Args:
-        features: computes them.
+        features: the network that computes the features.
         reference: a ``.npz`` file with ``mu`` and ``sigma`` to compare with, instead of the images given to
             `refer_to`.
     """
@@ -133,7 +133,7 @@ class FrechetDistance(FeatureMetric[Moments]):
         self.prepare()
 
     def prepare(self) -> Statistics:
-        """The statistics to compare with, computed unless they are known."""
+        """Return the statistics to compare with, computing them if necessary."""
         if self._statistics is None:
             if self._reference is None:
                 raise ValueError(f"{self.name} has nothing to compare samples with: call refer_to first")
@@ -151,7 +151,7 @@ class FrechetDistance(FeatureMetric[Moments]):
         self.state.update(features)
 
     def compute(self) -> dict[str, Score]:
-        """The distance; biased upwards for few samples, with one warning if there are no more samples than features."""
+        """Compute the distance, which few samples bias upwards; warn once if samples are not more than features."""
         distance = self._distance()
         count, dim = self.state.count, self.state.dim
         if count <= dim and not self._warned:
@@ -172,10 +172,10 @@ class FrechetDistance(FeatureMetric[Moments]):
 
 
 class FrechetPixelDistance(FrechetDistance):
-    """Frechet distance on raw pixels on [-1, 1], without a network: for small images and vectors.
+    """Frechet distance on raw pixels on [-1, 1], for small images and vectors; it needs no network.
 
-    Up to d/4 samples are compared with the images of the reference directly, which is faster than the covariance of the
-    reference, and possible where that is too large to form.
+    Up to d/4 samples are compared with the reference images directly.  This is faster than forming the covariance of
+    the reference, and it still works if that matrix would be too large.
 
     Args:
         reference: as in `FrechetDistance`.

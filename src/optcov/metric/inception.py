@@ -1,8 +1,8 @@
-"""Inception-v3 as the Frechet inception distance uses it: TensorFlow's network of 2015-12-05 with 1008 outputs.
+"""Inception-v3 as used by the Frechet inception distance: TensorFlow's network of 2015-12-05 with 1008 outputs.
 
-It differs from torchvision's in its average pools, which exclude the padding, in a maximum pool in its last block, and
-in its input: bilinear resizing to 299 x 299 without half-pixel centres and without antialiasing, scaled by
-``(x - 128) / 128``.  Its weights have the names of the file that pytorch-fid and torch-fidelity read.
+It differs from torchvision's in three ways: average pools exclude the padding; the last block has a maximum pool; and
+the input is resized to 299 x 299 bilinearly, without half-pixel centres and without antialiasing, and scaled by
+``(x - 128) / 128``.  Its weights have the names used in the file that pytorch-fid and torch-fidelity read.
 
 Source: Szegedy et al. (arXiv:1512.00567); Heusel et al. (arXiv:1706.08500).
 """
@@ -21,14 +21,14 @@ from torch.nn import functional as F
 from optcov.metric.features import TrainedFeatures
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
-SHA256 = "6726825d"  # its first digits
+SHA256 = "6726825d"  # the first digits
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
 SIZE = 299  # pixels
 NUM_CLASSES = 1008
 
 
 def resize_like_tensorflow(images: Tensor, size: int = SIZE) -> Tensor:
-    """Bilinear resizing from position ``i * in / out``: TensorFlow 1's ResizeBilinear with align_corners false.
+    """Resize bilinearly, sampling at ``i * in / out``, as TensorFlow 1's ResizeBilinear with align_corners false.
 
     Args:
         images: float ``[B, C, H, W]``.
@@ -223,9 +223,9 @@ class InceptionFeatures(TrainedFeatures[InceptionV3]):
     """The 2048 features before the last layer, with the standard weights.
 
     Args:
-        weights: the file of the standard weights; None for torch.hub's folder, where pytorch-fid keeps it, too.
-        download: get the file from `URL` (95 MB) if it is missing.
-        batch_size: images at once.
+        weights: the file with the standard weights; None for torch.hub's folder, where pytorch-fid also stores it.
+        download: download the file from `URL` (95 MB) if it is missing.
+        batch_size: images per network call.
     Raises:
         ValueError: if the file is missing, cannot be downloaded, or has another SHA-256.
     """
@@ -261,7 +261,7 @@ class InceptionFeatures(TrainedFeatures[InceptionV3]):
         return f"{self.name}-{SHA256}"
 
     def load(self) -> InceptionV3:
-        with torch.device("meta"):  # spends no time on weights that are replaced
+        with torch.device("meta"):  # saves initialising weights that are replaced anyway
             network = InceptionV3()
         network.load_state_dict(torch.load(self.path, map_location="cpu", weights_only=True), assign=True)
         return network
@@ -271,7 +271,7 @@ class InceptionFeatures(TrainedFeatures[InceptionV3]):
         return features
 
     def logits(self, features: Tensor) -> Tensor:
-        """The last layer without its bias, ``[B, 1008]``, from which the published inception score is computed."""
+        """Output of the last layer without its bias, ``[B, 1008]``, as the published inception score uses it."""
         return features @ self.network.fc.weight.T
 
     def _download(self) -> None:

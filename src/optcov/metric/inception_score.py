@@ -1,4 +1,4 @@
-"""Inception score, ``exp E KL(p(y|x) || p(y))`` for the classes y of Inception-v3; it needs no reference.
+"""Inception score, ``exp E KL(p(y|x) || p(y))`` over the classes y of Inception-v3; it needs no reference.
 
 Source: Salimans et al. (arXiv:1606.03498), Section 4.
 """
@@ -16,10 +16,10 @@ from optcov.metric.reference import Reference
 
 
 class Tally:
-    """Sums over the samples of each split.
+    """Running sums over the samples of each split.
 
     Args:
-        splits: how many.
+        splits: number of splits.
     """
 
     def __init__(self, splits: int) -> None:
@@ -28,7 +28,7 @@ class Tally:
         self.negentropy = torch.zeros(splits, dtype=torch.float64)
         self.marginal = torch.zeros(splits, NUM_CLASSES, dtype=torch.float64)
         self._stream = np.random.default_rng(0)
-        self._dealt = torch.zeros(0, dtype=torch.int64)  # to samples that are still to come
+        self._dealt = torch.zeros(0, dtype=torch.int64)  # splits already assigned to samples still to come
 
     def add(self, log_p: Tensor) -> None:
         """Add samples with the log-probabilities ``[B, 1008]`` of their classes, float64."""
@@ -42,23 +42,22 @@ class Tally:
         """The split of each of the next samples, int64 ``[count]``."""
         splits = len(self.sizes)
         rounds = -(-(count - len(self._dealt)) // splits)
-        more = self._stream.random((rounds, splits)).argsort(1)  # one number after the other, whatever the batches
+        more = self._stream.random((rounds, splits)).argsort(1)  # the same sequence for every batch size
         dealt = torch.cat([self._dealt, torch.from_numpy(more).flatten()])
         self._dealt = dealt[count:]
         return dealt[:count]
 
 
 class InceptionScore(FeatureMetric[Tally]):
-    """Mean over splits of the samples; constant memory.
+    """The mean score over splits of the samples; memory use is constant.
 
-    Of every ``splits`` consecutive samples, one goes into each split, in an order drawn with a fixed seed: a split does
-    not depend on an ordering of the samples by class, and sample i is in the same split for every batch size.
-
-    The standard deviation over the splits is in the score's details.
+    Of every ``splits`` consecutive samples, one goes into each split, in an order drawn with a fixed seed.  Splits
+    therefore do not depend on whether samples are ordered by class, and sample i is in the same split for every batch
+    size.  The score's details contain the standard deviation over the splits.
 
     Args:
-        features: Inception-v3.
-        splits: how many, at least 1.
+        features: the features of Inception-v3.
+        splits: number of splits, at least 1.
     Raises:
         ValueError: if ``splits`` is below 1.
     """
@@ -69,7 +68,7 @@ class InceptionScore(FeatureMetric[Tally]):
     def __init__(self, features: InceptionFeatures, splits: int = 10) -> None:
         super().__init__(features)
         if splits < 1:
-            raise ValueError(f"metric.{self.name}.splits must be at least 1 (got {splits})")
+            raise ValueError(f"metric.{self.name}.splits must be at least 1 (got {splits}): give 10, as published")
         self.splits, self.inception = splits, features
 
     def check(self, reference: Reference, num_samples: int) -> None:
@@ -91,7 +90,7 @@ class InceptionScore(FeatureMetric[Tally]):
         marginal = tally.marginal / tally.sizes[:, None]
         scores = (tally.negentropy / tally.sizes - torch.special.xlogy(marginal, marginal).sum(1)).exp()
         if not scores.isfinite().all():
-            raise ValueError(f"the features of {tally.count} images are not all finite: look at the images")
+            raise ValueError(f"features of {tally.count} images are not all finite: look at the images")
         details = {"standard_deviation": float(scores.std(correction=0)), "splits": self.splits}
         return {self.name: Score(float(scores.mean()), details=details)}
 

@@ -1,4 +1,4 @@
-"""Kernel inception distance: the unbiased squared MMD of features under the kernel ``(x^T y / d + 1)^3``.
+"""Kernel inception distance: the unbiased squared MMD of features with the kernel ``(x^T y / d + 1)^3``.
 
 Source: Binkowski et al. (arXiv:1801.01401).
 """
@@ -13,15 +13,15 @@ from optcov.metric.features import FeatureNetwork, TwoSampleMetric
 
 
 class KernelDistance(TwoSampleMetric):
-    """Mean over random subsets of the squared MMD; unlike a Frechet distance it is unbiased, but it keeps all features.
+    """Mean squared MMD over random subsets; unlike a Frechet distance it is unbiased, but it stores all features.
 
-    Its name is ``kid`` on Inception features, ``kid_`` with the network's name on others.  The subsets are drawn with a
-    fixed seed; the standard deviation over them is in the score's details.
+    Its name is ``kid`` on Inception features, and ``kid_`` with the network's name on others.  The subsets are drawn
+    with a fixed seed; the score's details contain the standard deviation over them.
 
     Args:
-        features: computes them.
-        subsets: how many, at least 2.
-        subset_size: samples in each, and as many of the reference; at least 2.
+        features: the network that computes the features.
+        subsets: number of subsets, at least 2.
+        subset_size: samples in each subset, and as many images of the reference; at least 2.
     Raises:
         ValueError: if an argument is out of range.
     """
@@ -31,13 +31,14 @@ class KernelDistance(TwoSampleMetric):
         self.name = f"kid{features.suffix}"
         for key, value in (("subsets", subsets), ("subset_size", subset_size)):
             if value < 2:
-                raise ValueError(f"metric.{self.name}.{key} must be at least 2 (got {value})")
+                raise ValueError(f"metric.{self.name}.{key} must be at least 2 (got {value}): give 100 or more")
         self.subsets, self.subset_size = subsets, subset_size
 
     def check_count(self, count: int, what: str) -> None:
         if count < self.subset_size:
             raise ValueError(
-                f"metric.{self.name}.subset_size must be at most the number of {what}, {count} (got {self.subset_size})"
+                f"metric.{self.name}.subset_size must be at most the number of {what}, {count} (got "
+                f"{self.subset_size}): give less"
             )
 
     def compare(self, real: Tensor, fake: Tensor) -> dict[str, Score]:

@@ -9,7 +9,8 @@ from torch import Tensor
 class Moments:
     """Running mean and covariance of features ``[d]``, summed in float64 on the device of the features.
 
-    Up to d rows are kept as they are, more as a sum and a sum of outer products: never more than about ``d^2`` numbers.
+    Up to d rows are stored as they are; beyond that, only their sum and the sum of their outer products.  Memory never
+    exceeds about ``d^2`` numbers.
     """
 
     def __init__(self) -> None:
@@ -19,7 +20,7 @@ class Moments:
 
     @property
     def rows(self) -> Tensor | None:
-        """The features ``[n, d]``, float64, while n is at most d; None for more, or none at all."""
+        """The features ``[n, d]``, float64, as long as n is at most d; None if there are more, or none."""
         return torch.cat(self._rows).double() if self._rows else None
 
     def update(self, features: Tensor) -> None:
@@ -47,7 +48,7 @@ class Moments:
         return mean, (self._outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
 
     def mean_and_root(self) -> tuple[Tensor, Tensor]:
-        """Mean ``[d]`` and a root ``[r, d]`` with ``root^T root`` the covariance; r is at most the number of rows.
+        """Mean ``[d]`` and a root ``[r, d]`` of the covariance, ``root^T root``; r is at most the number of rows.
 
         Raises:
             ValueError: if fewer than two rows were added, or one that is not finite.
@@ -64,7 +65,7 @@ class Moments:
         if self.count < 2:
             raise ValueError(f"num_samples must be at least 2 (got {self.count}): a covariance needs two images")
         if not all(tensor.isfinite().all() for tensor in (*self._rows, self._sum)):
-            raise ValueError(f"the features of {self.count} images are not all finite: look at the images")
+            raise ValueError(f"features of {self.count} images are not all finite: look at the images")
 
 
 def covariance_root(covariance: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Bits per dimension by the variational bound, term by term (see `optcov.likelihood.variational`)."""
+"""Bits per dimension by the variational bound, term by term (see `optcov.likelihood.variational`).
+
+Data on grey levels have a probability, in bits; continuous data have a density, in nats.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from tqdm.auto import tqdm
 from optcov.data.base import Split
 from optcov.data.pixels import from_uint8
 from optcov.denoiser import Denoiser, device_of
-from optcov.likelihood import LogMass, VariationalBound, pixel_log_mass
+from optcov.likelihood import DensityBound, LogMass, VariationalBound, pixel_log_mass
 from optcov.metric.base import ModelMetric, Score
 from optcov.sampler.noise import NoiseStream
 from optcov.seeds import Stream, derive_seed
@@ -24,13 +27,13 @@ from optcov.variance.base import VarianceStrategy
 
 @dataclass(frozen=True)
 class Batch:
-    """Data of which bits are counted.
+    """A batch of data to score.
 
     Args:
         x_0: 8-bit data in the denoiser's range, ``[B, *data_shape]``.
         noise: one stream per sample.
-        condition: labels, int64 ``[B]``; None for none.
-        advance: to be called at each network call, for a progress bar.
+        condition: labels, int64 ``[B]``; None for no labels.
+        advance: call this at each network call, for a progress bar.
     """
 
     x_0: Tensor
@@ -40,13 +43,21 @@ class Batch:
 
 
 class BitsPerDim(ModelMetric):
-    """``-log p(x_0)`` or a bound on it, in bits per dimension, as a sum of terms."""
+    """``-log p(x_0)`` or a bound on it, in bits per dimension, as a sum of terms.
+
+    Attributes:
+        stream: of the noise.
+        unit: of the score.
+        nats_in_unit: of the logarithm.
+    """
 
     stream: ClassVar[Stream]
+    unit: ClassVar[str] = "bits/dim"
+    nats_in_unit: ClassVar[float] = math.log(2)
 
     @abstractmethod
     def nats(self, denoiser: Denoiser, strategy: VarianceStrategy, times: Tensor, batch: Batch) -> Tensor:
-        """The terms of a batch.
+        """Compute the terms of a batch.
 
         Args:
             denoiser, strategy, times: as in `measure`.
@@ -56,7 +67,7 @@ class BitsPerDim(ModelMetric):
         """
 
     def term_details(self, times: Tensor, bits: Tensor) -> dict[str, Any]:
-        """Details of the terms ``[terms, n]`` in bits/dim, for `Score`."""
+        """Details of the terms ``[terms, n]`` in the score's unit, for `Score`."""
         return {}
 
     def measure(
@@ -84,10 +95,10 @@ class BitsPerDim(ModelMetric):
         labels: Tensor | None = None,
         progress: bool = True,
     ) -> Score:
-        """As `measure`, of data ``[n, *data_shape]`` that are in the denoiser's range already."""
+        """As `measure`, for data ``[n, *data_shape]`` that are already in the denoiser's range."""
         device = device_of(denoiser)
         found, calls = [], []
-        with tqdm(desc="bits/dim", leave=False, unit="call", disable=not progress) as bar:
+        with tqdm(desc=self.unit, leave=False, unit="call", disable=not progress) as bar:
             for i, clean in enumerate(torch.split(x_0, batch_size)):
                 indices = range(i * batch_size, i * batch_size + len(clean))
                 noise = NoiseStream(derive_seed(seed, self.stream), indices, denoiser.data_shape, device)
@@ -96,19 +107,19 @@ class BitsPerDim(ModelMetric):
                 batch = Batch(clean.to(device), noise, condition, bar.update)
                 found.append(self.nats(denoiser, strategy, times, batch).cpu())
                 calls.append((denoiser.cost.nfe - before) // len(clean))
-        bits = torch.cat(found, 1) / (x_0[0].numel() * math.log(2))
+        bits = torch.cat(found, 1) / (x_0[0].numel() * self.nats_in_unit)
         total = mean_and_error(bits.sum(0))
-        details = {"unit": "bits/dim", "total": total, "network_calls": calls}  # calls of each batch
+        details = {"unit": self.unit, "total": total, "network_calls": calls}  # calls of each batch
         return Score(total["value"], total["standard_error"], details | self.term_details(times, bits))
 
 
 class VariationalNLL(BitsPerDim):
-    """The bound, with eta = 1 for every sampler, and never cut.
+    """The variational bound; it always uses eta = 1 and no cut, whatever the sampler.
 
     Args:
         split, num_images: as in `ModelMetric`.
         clip_x0: clamp the predicted x_0 to the range of the data in each step.
-        log_mass: the log mass of a pixel's bin, such as `optcov.likelihood.pixel_log_mass`.
+        log_mass: function for the log probability of a pixel's bin, such as `optcov.likelihood.pixel_log_mass`.
     """
 
     stream = Stream.NLL
@@ -128,10 +139,37 @@ class VariationalNLL(BitsPerDim):
         return bound.terms(batch.x_0, times, batch.noise, batch.advance, batch.condition)
 
     def term_details(self, times: Tensor, bits: Tensor) -> dict[str, Any]:
-        decoder, *transitions, prior = map(mean_and_error, bits)
-        t, s = times[1:].tolist(), times[:-1].tolist()
-        steps = [{"t": t[i], "s": s[i], **term} for i, term in enumerate(transitions)]
-        return {"decoder": decoder, "prior": prior, "transitions": steps}
+        return terms_of_bound(times, bits)
+
+
+class VariationalDensity(BitsPerDim):
+    """The bound on ``-log`` of the density of continuous data, in nats per dimension, with eta = 1 and never cut.
+
+    Args:
+        split, num_images: as in `ModelMetric`.
+        clip_x0: clamp the predicted x_0 to the range of the data, if it has one, in each step.
+    """
+
+    stream, unit, nats_in_unit = Stream.NLL, "nats/dim", 1.0
+
+    def __init__(self, split: Split = "test", num_images: int | None = None, clip_x0: bool = True) -> None:
+        super().__init__(split, num_images)
+        self.clip_x0 = clip_x0
+
+    def nats(self, denoiser: Denoiser, strategy: VarianceStrategy, times: Tensor, batch: Batch) -> Tensor:
+        bound = DensityBound(denoiser, strategy, self.clip_x0)
+        return bound.terms(batch.x_0, times, batch.noise, batch.advance, batch.condition)
+
+    def term_details(self, times: Tensor, bits: Tensor) -> dict[str, Any]:
+        return terms_of_bound(times, bits)
+
+
+def terms_of_bound(times: Tensor, bits: Tensor) -> dict[str, Any]:
+    """Mean and standard error of each term ``[K + 1, n]`` of a bound, with the times of its transitions."""
+    decoder, *transitions, prior = map(mean_and_error, bits)
+    t, s = times[1:].tolist(), times[:-1].tolist()
+    steps = [{"t": t[i], "s": s[i], **term} for i, term in enumerate(transitions)]
+    return {"decoder": decoder, "prior": prior, "transitions": steps}
 
 
 def mean_and_error(values: Tensor) -> dict[str, float]:
@@ -143,7 +181,7 @@ def mean_and_error(values: Tensor) -> dict[str, float]:
     broken = int((~values.isfinite()).sum())
     if broken:
         raise ValueError(
-            f"bits/dim must be finite ({broken} of {len(values)} images have NaN or infinity, from the mean network or "
-            "its variance): train longer, or with trainer.precision=32-true"
+            f"bits/dim must be finite (the mean network or its variance gives NaN or infinity for {broken} of "
+            f"{len(values)} images): train longer, or with trainer.precision=32-true"
         )
     return {"value": float(values.mean()), "standard_error": float(values.std()) / math.sqrt(len(values))}

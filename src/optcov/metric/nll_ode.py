@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from optcov.data.base import Split
 from optcov.denoiser import Denoiser
 from optcov.likelihood import ProbabilityFlow
+from optcov.likelihood.ode import check_settings
 from optcov.likelihood.terms import half_bin
 from optcov.metric.nll import Batch, BitsPerDim
 from optcov.seeds import Stream
@@ -17,10 +16,10 @@ from optcov.variance.base import VarianceStrategy
 
 
 class FlowNLL(BitsPerDim):
-    """``E -log p(x + u)`` for u uniform over each pixel's bin: an upper bound on the bits of 8-bit data.
+    """``E -log p(x + u)`` for u uniform over each pixel's bin, an upper bound on the bits/dim of 8-bit data.
 
-    It depends on the mean network alone: not on variance, sampler or trajectory.  The density is that of x at
-    ``t_min``, where a little noise is left; it is a density all the same, so that the bound holds.
+    It depends only on the mean network, not on variance, sampler or trajectory.  The density is that of x at ``t_min``,
+    where a little noise is left; the bound holds because it is still a density.
 
     Args:
         split, num_images: as in `ModelMetric`.
@@ -39,16 +38,14 @@ class FlowNLL(BitsPerDim):
         tolerance: float = 1e-5,
     ) -> None:
         super().__init__(split, num_images)
-        if t_min is not None and not 0 < t_min < 1:
-            raise ValueError(f"t_min must be between 0 and 1 (got {t_min}): give null for 1/N")
-        if tolerance <= 0:
-            raise ValueError(f"tolerance must be above 0 (got {tolerance})")
+        check_settings(t_min, tolerance)
         self.t_min, self.tolerance = t_min, tolerance
 
     def nats(self, denoiser: Denoiser, strategy: VarianceStrategy, times: Tensor, batch: Batch) -> Tensor:
-        half = half_bin(denoiser.data_range)
+        half = half_bin(denoiser.data_range, batch.x_0)
         uniform = 2 * torch.special.ndtr(batch.noise.draw()) - 1
         probe = batch.noise.draw().sign()
         flow = ProbabilityFlow(denoiser, self.t_min, self.tolerance)
         solution = flow.solve(batch.x_0 + half * uniform, probe, batch.advance, batch.condition)
-        return -(solution.log_density[None] + batch.x_0[0].numel() * math.log(2 * half))
+        volume = torch.as_tensor(2 * half, dtype=torch.float64).log().expand(batch.x_0.shape[1:]).sum()
+        return -(solution.log_density[None] + volume.to(solution.log_density.device))

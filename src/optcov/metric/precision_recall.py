@@ -1,8 +1,8 @@
 """Improved precision and recall: how many samples look real, and how much of the reference the samples cover.
 
-The manifold of a set is the union of balls around its features, each with the distance to the k-th nearest neighbour as
-its radius.  Precision is the share of samples on the manifold of the reference; recall is the share of the reference on
-the manifold of the samples.
+The manifold of a set is the union of balls around its features; the radius of each ball is the distance to the k-th
+nearest neighbour.  Precision is the share of samples on the manifold of the reference, recall the share of the
+reference on the manifold of the samples.
 
 Source: Kynkaanniemi et al. (arXiv:1904.06991), Eq. 1 and 2.
 """
@@ -15,18 +15,18 @@ from torch import Tensor
 from optcov.metric.base import Score
 from optcov.metric.features import FeatureNetwork, TwoSampleMetric
 
-CHUNK = 1024  # rows of a table of distances
+CHUNK = 1024  # rows of the distance table computed at once
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
     """Precision and recall of features.
 
     Args:
-        real: of the reference, ``[m, d]``, m above k.
-        fake: of the samples, ``[n, d]``, n above k; on the same device.
-        k: the neighbour that gives a ball its radius.
+        real: features of the reference, ``[m, d]``, m above k.
+        fake: features of the samples, ``[n, d]``, n above k; on the same device.
+        k: which neighbour determines the radius of a ball.
     Returns:
-        Two shares in [0, 1].
+        Precision and recall, each in [0, 1].
     """
     return _share_within(fake, real, _radii(real, k)), _share_within(real, fake, _radii(fake, k))
 
@@ -48,14 +48,14 @@ def _share_within(points: Tensor, centres: Tensor, radii: Tensor) -> float:
 
 
 class PrecisionRecall(TwoSampleMetric):
-    """Precision and recall on the features of a network; keeps all features, and takes time quadratic in their number.
+    """Precision and recall on the features of a network; stores all features and takes time quadratic in their number.
 
-    The published numbers use features of a VGG-16: those on Inception features (as in Dhariwal and Nichol,
-    arXiv:2105.05233) are comparable only among themselves.
+    The original numbers use features of a VGG-16.  Numbers on Inception features (as in Dhariwal and Nichol,
+    arXiv:2105.05233) are comparable only with one another.
 
     Args:
-        features: computes them.
-        k: the neighbour that gives a ball its radius, at least 1; 3 as published.
+        features: the network that computes the features.
+        k: which neighbour determines the radius of a ball, at least 1; 3 as published.
     Raises:
         ValueError: if ``k`` is below 1.
     """
@@ -66,12 +66,14 @@ class PrecisionRecall(TwoSampleMetric):
         super().__init__(features)
         self.name = f"precision_recall{features.suffix}"
         if k < 1:
-            raise ValueError(f"metric.{self.name}.k must be at least 1 (got {k})")
+            raise ValueError(f"metric.{self.name}.k must be at least 1 (got {k}): give 3, as published")
         self.k = k
 
     def check_count(self, count: int, what: str) -> None:
         if count <= self.k:
-            raise ValueError(f"metric.{self.name}.k must be less than the number of {what}, {count} (got {self.k})")
+            raise ValueError(
+                f"metric.{self.name}.k must be below the number of {what}, {count} (got {self.k}): give less"
+            )
 
     def compare(self, real: Tensor, fake: Tensor) -> dict[str, Score]:
         device, suffix = self.features.device, self.features.suffix

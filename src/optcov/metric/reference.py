@@ -1,6 +1,6 @@
-"""The images with which samples are compared, and their features and statistics, computed once and cached.
+"""The images with which samples are compared, with their features and statistics, computed once and cached.
 
-Statistics are ``.npz`` files with ``mu`` and ``sigma``, the format of other FID programs.
+Statistics are ``.npz`` files with ``mu`` and ``sigma``, as in other FID programs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from optcov.metric.moments import Moments
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when the code changes the features of a network
+FORMAT = 1  # increase this when a code change alters the features of a network
 CHUNK = 1024  # images
 MAX_KEPT = 2**35  # bytes of features of our own: 4 million images of 2048 numbers each
 _DAMAGE = (OSError, EOFError, ValueError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
@@ -37,11 +37,11 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class FeatureExtractor(Protocol):
-    """Computes features of images, see `FeatureNetwork`.
+    """Computes features of images; see `FeatureNetwork`.
 
     Attributes:
-        name: for messages.
-        key: name and weights, which determine the features of an image; usable in a file name.
+        name: the network's name in messages.
+        key: identifies the network and its weights, which determine an image's features; usable in a file name.
     """
 
     @property
@@ -51,7 +51,7 @@ class FeatureExtractor(Protocol):
     def key(self) -> str: ...
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features ``[n, d]`` of uint8 ``[n, *data_shape]``."""
+        """Compute features ``[n, d]`` of uint8 images ``[n, *data_shape]``."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Statistics:
     Args:
         mean: ``[d]``.
         covariance: ``[d, d]``.
-        network: `FeatureExtractor.key` of the network; None if a file does not name it.
-        data_shape: of the images; None if a file does not name it.
+        network: `FeatureExtractor.key` of the network; None if the file does not name it.
+        data_shape: shape of an image; None if the file does not name it.
     """
 
     mean: Tensor
@@ -72,10 +72,10 @@ class Statistics:
 
     @classmethod
     def read(cls, path: Path) -> Statistics:
-        """Statistics from a ``.npz`` file with ``mu`` and ``sigma``.
+        """Read statistics from a ``.npz`` file with ``mu`` and ``sigma``.
 
         Raises:
-            ValueError: if it is missing, damaged, or contains anything else.
+            ValueError: if the file is missing or damaged, or contains anything else.
         """
         what = "give a .npz file with the mean mu [d] and the covariance sigma [d, d] of features"
         if not path.is_file():
@@ -113,9 +113,9 @@ class Reference:
     """The images with which samples are compared.
 
     Args:
-        images: uint8 ``[n, *data_shape]``; read in chunks, so that they may be a memory-mapped file.
-        folder: a cache of statistics and features, by a hash of the images and the name of the network; None for no
-            cache.
+        images: uint8 ``[n, *data_shape]``; read in chunks, so they may be a memory-mapped file.
+        folder: cache for statistics and features, whose file names contain a hash of the images and the name of the
+            network; None for no cache.
     Raises:
         ValueError: if the images are not uint8, or fewer than 2.
     """
@@ -130,14 +130,14 @@ class Reference:
 
     @cached_property
     def digest(self) -> str:
-        """A short hash of shape and pixels, which identifies the images wherever they come from."""
+        """A short hash of shape and pixels, which identifies the images wherever they are stored."""
         digest = hashlib.sha256(str(list(self.images.shape)).encode())
         for chunk in torch.split(self.images, CHUNK):
             digest.update(chunk.contiguous().cpu().numpy().data)
         return digest.hexdigest()[:16]
 
     def statistics(self, network: FeatureExtractor) -> Statistics:
-        """Mean and covariance of the features; computed in one pass by the first process to ask."""
+        """Mean and covariance of the features; the first process to ask computes them in one pass."""
 
         def compute() -> Arrays:
             kept = self._path(network, "features")
@@ -151,7 +151,7 @@ class Reference:
         return Statistics(mean, covariance, network.key, self.data_shape)
 
     def features(self, network: FeatureExtractor) -> Tensor:
-        """The features of each image, float32 ``[n, d]`` on the CPU; computed by the first process to ask."""
+        """The features of each image, float32 ``[n, d]`` on the CPU; the first process to ask computes them."""
 
         def compute() -> Arrays:
             return {"features": torch.cat([features.float().cpu() for features in self._extract(network)]).numpy()}

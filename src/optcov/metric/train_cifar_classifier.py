@@ -1,9 +1,9 @@
-"""Train the classifier behind ``fd_cifar`` on CIFAR-10: 15 epochs, a quarter of an hour on two cores, 90.9 %.
+"""Train the CIFAR-10 classifier behind ``fd_cifar``: 15 epochs take a quarter of an hour on two cores and reach 90.9 %.
 
     python -m optcov.metric.train_cifar_classifier --root data/cifar10 --output cifar_classifier.safetensors
 
-It trains on the 50,000 training images; the 10,000 test images only give the printed accuracy.  The accuracy in the
-metadata of the file is that of the stored weights, in half precision.
+It trains on the 50,000 training images; the 10,000 test images serve only for the printed accuracy.  The accuracy in
+the file's metadata was measured with the stored half-precision weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PADDING = 4
 
 
 def augment(batch: FlippedBatch) -> Tensor:
-    """uint8 images, mirrored as drawn, cropped at random after padding by reflection; float in [0, 1]."""
+    """Mirror uint8 images as drawn, pad them by reflection and crop them at random; returns floats in [0, 1]."""
     images = F.pad(batch.flipped().float() / 255, (PADDING,) * 4, mode="reflect")
     size = images.shape[-1] - 2 * PADDING
     windows = images.unfold(2, size, 1).unfold(3, size, 1)  # [B, C, 9, 9, 32, 32], a view
@@ -38,7 +38,7 @@ def augment(batch: FlippedBatch) -> Tensor:
 
 @torch.no_grad()
 def accuracy(classifier: CIFARClassifier, images: Tensor, labels: Tensor) -> float:
-    """Share of right answers on uint8 images, in eval mode."""
+    """The share of uint8 images that the classifier, put in eval mode, labels correctly."""
     classifier.eval()
     right = [
         (classifier(chunk.float() / 255).argmax(1) == truth).sum()
@@ -78,7 +78,7 @@ def train(data: CIFAR10Data, epochs: int, learning_rate: float, seed: int) -> CI
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="CIFAR-10, in any layout that data=cifar10 reads")
-    parser.add_argument("--cache", default="outputs/cache/data", help="of decoded images")
+    parser.add_argument("--cache", default="outputs/cache/data", help="folder for decoded images")
     parser.add_argument("--output", type=Path, default=Path("cifar_classifier.safetensors"))
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--learning-rate", type=float, default=0.4)

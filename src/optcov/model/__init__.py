@@ -1,4 +1,4 @@
-"""Backbones, which predict the mean, heads, which read their features, and a classifier of noisy data."""
+"""Networks: backbones that predict the mean, heads that read their features, and a classifier of noisy data."""
 
 from optcov.model.blocks import LearnedEmbedding, SinusoidalEmbedding
 from optcov.model.classifier import Classifier

@@ -1,4 +1,4 @@
-"""Layers that backbones and heads share; every one works on images ``[B, C, H, W]`` and on vectors ``[B, C]``.
+"""Layers shared by backbones and heads; each works on images ``[B, C, H, W]`` and on vectors ``[B, C]``.
 
 Source: the residual block of DDPM (arXiv:2006.11239), with the scale-shift norm of Improved DDPM (arXiv:2102.09672).
 """
@@ -15,7 +15,10 @@ from torch.nn import functional as F
 def layer(
     in_channels: int, out_channels: int, spatial_dims: int, kernel_size: int = 3, zero: bool = False
 ) -> nn.Module:
-    """A same-size convolution on images (``spatial_dims = 2``), a linear layer on vectors (0); zeros on request."""
+    """Make a same-size convolution for images (``spatial_dims = 2``) or a linear layer for vectors (0).
+
+    ``zero`` sets weights and biases to 0.
+    """
     made: nn.Conv2d | nn.Linear
     if spatial_dims == 2:
         made = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
@@ -28,19 +31,19 @@ def layer(
 
 
 def norm(channels: int, spatial_dims: int) -> nn.GroupNorm:
-    """Group normalisation: 32 groups as in DDPM, fewer in narrow networks; one for vectors.
+    """Make a group normalisation: 32 groups as in DDPM, fewer in narrow networks, and one for vectors.
 
-    A group keeps at least 4 channels: the norm of a single channel would take the added time embedding out again.
+    Each group has at least 4 channels, because normalising a single channel would cancel the added time embedding.
     """
     groups = math.gcd(max(1, channels // 4), 32) if spatial_dims else 1
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """SiLU of a norm, which stands before most layers; ``[B, C, ...]`` to the same."""
+    """Apply a norm and then SiLU, as before most layers; ``[B, C, ...]`` to the same shape."""
     if torch.is_grad_enabled() and norm.weight.requires_grad and not x.requires_grad:
         x = x.contiguous()  # PyTorch 2.13 crashes in the backward pass of a channels-last norm behind frozen layers
-    # on a CPU, PyTorch is four times slower in bfloat16 than in float32 for small channels-last maps of narrow groups
+    # on a CPU, small channels-last maps with narrow groups take PyTorch four times as long in bfloat16 as in float32
     slow = x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.shape[2:].numel() < 1024
     if slow and x.shape[1] < 16 * norm.num_groups:
         h = F.group_norm(x.float(), norm.num_groups, norm.weight.float(), norm.bias.float(), norm.eps).to(x.dtype)
@@ -50,10 +53,10 @@ def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
 
 
 class SinusoidalEmbedding(nn.Module):
-    """Sines and cosines of the time at geometric frequencies, ``[B] -> [B, channels]`` (Transformer, as in DDPM).
+    """Sines and cosines of the time at geometric frequencies, ``[B] -> [B, channels]`` (from Transformers, via DDPM).
 
     Args:
-        channels: even, at least 4.
+        channels: length of the embedding, even and at least 4.
     """
 
     def __init__(self, channels: int) -> None:
@@ -69,9 +72,9 @@ class SinusoidalEmbedding(nn.Module):
 
 
 class LearnedEmbedding(nn.Module):
-    """A table of vectors, one per time the network can be fed (0..1000), as in Keras-DDPM; ``[B] -> [B, channels]``.
+    """A learned vector for each network time 0..1000, as in Keras-DDPM; ``[B] -> [B, channels]``.
 
-    Times between, which solvers of the ODE ask for, get the straight line between their neighbours.
+    Times in between, which ODE solvers use, are interpolated linearly.
 
     Args:
         channels: length of a vector.
@@ -83,35 +86,36 @@ class LearnedEmbedding(nn.Module):
 
     def forward(self, time: Tensor) -> Tensor:
         nearest = time.round()
-        time = torch.where((time - nearest).abs() < 1e-3, nearest, time).clamp(0, 1000)  # an ulp is no step aside
+        time = torch.where((time - nearest).abs() < 1e-3, nearest, time).clamp(0, 1000)  # ignore rounding errors
         lower = time.floor().clamp(max=999).long()
         return torch.lerp(self.table(lower), self.table(lower + 1), (time - lower)[:, None].to(self.table.weight.dtype))
 
 
 class TimeMLP(nn.Sequential):
-    """Two layers behind an embedding of the time, ``[B] -> [B, out_channels]``."""
+    """A time embedding followed by two linear layers, ``[B] -> [B, out_channels]``."""
 
     def __init__(self, embedding: nn.Module, channels: int, out_channels: int) -> None:
         super().__init__(embedding, nn.Linear(channels, out_channels), nn.SiLU(), nn.Linear(out_channels, out_channels))
 
 
 def label_embedding(num_classes: int | None, channels: int) -> nn.Embedding | None:
-    """A vector for each class and one for the null label, to be added to the embedded time (2105.05233, Sec. 4).
+    """Make a vector for each class and one for the null label, to add to the time embedding (2105.05233, Sec. 4).
 
-    To be made after all else, so that the other weights of a seed are those of the network without.
+    Call it after creating all other layers, so that with the same seed their initial weights equal those of the
+    unconditional network.
     """
     return None if num_classes is None else nn.Embedding(num_classes + 1, channels)
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU, layer, twice, around an identity; the time enters between the two.
+    """Two times norm, SiLU and layer, with a shortcut; the time embedding enters between the two.
 
     Args:
-        in_channels, out_channels: a 1x1 layer joins them where they differ.
-        time_channels: of the embedded time.
+        in_channels, out_channels: if they differ, the shortcut is a 1x1 layer.
+        time_channels: length of the time embedding.
         spatial_dims: 2 for images, 0 for vectors.
-        dropout: before the second layer.
-        scale_shift: the time scales and shifts the second norm instead of being added before it.
+        dropout: dropout rate before the second layer.
+        scale_shift: the time scales and shifts the output of the second norm instead of being added before it.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""A classifier of noisy data: the first half of a U-Net, which sees the time, averaged over pixels.
+"""A classifier of noisy data: the downsampling half of a time-conditional U-Net, averaged over pixels.
 
-Source: classifier guidance (arXiv:2105.05233), Sec. 4.3, with an average in place of attention at the end.
+Source: classifier guidance (arXiv:2105.05233), Sec. 4.3, with an average instead of attention at the end.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from optcov.model.unet import Downsample, heights_of
 
 
 class Classifier(nn.Module):
-    """Logits of p(y|x_t), of images and of vectors.
+    """Computes the logits of p(y|x_t) for images or vectors.
 
     Args:
         data_shape: ``(C, H, W)`` or ``(D,)``.
-        num_classes: K.
-        channels: at full resolution.
-        channel_mult: factor on ``channels`` at each level, each of which halves images; None for 1, 2, 2, ... down to
-            4 pixels, and three levels for vectors.
+        num_classes: K, the number of classes.
+        channels: width at full resolution; even and at least 4.
+        channel_mult: factor on ``channels`` at each level; every level after the first halves the images.  None for
+            1, 2, 2, ... down to 4 pixels, or three levels for vectors.
         num_blocks: residual blocks at each level.
-        dropout: in residual blocks.
+        dropout: dropout rate in residual blocks.
     Raises:
         ValueError: if channels is odd or below 4.
     """
@@ -40,7 +40,7 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         if channels < 4 or channels % 2:
-            raise ValueError(f"guidance.classifier.channels must be even and at least 4 (got {channels}): give 32, say")
+            raise ValueError(f"guidance.classifier.channels must be even and at least 4 (got {channels}): give 32")
         dims = len(data_shape) - 1
         if channel_mult is None:
             channel_mult = [1] + [2] * (len(heights_of(data_shape[1], data_shape[2])) - 1) if dims else [1, 1, 1]
@@ -57,7 +57,7 @@ class Classifier(nn.Module):
         self.output = nn.Linear(width, num_classes)
 
     def forward(self, x_t: Tensor, network_time: Tensor) -> Tensor:
-        """``[B, *data_shape]`` and the mean network's input for time, 0-dimensional or ``[B]``, to ``[B, K]``."""
+        """Logits ``[B, K]``, from ``[B, *data_shape]`` and the mean network's time, 0-dimensional or ``[B]``."""
         time = self.time(network_time.to(self.output.weight.dtype).expand(len(x_t)))
         h = self.input(x_t)
         for block in self.blocks:

@@ -1,6 +1,6 @@
 """Heads: small networks on a frozen backbone's last feature map, with one output per pixel.
 
-Source: NPR-DPM and SN-DPM (arXiv:2206.07309), Sec. 5 and Appendix; on vectors the convolutions become linear layers.
+For vectors the convolutions become linear layers.  Source: NPR-DPM and SN-DPM (arXiv:2206.07309), Sec. 5 and Appendix.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from optcov.model.blocks import ResidualBlock, SinusoidalEmbedding, TimeMLP, lay
 
 
 class SimpleHead(nn.Module):
-    """GroupNorm, SiLU, 3x3 convolution.
+    """GroupNorm, SiLU and a 3x3 convolution.
 
     Args:
-        feature_channels: of the feature map.
+        feature_channels: number of channels of the feature map.
         data_shape: ``(C, H, W)`` or ``(D,)``.
     """
 
@@ -24,22 +24,29 @@ class SimpleHead(nn.Module):
         self.output = layer(feature_channels, data_shape[0], len(data_shape) - 1, zero=True)
 
     def forward(self, features: Tensor, network_time: Tensor) -> Tensor:
-        """``[B, feature_channels, ...]`` and what the network is fed as its time, 0-dimensional or ``[B]``, to
-        ``[B, *data_shape]``."""
+        """Compute the output.
+
+        Args:
+            features: ``[B, feature_channels, ...]``.
+            network_time: the time as the backbone is fed it, 0-dimensional or ``[B]``.
+        Returns:
+            ``[B, *data_shape]``.
+        """
         return self.output(norm_silu(self.norm, features))  # type: ignore[no-any-return]
 
 
 class ComplexHead(SimpleHead):
-    """One residual block, which sees the time, in front of the simple head.
+    """A time-conditional residual block in front of the simple head.
 
     Args:
         feature_channels, data_shape: as in `SimpleHead`.
-        hidden_channels: of the residual block; those of the features where None.
+        hidden_channels: width of the residual block; None for as many channels as the features have.
     """
 
     def __init__(self, feature_channels: int, data_shape: tuple[int, ...], hidden_channels: int | None = None) -> None:
         hidden = hidden_channels or feature_channels
         super().__init__(hidden, data_shape)
+        self.hidden_channels = hidden_channels
         width = 4 * max(hidden // 4, 8)
         self.time = TimeMLP(SinusoidalEmbedding(width), width, width)
         self.block = ResidualBlock(feature_channels, hidden, width, len(data_shape) - 1)
@@ -50,17 +57,17 @@ class ComplexHead(SimpleHead):
 
 
 class InputHead(nn.Module):
-    """A small network of its own, for a backbone whose feature map is out of reach: it reads what the backbone read
-    and what it said.
+    """A small separate network for a backbone that exposes no feature map; it reads the backbone's input and output.
 
     Args:
-        feature_channels: those of ``(x_t, output)``, twice the data's.
+        feature_channels: number of channels of ``(x_t, output)``, twice that of the data.
         data_shape: as in `SimpleHead`.
-        hidden_channels: of its layers.
+        hidden_channels: width of its layers.
     """
 
     def __init__(self, feature_channels: int, data_shape: tuple[int, ...], hidden_channels: int = 32) -> None:
         super().__init__()
+        self.hidden_channels = hidden_channels
         self.input = layer(feature_channels, hidden_channels, len(data_shape) - 1)
         self.head = ComplexHead(hidden_channels, data_shape)
 

@@ -10,13 +10,13 @@ from optcov.model.blocks import ResidualBlock, SinusoidalEmbedding, TimeMLP, lab
 
 
 class MLP(nn.Module):
-    """Predicts noise in vectors.
+    """A mean network for vectors.
 
     Args:
         data_shape: ``(D,)``.
-        channels: width.
-        num_blocks: residual blocks.
-        num_classes: that the network is to know; None for none.
+        channels: width of the layers.
+        num_blocks: number of residual blocks.
+        num_classes: K, to make the network class-conditional; None for an unconditional network.
     Raises:
         ValueError: if the data are not vectors.
     """
@@ -26,7 +26,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if len(data_shape) != 1:
-            raise ValueError(f"model=mlp takes vectors, but the data have shape {tuple(data_shape)}: set model=unet")
+            raise ValueError(f"data must be vectors for model=mlp (got shape {tuple(data_shape)}): set model=unet")
         self.data_shape, self.feature_channels = tuple(data_shape), channels
         self.time = TimeMLP(SinusoidalEmbedding(channels), channels, channels)
         self.input = layer(data_shape[0], channels, 0)
@@ -37,7 +37,7 @@ class MLP(nn.Module):
         self.label = label_embedding(num_classes, channels)
 
     def forward(self, x_t: Tensor, time: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``[B, D]``, network times and labels ``[B]`` to the output ``[B, D]`` and features ``[B, channels]``."""
+        """Output ``[B, D]`` and features ``[B, channels]``, from x_t ``[B, D]``, network times and labels ``[B]``."""
         embedded = self.time(time)
         if self.label is not None:
             embedded = embedded + self.label(labels)

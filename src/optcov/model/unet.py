@@ -1,6 +1,6 @@
 """The U-Net of DDPM (arXiv:2006.11239, Appendix B), of Improved DDPM (arXiv:2102.09672), and of Keras-DDPM.
 
-One class; the three differ in arguments: see ``conf/model``.
+All three are one class with different arguments; see ``conf/model``.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from optcov.model.blocks import ResidualBlock, SinusoidalEmbedding, TimeMLP, lab
 
 
 class Attention(nn.Module):
-    """Self-attention over the pixels of a feature map ``[B, C, H, W]``, around an identity."""
+    """Self-attention over the pixels of a feature map ``[B, C, H, W]``, with a shortcut."""
 
     def __init__(self, channels: int, num_heads: int) -> None:
         super().__init__()
         if channels % num_heads:
-            raise ValueError(f"num_heads = {num_heads} does not divide {channels} channels: choose a divisor")
+            raise ValueError(f"model.num_heads must divide the {channels} channels (got {num_heads}): give a divisor")
         self.num_heads = num_heads
         self.norm = norm(channels, 2)
         self.qkv = layer(channels, 3 * channels, 2, kernel_size=1)
@@ -42,7 +42,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Downsample(nn.Module):
-    """Halves height and width with a strided 3x3 convolution, padded to the right and below as in DDPM."""
+    """Halves height and width with a strided 3x3 convolution, padded on the right and at the bottom as in DDPM."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width: nearest neighbour, then a 3x3 convolution."""
+    """Doubles height and width by nearest-neighbour upsampling, followed by a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Upsample(nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """A residual block and, at some resolutions, attention."""
+    """A residual block, followed by attention at some resolutions."""
 
     def __init__(self, block: ResidualBlock, attention: Attention | None) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class UNetBlock(nn.Module):
 
 
 def heights_of(height: int, width: int) -> list[int]:
-    """The heights of a U-Net's levels by default: halved down to 4 pixels, as far as both sides are even."""
+    """The default heights of a U-Net's levels: halved down to 4 pixels, as long as both sides are even."""
     heights = [height]
     while height % 2 == width % 2 == 0 and min(height, width) >= 8:
         height, width = height // 2, width // 2
@@ -85,27 +85,27 @@ def heights_of(height: int, width: int) -> list[int]:
 
 
 class UNet(nn.Module):
-    """Predicts noise in images.
+    """A mean network for images.
 
-    What is None follows the size of the images; 32 x 32 gets the levels and the attention of DDPM.
+    Arguments that are None follow the image size; 32 x 32 images get the levels and the attention of DDPM.
 
     Args:
         data_shape: ``(C, H, W)``; H and W divisible by ``2^(levels - 1)``.
-        channels: at full resolution.
-        channel_mult: factor on ``channels`` at each level; each level halves the resolution; None for 1, 2, 2, ...
-            down to 4 pixels.
+        channels: width at full resolution; even and at least 4.
+        channel_mult: factor on ``channels`` at each level; every level after the first halves the resolution.  None for
+            1, 2, 2, ... down to 4 pixels.
         num_blocks: residual blocks at each level on the way down (one more on the way up).
-        attention_resolutions: heights at which attention follows each block; None for the largest from 8
-            to 16 below the images' own.
-        middle_attention: attention between the two middle blocks.
-        num_heads: of the attention.
-        dropout: in residual blocks.
+        attention_resolutions: heights at which attention follows each block; None for the largest height from 8 to 16
+            that is below the images' own.
+        middle_attention: put attention between the two middle blocks.
+        num_heads: number of attention heads.
+        dropout: dropout rate in residual blocks.
         scale_shift: the time scales and shifts norms (Improved DDPM) instead of being added (DDPM).
         additive_skips: skip connections are added (Keras-DDPM) instead of concatenated.
-        time_embedding: makes the embedding of the time from its number of channels.
-        num_classes: that the network is to know; None for none.
+        time_embedding: makes the time embedding from its number of channels.
+        num_classes: K, to make the network class-conditional; None for an unconditional network.
     Raises:
-        ValueError: if the data are not images, or their size does not fit the levels, or channels is no width.
+        ValueError: if the data are not images, their size does not fit the levels, or ``channels`` is odd or below 4.
     """
 
     def __init__(
@@ -125,9 +125,9 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(data_shape) != 3:
-            raise ValueError(f"model=unet takes images, but the data have shape {tuple(data_shape)}: set model=mlp")
+            raise ValueError(f"data must be images for model=unet (got shape {tuple(data_shape)}): set model=mlp")
         if channels < 4 or channels % 2:
-            raise ValueError(f"model.channels = {channels} is no width of a network: give an even number from 4")
+            raise ValueError(f"model.channels must be even and at least 4 (got {channels}): give 32")
         heights = heights_of(data_shape[1], data_shape[2])
         if channel_mult is None:
             channel_mult = [1] + [2] * (len(heights) - 1)
@@ -136,8 +136,8 @@ class UNet(nn.Module):
         factor = 2 ** (len(channel_mult) - 1)
         if data_shape[1] % factor or data_shape[2] % factor:
             raise ValueError(
-                f"model.channel_mult = {list(channel_mult)} halves images {len(channel_mult) - 1} times, but "
-                f"{data_shape[1]} x {data_shape[2]} is not divisible by {factor}: give fewer levels"
+                f"model.channel_mult must have fewer levels (got {list(channel_mult)}): it halves images "
+                f"{len(channel_mult) - 1} times, but {data_shape[1]} x {data_shape[2]} is not divisible by {factor}"
             )
         self.data_shape, self.feature_channels = tuple(data_shape), channels
         self.additive_skips = additive_skips
@@ -169,7 +169,7 @@ class UNet(nn.Module):
         self.middle2 = ResidualBlock(width, width, time_channels, 2, dropout, scale_shift)
 
         self.up = nn.ModuleList()
-        self.joins = nn.ModuleList()  # of additive skips: 1x1 convolutions where the channels differ
+        self.joins = nn.ModuleList()  # for additive skips: 1x1 convolutions where the channels differ
         for level, mult in reversed(list(enumerate(channel_mult))):
             for _ in range(num_blocks + 1):
                 skip = skips.pop()
@@ -187,7 +187,7 @@ class UNet(nn.Module):
         self.label = label_embedding(num_classes, time_channels)
 
     def forward(self, x_t: Tensor, time: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``[B, C, H, W]``, network times and labels ``[B]`` to output and features ``[B, channels, H, W]``."""
+        """Output and features ``[B, channels, H, W]``, from x_t ``[B, C, H, W]``, network times and labels ``[B]``."""
         embedded = self.time(time)
         if self.label is not None:
             embedded = embedded + self.label(labels)

@@ -1,4 +1,4 @@
-"""Samples as files, an array of all or an image each, without ever having all of them in memory."""
+"""Writes samples as one array or as one image each, without holding all of them in memory."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def write_npz(
     labels: Tensor | None = None,
     dtype: torch.dtype = torch.uint8,
 ) -> None:
-    """Samples as one compressed array ``arr_0``, channels last, and their labels as ``arr_1``.
+    """Write samples as one compressed array ``arr_0``, channels last, and their labels as ``arr_1``.
 
     Args:
         chunks: uint8 or float32 ``[b, *shape]``, in order.
-        count: how many samples they hold.
-        shape: of one sample.
-        path: the file.
-        labels: int64 ``[count]``, if there are any.
-        dtype: of the samples.
+        count: total number of samples.
+        shape: shape of one sample.
+        path: the file to write.
+        labels: class of each sample, int64 ``[count]``; None for no ``arr_1``.
+        dtype: type of the samples.
     """
     shape = (*shape[1:], shape[0]) if len(shape) == 3 else shape
     with (
@@ -50,7 +50,7 @@ def write_npz(
 
 
 def write_pngs(chunks: Iterable[Tensor], count: int, folder: Path) -> None:
-    """Samples as ``000000.png``, ``000001.png``, ...; arguments as in `write_npz`, of images."""
+    """Write images as ``000000.png``, ``000001.png``, ...; arguments as in `write_npz`."""
     folder.mkdir(exist_ok=True)
     images = (image for chunk in chunks for image in chunk)
     for i, image in enumerate(tqdm(images, desc="writing", total=count, unit="image", disable=None)):

@@ -1,4 +1,4 @@
-"""What ``sample.py mode=...`` makes instead of a set of samples: pictures of paths between images, and through time."""
+"""The modes of ``sample.py mode=...``: pictures of interpolations between images, and of sampling over time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def to_picture(images: Tensor, data: DataSource) -> Image.Image:
-    """A table of images as one picture, small ones enlarged, a line right of and below each.
+    """Make one picture of a table of images, with small images enlarged and a line to the right of and below each.
 
     Args:
         images: ``[rows, columns, *data_shape]`` on [-1, 1], or wherever else the data are modelled.
@@ -32,20 +32,20 @@ def to_picture(images: Tensor, data: DataSource) -> Image.Image:
 
 
 class Mode(ABC):
-    """A picture of several images.
+    """Draws a picture of several images.
 
     Args:
-        rows: how many samples, or pairs of them; at least 1.
-        frames: how many images in a row; at least 2.
+        rows: number of samples, or of pairs of samples; at least 1.
+        frames: number of images in a row; at least 2.
     Raises:
-        ValueError: if there are fewer.
+        ValueError: if either is smaller.
     """
 
     def __init__(self, rows: int = 4, frames: int = 9) -> None:
         if rows < 1:
-            raise ValueError(f"mode.rows = {rows} shows nothing: give at least 1")
+            raise ValueError(f"mode.rows must be at least 1 (got {rows}): give 4")
         if frames < 2:
-            raise ValueError(f"mode.frames = {frames} shows no way from one end to the other: give at least 2")
+            raise ValueError(f"mode.frames must be at least 2 (got {frames}): a row needs both ends")
         self.rows, self.frames = rows, frames
 
     def draw(self, parts: Parts, folder: Path, seed: int, device: torch.device) -> None:
@@ -53,31 +53,29 @@ class Mode(ABC):
 
         Args:
             parts: a fitted run.
-            folder: exists.
-            seed: of the noise; row i depends on (seed, i).
-            device: where to compute.
+            folder: an existing folder.
+            seed: seed of the noise; row i depends on (seed, i).
+            device: the device to compute on.
         Raises:
-            ValueError: if the samples are no images.
+            ValueError: if the samples are not images.
         """
         shape = parts.data.sample_shape
         if len(shape) != 3 or shape[0] not in (1, 3):
-            raise ValueError(
-                f"mode pictures images of 1 or 3 channels, but the data have shape {shape}: leave mode out"
-            )
+            raise ValueError(f"data must be images of 1 or 3 channels for a mode (got shape {shape}): leave mode out")
         for module in parts.modules:
             module.to(device).eval()
         self.picture(parts, folder, seed, device)
 
     @abstractmethod
     def picture(self, parts: Parts, folder: Path, seed: int, device: torch.device) -> None:
-        """`draw`, with networks in place."""
+        """Does the work of `draw`, after the networks have been moved to ``device`` and put in eval mode."""
 
 
 class Interpolation(Mode):
-    """Samples on the great circle between two noises; later noise, if any, is the same along a row."""
+    """Samples that start on the great circle between two noises; any later noise is the same along a row."""
 
     def ends(self, parts: Parts, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The starts of a chain between which a row lies, each ``[rows, *event]``."""
+        """The starting noises at both ends of the rows, each ``[rows, *event]``."""
         shape, rows = parts.denoiser.data_shape, self.rows
         std = parts.denoiser.schedule.prior_std(parts.denoiser.levels(parts.times[-1])).to(device, torch.float32)
         first, last = (NoiseStream(seed, range(i * rows, (i + 1) * rows), shape, device) for i in range(2))
@@ -104,31 +102,34 @@ class Interpolation(Mode):
 
 
 class ImageInterpolation(Interpolation):
-    """The same between images of the data, which stand at both ends of the strip; what their way there and back costs
-    is told, and written to ``interpolation.json``.
+    """Interpolates between two images of the data, which are shown at both ends of each row.
+
+    The error of encoding and decoding them is logged and written to ``interpolation.json``.
 
     Args:
         rows, frames: as in `Mode`.
-        corrections: of `optcov.sampler.invert`.
+        corrections: as in `optcov.sampler.invert`.
     """
 
     def __init__(self, rows: int = 4, frames: int = 9, corrections: int = 3) -> None:
         super().__init__(rows, frames)
         if corrections < 0:
-            raise ValueError(f"mode.corrections = {corrections} is no number of iterations: give 0, 1 or more")
+            raise ValueError(f"mode.corrections must not be negative (got {corrections}): give 0, 1 or more iterations")
         self.corrections = corrections
 
     def picture(self, parts: Parts, folder: Path, seed: int, device: torch.device) -> None:
         if parts.num_classes is not None:
             raise ValueError(
-                "mode = interpolate_images knows of no class between two images: give a run with conditional=false "
-                "and guidance=none, or mode=interpolate"
+                "mode must not be interpolate_images for a run with classes (got one), as no class lies between two "
+                "images: give a run with conditional=false and guidance=none, or mode=interpolate"
             )
         if not parts.data.data_range.is_bounded:
             raise ValueError("mode = interpolate_images needs data of pixels (got latents): give mode=interpolate")
         images = parts.data.calibration(2 * self.rows).to(device)
         if len(images) < 2 * self.rows:
-            raise ValueError(f"mode.rows = {self.rows} wants twice as many images; the data have {len(images)}")
+            raise ValueError(
+                f"mode.rows must be at most half the number of images, {len(images)} (got {self.rows}): give fewer rows"
+            )
         encoded = invert(parts.denoiser, parts.denoiser.data_range.from_unit(images), parts.times, self.corrections)
         path = self.path(parts, (encoded[: self.rows], encoded[self.rows :]), seed, device)
         ends = torch.stack([images[: self.rows], images[self.rows :]], 1)
@@ -136,11 +137,11 @@ class ImageInterpolation(Interpolation):
         error = float((path[:, [0, -1]] - ends).square().mean().sqrt()) * 127.5
         told = {"inversion_rmse_grey_levels": error, "images": 2 * self.rows, "corrections": self.corrections}
         write_atomically(folder / "interpolation.json", json.dumps(told, indent=2) + "\n")
-        log.info("there and back: %.3g of 255 grey levels RMS over %d images: %s", error, 2 * self.rows, folder)
+        log.info("inversion error: %.3g of 255 grey levels RMS over %d images: %s", error, 2 * self.rows, folder)
 
 
 class TrajectoryPicture(Mode):
-    """x_t and the predicted x_0 at each update of a few samples."""
+    """Shows x_t and the predicted x_0 at each update of a few samples."""
 
     def picture(self, parts: Parts, folder: Path, seed: int, device: torch.device) -> None:
         noise = NoiseStream(seed, range(self.rows), parts.denoiser.data_shape, device)
@@ -163,6 +164,6 @@ class TrajectoryPicture(Mode):
         seen_at = calls[shown.to(device)].permute(2, 1, 0, 3, 4, 5).flatten(0, 1)
         to_picture(seen_at, parts.data).save(folder / "trajectory.png")
         first, *others = [to_picture(call, parts.data) for call in calls]
-        duration = [max(40, 3000 // len(calls))] * len(others) + [1500]  # ms; the last one stays
+        duration = [max(40, 3000 // len(calls))] * len(others) + [1500]  # ms; the last frame stays longer
         first.save(folder / "trajectory.gif", save_all=True, append_images=others, duration=duration, loop=0)
         log.info("%d updates of %d samples: %s", len(seen), self.rows, folder / "trajectory.gif")

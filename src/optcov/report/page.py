@@ -1,4 +1,4 @@
-"""The report as one page without scripts that needs no other file."""
+"""The report as a single, self-contained HTML page without scripts."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from optcov.report.table import Scores, labels
 
 CAPTIONS = {
     "variance": "Left: the covariance of x_0 at time t by strategy, on a few training images, with the run's guidance; "
-    "a covariance of zero, as that of beta_tilde, is not on the logarithmic axis. Right: the variance of the resulting "
-    "step, for the fewest steps of any run. Dashed: the bounds of Analytic-DPM, Theorem 2, for data in [-1, 1].",
-    "samples": "Samples of the first seed; models that know classes have a row for each class. The noise of a sample "
-    "is the same in all cells with the same sampler and the same classes.",
+    "a covariance of zero, such as beta_tilde's, does not appear on the logarithmic axis. Right: the variance of the "
+    "resulting step, for the fewest steps of any run. Dashed: the bounds of Analytic-DPM, Theorem 2, for data in "
+    "[-1, 1].",
+    "samples": "Samples of the first seed; class-conditional models have a row for each class. A sample has the same "
+    "noise in all cells with the same sampler and the same classes.",
 }
 
 
 def page(runs: Runs, by_metric: Mapping[str, Scores], pictures: Mapping[str, Path], folder: Path) -> str:
-    """The page as HTML.
+    """Render the page as HTML.
 
     Args:
-        runs: to be reported.
-        by_metric: scores, by metric.
-        pictures: PNG files by metric, and by ``variance`` and ``samples`` if there are such.
-        folder: of the page, to which its links are relative.
+        runs: the runs to report.
+        by_metric: scores by metric.
+        pictures: PNG files by metric, and under ``variance`` and ``samples`` if these exist.
+        folder: the page's folder, to which its links are relative.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

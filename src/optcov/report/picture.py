@@ -18,12 +18,12 @@ def picture(
     """Draw the first samples as a PNG: a grid of images, or vectors as points.
 
     Args:
-        images: uint8 ``[n, C, H, W]``, of which the first channel is shown unless there are 3, or ``[n, D]`` with D at
-            least 2.
-        path: of the PNG.
-        count: how many images.
-        scale: enlargement; None to enlarge small images.
-        labels: the class of each sample, int64 ``[n]``: classes become rows of images, or colours of points.
+        images: uint8 ``[n, C, H, W]``, of which only the first channel is drawn unless there are 3, or ``[n, D]`` with
+            D at least 2.
+        path: the PNG to write.
+        count: number of images to draw.
+        scale: enlargement factor; None to enlarge small images automatically.
+        labels: the class of each sample, int64 ``[n]``; each class becomes a row of images or a colour of points.
     """
     if images.ndim == 2:
         _scatter(images, path, labels)
@@ -39,12 +39,12 @@ def picture(
 
 
 def by_class(images: Tensor, labels: Tensor, count: int = PICTURED) -> Tensor:
-    """The first images of each class that occurs, one row per class, padded with black.
+    """Arrange the first images of each class that occurs in one row per class, padded with black.
 
     Args:
         images: uint8 ``[n, C, H, W]``.
-        labels: int64 ``[n]``.
-        count: how many images at most; if there are more classes, one image of each of the first ``count``.
+        labels: class of each image, int64 ``[n]``.
+        count: maximum number of images; if there are more classes, one image for each of the first ``count``.
     Returns:
         ``[rows, columns, C, H, W]``.
     """
@@ -63,7 +63,7 @@ def tile(images: Tensor, scale: int | None = None, line: bool = True) -> Image.I
 
     Args:
         images: uint8 ``[rows, columns, C, H, W]`` with 1 or 3 channels.
-        scale: enlargement; None to enlarge small images.
+        scale: enlargement factor; None to enlarge small images automatically.
         line: separate images by lines.
     """
     if line:
@@ -76,7 +76,7 @@ def tile(images: Tensor, scale: int | None = None, line: bool = True) -> Image.I
 
 
 def _scale(height: int) -> int:
-    """The enlargement of images of this height."""
+    """The enlargement factor for images of this height."""
     return max(1, 64 // height)
 
 
@@ -92,13 +92,13 @@ def _scatter(vectors: Tensor, path: Path, labels: Tensor | None) -> None:
 
 
 def first_samples(path: Path, shape: Sequence[int] | None, side: int = 4, labelled: bool = False) -> Image.Image:
-    """The corner of a file that `picture` wrote.
+    """Cut the upper left corner out of a file that `picture` wrote.
 
     Args:
-        path: of the picture.
-        shape: of a sample; pictures of vectors, and of samples of unknown shape (None), are kept as they are.
-        side: images per row and column, at most.
-        labelled: whether rows are classes, all of which are kept.
+        path: the picture.
+        shape: shape of a sample; pictures of vectors, and of samples of unknown shape (None), are returned whole.
+        side: maximum number of images per row and column.
+        labelled: whether rows are classes; all of them are then kept.
     """
     with Image.open(path) as opened:
         full = opened.convert("RGB")
@@ -110,7 +110,7 @@ def first_samples(path: Path, shape: Sequence[int] | None, side: int = 4, labell
 
 
 def sample_grid(cells: Mapping[tuple[str, int], Image.Image], side: int = 240) -> Image.Image:
-    """Samples of several runs side by side.
+    """Put samples of several runs side by side.
 
     Args:
         cells: pictures by label (rows, in order of appearance) and number of steps (columns, ascending).
@@ -144,12 +144,12 @@ def sample_grid(cells: Mapping[tuple[str, int], Image.Image], side: int = 240) -
 
 
 def _lines(label: str) -> list[str]:
-    """A label, broken into short lines."""
+    """Break a label into short lines."""
     return label.replace(" (", ", (").split(", ")
 
 
 def _fit(image: Image.Image, side: int) -> Image.Image:
-    """Resize to a longer side of about ``side``: enlarged by a whole factor, or reduced by averaging."""
+    """Resize an image so that its longer side is about ``side``, enlarging by a whole factor or averaging down."""
     longest = max(image.size)
     if longest <= side:
         factor = side // longest

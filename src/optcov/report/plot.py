@@ -23,9 +23,9 @@ def plot(runs: pd.DataFrame, metric: str, path: Path) -> None:
     """Plot a metric against the number of steps, and against network calls if they differ; one line per label.
 
     Args:
-        runs: of `optcov.report.collect`.
-        metric: a name of `optcov.report.metric_names`.
-        path: of the PNG.
+        runs: a frame from `optcov.report.collect`.
+        metric: one of `optcov.report.metric_names`.
+        path: the PNG to write.
     """
     from matplotlib.figure import Figure
 
@@ -57,11 +57,11 @@ def plot(runs: pd.DataFrame, metric: str, path: Path) -> None:
 
 
 def plot_variance(curves: Mapping[str, pd.DataFrame], path: Path) -> None:
-    """Plot ``Cov[x_0 | x_t]`` of strategies, and the variance of their steps, between the bounds.
+    """Plot each strategy's ``Cov[x_0 | x_t]`` and the variance of its steps, with the bounds.
 
     Args:
-        curves: by label, with the columns of `optcov.variance.profile.variance_profile`.
-        path: of the PNG.
+        curves: curves by label, with the columns of `optcov.variance.profile.variance_profile`.
+        path: the PNG to write.
     """
     from matplotlib.figure import Figure
 
@@ -92,14 +92,14 @@ def plot_variance(curves: Mapping[str, pd.DataFrame], path: Path) -> None:
     step.set_title(f"variance of the DDPM step to max(t - {' or '.join(strides)}, 1/N)", fontsize="medium")
     for axes in (covariance, step):
         axes.set(xlabel="t", xscale="log", yscale="log")
-        axes.minorticks_off()  # they take half of the drawing time
+        axes.minorticks_off()  # minor ticks would take half of the drawing time
         axes.grid(alpha=0.3)
     _legend_below(figure)
     figure.savefig(path, dpi=150)
 
 
 def _ticks_at(axes: Axes, values: Iterable[int]) -> None:
-    """Put ticks at these values of a logarithmic axis, except those that would touch the one before."""
+    """Put ticks at these values of a logarithmic axis, leaving out those that would touch the previous one."""
     from matplotlib.ticker import NullLocator
 
     ascending = list(values)
@@ -127,7 +127,7 @@ def _scale(axes: Axes, values: pd.DataFrame) -> None:
 
 
 def _legend_below(figure: Figure) -> None:
-    """Put one legend for all axes below them, where it covers no curve."""
+    """Put one legend for all axes below them, so that it covers no curve."""
     handles, names = figure.axes[0].get_legend_handles_labels()
     width = 0.075 * max(map(len, names)) + 0.6  # inches per entry
     columns = max(1, min(len(names), int(figure.get_figwidth() / width)))

@@ -1,4 +1,4 @@
-"""Runs on disk: finding their folders, reading ``results.json``, and joining them in one data frame."""
+"""Runs on disk: finds their folders, reads ``results.json``, and joins them in one data frame."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from optcov.upgrade import CHOICES, upgrade
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 1  # of results.json; raise it when a key changes its meaning
+FORMAT = 1  # version of results.json; increase it when a key changes its meaning
 STANDARD_ERROR = "_se"  # suffix of a column with the standard errors of another
 
 
 class Results(BaseModel):
-    """The content of ``results.json``; every string that is not listed is the option chosen in a config group.
+    """The content of ``results.json``; every further string is the option chosen in a config group.
 
     Args:
-        metrics: scores by name, which ends in the number of samples.
-        standard_errors: of metrics for which one run gives them.
+        metrics: scores by name; each name ends in the number of samples.
+        standard_errors: standard errors by metric, for metrics that provide them within one run.
         higher_is_better: metrics for which larger is better.
-        overrides: settings of the command line inside groups and at the top level.
+        overrides: settings from the command line, inside groups and at the top level.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -59,7 +59,7 @@ class Results(BaseModel):
         """Read a file.
 
         Raises:
-            ValueError: if it is damaged or has another format, in one sentence.
+            ValueError: if it is damaged or has another format; the message is one sentence.
         """
         remedy = "run it again, or leave this folder out"
         try:
@@ -87,8 +87,8 @@ class Run:
     """A finished run.
 
     Args:
-        folder: of the run.
-        results: of the run.
+        folder: its folder.
+        results: its results.
     """
 
     folder: Path
@@ -115,10 +115,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Runs:
-    """Runs to be compared.
+    """Runs to compare.
 
     Args:
-        base: the common folder, to which their names are relative.
+        base: the common folder, to which run names are relative.
         ended: finished runs, in natural order within each source.
         unfinished: folders of runs without results, each with the last line of its log.
     """
@@ -132,7 +132,7 @@ class Runs:
         return os.path.relpath(folder, self.base)
 
     def frame(self) -> pd.DataFrame:
-        """A row for each finished run, see `collect`."""
+        """A data frame with a row for each finished run; see `collect`."""
         import pandas as pd
 
         keys = dict.fromkeys(key for run in self.ended for key in run.results.overrides if key not in ("run", "seed"))
@@ -162,15 +162,15 @@ class Runs:
 
 
 def collect(source: Path | str | Sequence[Path | str]) -> pd.DataFrame:
-    """The results of runs, a row each.
+    """Read the results of runs into a data frame with one row per run.
 
     Args:
         source: as for `gather`.
     Returns:
         A frame with the columns ``run`` (the folder), overrides, the option chosen in each group, ``num_steps``,
-        ``nfe``, ``ne``, ``seed``, and the metrics; a metric with standard errors is followed by them, in a column
-        whose name ends in ``_se``. ``frame.attrs["higher_is_better"]`` lists metrics;
-        ``frame.attrs["told_by_settings"]`` lists groups whose option adds nothing to the columns of its settings.
+        ``nfe``, ``ne``, ``seed``, and the metrics.  The standard errors of a metric follow it in a column whose name
+        ends in ``_se``.  ``frame.attrs["higher_is_better"]`` lists metrics; ``frame.attrs["told_by_settings"]`` lists
+        groups whose option says no more than the columns of its settings.
     Raises:
         ValueError: as `gather`.
     """
@@ -183,7 +183,7 @@ def gather(source: Path | str | Sequence[Path | str]) -> Runs:
     Args:
         source: the folder of a run or of a multirun, a pattern like ``outputs/train/*``, or several of them.
     Raises:
-        ValueError: if a folder contains no run, or results cannot be read, in one sentence.
+        ValueError: if a folder contains no run, or results cannot be read; the message is one sentence.
     """
     sources = [source] if isinstance(source, (str, Path)) else list(source)
     if not sources:
@@ -196,7 +196,7 @@ def gather(source: Path | str | Sequence[Path | str]) -> Runs:
 
 
 def _runs_in(source: str) -> Iterator[Path]:
-    """The folders of runs that a path or pattern names, finished or not."""
+    """The run folders, finished or not, that a path or pattern names."""
     path = Path(source)
     if path.exists() or not re.search(r"[*?\[]", source):
         if not path.is_dir():
@@ -224,7 +224,7 @@ def _runs_below(folder: Path) -> Iterator[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run, finished or not; a refused run leaves only its log."""
+    """Whether a folder belongs to a run, finished or not; a refused run leaves only its log."""
     return _has_ended(folder) or (folder / ".hydra").is_dir() or (folder / "train.log").is_file()
 
 
@@ -238,7 +238,7 @@ def _last_words(folder: Path) -> str:
 
 
 def _in_order(paths: Iterable[Path]) -> list[Path]:
-    """Natural order: job 2 before job 10."""
+    """Sort paths in natural order: job 2 comes before job 10."""
     return sorted(paths, key=lambda path: [int(part) if part.isdigit() else part for part in _PARTS.split(str(path))])
 
 

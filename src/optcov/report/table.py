@@ -1,4 +1,4 @@
-"""Scores of runs as tables: a row for each strategy, a column for each number of steps, averaged over seeds."""
+"""Tables of scores: a row for each strategy and a column for each number of steps, averaged over seeds."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ def metric_names(runs: pd.DataFrame) -> list[str]:
 
 
 def higher_is_better(runs: pd.DataFrame, metric: str) -> bool:
-    """Whether larger is better for a metric."""
+    """Whether larger values of a metric are better."""
     return metric in runs.attrs.get("higher_is_better", [])
 
 
 def labels(runs: pd.DataFrame) -> pd.Series[str]:
-    """What distinguishes each run, apart from steps and seed: ``beta``, or ``var=beta, sampler=ddim``.
+    """A label for each run that says what distinguishes it apart from steps and seed, such as ``beta`` or
+    ``var=beta, sampler=ddim``.
 
-    Runs that nothing distinguishes, not even the seed, get the names of their folders.
+    Runs that nothing distinguishes, not even the seed, are labelled with their folder names.
     """
     import pandas as pd
 
@@ -54,14 +55,14 @@ def _label(settings: pd.Series[str], alone: bool) -> str:
 
 @dataclass(frozen=True)
 class Scores:
-    """A metric over runs; each frame has a row for each label and a column for each number of steps.
+    """The scores of runs by one metric; each frame has a row for each label and a column for each number of steps.
 
     Args:
         mean: over seeds; NaN where there is no run.
         error: the standard deviation over seeds, or the standard error of a single run; NaN where neither is known.
         best: whether a cell is the best of its column.
         heading: the metric's name, its direction, and the meaning of the errors.
-        label_of_run: the row of each run.
+        label_of_run: the label of each run, which is its row.
     """
 
     mean: pd.DataFrame
@@ -103,7 +104,7 @@ class Scores:
 
 
 def scores(runs: pd.DataFrame, metric: str) -> Scores:
-    """A metric of `collect`'s runs, averaged over seeds."""
+    """Average a metric over the seeds of the runs that `collect` returned."""
     label_of_run = labels(runs)
     scored = runs.assign(label=label_of_run).dropna(subset=[metric])
     grouped = scored.groupby(["label", "num_steps"], sort=False)
@@ -125,5 +126,5 @@ def scores(runs: pd.DataFrame, metric: str) -> Scores:
 
 
 def table(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Scores as text, label by steps: ``mean`` or ``mean ± std`` over seeds; the best of a column in ``**bold**``."""
+    """Scores as text by label and steps: ``mean`` or ``mean ± std`` over seeds; the best in each column is bold."""
     return scores(runs, metric).bold("**{}**")

@@ -29,7 +29,7 @@ def check_comparable(runs: Runs) -> None:
     """Refuse runs that a table cannot compare.
 
     Raises:
-        ValueError: if none is finished, or there are several and no two have a metric in common.
+        ValueError: if no run is finished, or there are several and no two share a metric.
     """
     if not runs.ended:
         folder, words = runs.unfinished[0]
@@ -49,7 +49,7 @@ def _listed(names: Mapping[str, float]) -> str:
 
 
 def write_tables(runs: Runs, folder: Path) -> dict[str, Scores]:
-    """Write ``table.csv``, a row for each run, and the scores of each metric as ``table.md`` and ``table.tex``.
+    """Write ``table.csv`` with a row for each run, and the scores of each metric as ``table.md`` and ``table.tex``.
 
     Returns:
         The scores by metric.
@@ -60,7 +60,7 @@ def write_tables(runs: Runs, folder: Path) -> dict[str, Scores]:
     sections = [f"### {each.heading}\n\n{each.to_markdown()}\n" for each in by_metric.values()]
     if runs.unfinished:
         lines = [f"- {runs.name(place)}: {words}" for place, words in runs.unfinished]
-        sections.append("### Not finished, and in no table\n\n" + "\n".join(lines) + "\n")
+        sections.append("### Not finished, so not in the tables\n\n" + "\n".join(lines) + "\n")
     write_atomically(folder / "table.md", "\n".join(sections))
     tabulars = [f"% {each.heading}\n% \\usepackage{{booktabs}}\n{each.to_latex()}" for each in by_metric.values()]
     write_atomically(folder / "table.tex", "\n".join(tabulars))
@@ -71,11 +71,11 @@ def write_report(runs: Runs, folder: Path) -> None:
     """Write tables, a plot for each metric, ``variance.png``, ``samples.png`` and ``report.html``; print the tables.
 
     Args:
-        runs: of `optcov.report.gather`; at least one is finished.
+        runs: runs from `optcov.report.gather`, of which at least one is finished.
         folder: an existing folder.
     """
     for place, words in runs.unfinished:
-        log.warning("%s is not finished, and in no table (%s)", place, words)
+        log.warning("%s is not finished and does not appear in the tables (%s)", place, words)
     by_metric = write_tables(runs, folder)
     frame = runs.frame()
     pictures = {}
@@ -94,7 +94,7 @@ def write_report(runs: Runs, folder: Path) -> None:
 
 
 def variance_curves(runs: Runs, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The curves of the first seed and the fewest steps, by strategy or label; equal curves appear once."""
+    """The curves for the first seed and the fewest steps, by strategy or label; equal curves appear once."""
     import pandas as pd
 
     order = frame.assign(label=labels(frame)).sort_values(["seed", "num_steps"], kind="stable")
@@ -115,12 +115,12 @@ def _is_curve(path: Path) -> bool:
             return True
     except ValueError:
         pass
-    log.warning("%s is damaged or from another version: it is not drawn", path)
+    log.warning("%s is damaged or from another version and is not drawn", path)
     return False
 
 
 def sample_cells(runs: Runs, frame: pd.DataFrame) -> dict[tuple[str, int], Image.Image]:
-    """The first samples of the first seed, by label and number of steps."""
+    """The first samples for the first seed, by label and number of steps."""
     cells: dict[tuple[str, int], Image.Image] = {}
     first = frame["seed"].min()
     for run, label in zip(runs.ended, labels(frame), strict=True):

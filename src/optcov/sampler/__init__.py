@@ -1,4 +1,4 @@
-"""Samplers: which update takes x_t to x_s."""
+"""Samplers: the update rules that take x_t to x_s."""
 
 from optcov.sampler.ancestral import DDIMSampler, DDPMSampler
 from optcov.sampler.base import Model, Sampler, State, batches, sample

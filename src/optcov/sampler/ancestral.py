@@ -1,7 +1,7 @@
 """Samplers that draw from the moment-matched reverse kernel: DDPM and DDIM, each with any covariance.
 
-DDPM with C = 0 or sigma_t^2 I is Ho et al. (arXiv:2006.11239); DDIM is Song et al. (arXiv:2010.02502), Eq. 12; with a
-fitted C they are Analytic-, NPR- and SN-DPM (arXiv:2201.06503, arXiv:2206.07309).
+Sources: DDPM with C = 0 or sigma_t^2 I, Ho et al. (arXiv:2006.11239); DDIM, Song et al. (arXiv:2010.02502), Eq. 12;
+with a fitted C, Analytic-DPM, NPR-DPM and SN-DPM (arXiv:2201.06503, arXiv:2206.07309).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from optcov.variance.base import VarianceStrategy
 
 @dataclass(frozen=True)
 class KernelPlan:
-    """The levels of a chain, ``[K]`` in the order of the steps, and the kernel of each step."""
+    """The noise levels of a chain, ``[K]`` in the order of the steps, and the kernel of each step."""
 
     levels: NoiseLevels
     kernels: ReverseKernel
@@ -37,15 +37,15 @@ class KernelPlan:
 
 
 class KernelSampler(Sampler):
-    """Draws each step from the reverse kernel at one eta.
+    """Draws each step from the reverse kernel at a fixed eta.
 
     Args:
-        num_steps: K, one network call each.
+        num_steps: K, the number of steps; each makes one network call.
         eta: 0 for DDIM's kernel, 1 for DDPM's.
         clip_x0: clamp the predicted x_0 to the data's range before each step.
-        cut: bound on the noise of the last stochastic step, in grey levels, for fitted variances: at most
+        cut: bound on the noise of the last stochastic step, in grey levels.  It limits fitted variances to
             ``(cut * grey_level * sqrt(pi/2))^2`` (Analytic-DPM, Sec. 3.1 and Appendix H.1), where grey levels lie 2/255
-            apart on [-1, 1]; None, and data without grey levels, for no bound.
+            apart on [-1, 1].  There is no bound if it is None or the data have no grey levels.
     Raises:
         ValueError: if an argument is out of range.
     """
@@ -60,14 +60,14 @@ class KernelSampler(Sampler):
 
     @abstractmethod
     def clipped_eps(self, x0: Tensor, prediction: Prediction) -> Tensor:
-        """The eps that goes into the mean with a clipped ``x0``, ``[B, *event]``."""
+        """The eps to use in the mean together with a clipped ``x0``, ``[B, *event]``."""
 
     def check(self, strategy: VarianceStrategy, schedule: NoiseSchedule) -> None:
         super().check(strategy, schedule)
         strategy.check_step(self.eta)
 
     def max_last_variance(self, data_range: DataRange) -> float | None:
-        """The cut as a variance on the data's scale."""
+        """The largest variance that ``cut`` allows in the last stochastic step; None for no bound."""
         if self.cut is None or data_range.grey_level is None:
             return None
         return (self.cut * data_range.grey_level) ** 2 * math.pi / 2
@@ -94,7 +94,7 @@ class KernelSampler(Sampler):
 
 
 class DDIMSampler(KernelSampler):
-    """DDIM at any eta; a clipped x_0 keeps the network's own noise estimate.
+    """DDIM at any eta; if x_0 is clipped, the mean still uses the network's own noise estimate.
 
     Args:
         num_steps, eta, clip_x0, cut: as in `KernelSampler`.
@@ -108,7 +108,7 @@ class DDIMSampler(KernelSampler):
 
 
 class DDPMSampler(KernelSampler):
-    """DDPM, eta = 1; with a clipped x_0 the mean is that of ``q(x_s | x_t, x_0)``.
+    """DDPM, eta = 1; if x_0 is clipped, the mean is that of ``q(x_s | x_t, x_0)``.
 
     Args:
         num_steps, clip_x0, cut: as in `KernelSampler`.

@@ -1,4 +1,4 @@
-"""One loop for every sampler: from a denoiser, a variance strategy and a list of times to samples, step by step."""
+"""The sampling loop that every sampler shares: denoiser, variance strategy and times in, samples out, step by step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from optcov.variance.fixed import BetaTilde
 
 @dataclass(frozen=True)
 class Model:
-    """What a step may ask for, of one batch: the mean, the covariance of a step, and noise."""
+    """Everything a step may use for one batch: the mean, the covariance of a step, and noise."""
 
     denoiser: Denoiser
     strategy: VarianceStrategy
@@ -36,22 +36,22 @@ class Model:
     noise: Noise
 
     def predict(self, x_t: Tensor, level: NoiseLevels) -> Prediction:
-        """The (guided) prediction at ``x_t``."""
+        """Predict at ``x_t``, with guidance if there is any."""
         return self.guidance.predict(self.denoiser, self.strategy, x_t, level, self.condition)
 
     def transition(self, kernel: ReverseKernel, prediction: Prediction) -> Covariance:
         """``Cov[x_s | x_t]`` of the step that ``kernel`` describes."""
-        return self.guidance.transition(kernel, self.strategy, self.denoiser, prediction)
+        return self.guidance.transition(kernel, self.denoiser, self.strategy, prediction)
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a chain stands.
+    """The state of a sampling chain.
 
     Args:
-        i: the number of steps taken.
-        x: the batch after them, ``[B, *event]``.
-        prediction: the network's last answer, with its question: ``prediction.x_t`` and ``prediction.level``.
+        i: the number of steps taken so far.
+        x: the batch after these steps, ``[B, *event]``.
+        prediction: the record of the last network call, including its inputs ``x_t`` and ``level``.
         memory: tensors that the method keeps for its next step.
     """
 
@@ -62,14 +62,14 @@ class State:
 
 
 class Sampler(ABC):
-    """An update rule: `plan` computes what depends on time alone, `step` takes one step.
+    """An update rule: `plan` computes everything that depends only on time, `step` takes one step.
 
     Args:
         num_steps: K, the number of times visited; at least 1.
     Attributes:
-        uses_variance: whether steps draw from the strategy's covariance; ODE solvers add no noise, and SDE solvers
+        uses_variance: whether steps draw from the strategy's covariance.  ODE solvers add no noise, and SDE solvers
             prescribe their own.
-        schedules: the kind of path that the method is derived for.
+        schedules: the kind of path for which the method is derived.
     Raises:
         ValueError: if ``num_steps`` is below 1.
     """
@@ -83,15 +83,15 @@ class Sampler(ABC):
         self.num_steps = num_steps
 
     def check(self, strategy: VarianceStrategy, schedule: NoiseSchedule) -> None:
-        """Refuse a strategy that this sampler would ignore, and a path that it is not derived for.
+        """Refuse a strategy that this sampler would ignore, or a path for which it is not derived.
 
         Raises:
-            ValueError: naming the pair and what is possible.
+            ValueError: if either is the case; the message names the pair and the alternatives.
         """
         name = type(self).__name__
         if not self.uses_variance and not isinstance(strategy, BetaTilde):
             raise ValueError(
-                f"var must be beta_tilde for sampler = {name}, whose steps take no fitted variance (got "
+                f"var must be beta_tilde for sampler = {name}, which cannot use a fitted variance (got "
                 f"{type(strategy).__name__}): set var=beta_tilde, or sampler=ddpm or sampler=ddim"
             )
         if not isinstance(schedule, self.schedules):
@@ -103,17 +103,18 @@ class Sampler(ABC):
 
     @abstractmethod
     def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> Any:
-        """Coefficients of all steps.
+        """Compute the coefficients of all steps.
 
         Args:
-            levels: in the order in which they are visited, ``[K]``, on the CPU.
+            schedule: the denoiser's schedule.
+            levels: noise levels in the order in which they are visited, ``[K]``, on the CPU.
         Returns:
-            An object with ``len``, the number of steps, and ``to(device)``.
+            A plan; its ``len`` is the number of steps, and ``to(device)`` moves it.
         """
 
     @abstractmethod
     def step(self, model: Model, plan: Any, state: State) -> State:
-        """Take step ``state.i`` of the plan; the last one ends at x_0."""
+        """Take step ``state.i`` of the plan; the last step ends at x_0."""
 
     @torch.no_grad()
     def steps(
@@ -127,7 +128,7 @@ class Sampler(ABC):
         condition: Tensor | None = None,
         start: Tensor | None = None,
     ) -> Iterator[State]:
-        """Draw one batch of x_0 step by step; the last state's ``x`` is the answer, ``[B, *event]``.
+        """Draw one batch of x_0, yielding the state after each step; the last state's ``x`` is x_0, ``[B, *event]``.
 
         Gradients are off; a strategy may turn them on with `torch.enable_grad`.
 
@@ -135,14 +136,15 @@ class Sampler(ABC):
             denoiser, strategy: in eval mode, on the device of ``noise``.
             times: ascending float64 ``[K]`` in (0, 1], from a trajectory.
             noise: one stream per sample.
-            guidance, condition: towards labels, int64 ``[B]``; None for none.
-            start: x at ``times[-1]``, ``[B, *event]``; drawn from the prior where None.
+            guidance: how to steer samples towards their labels; None for no guidance.
+            condition: labels, int64 ``[B]``; None for no labels.
+            start: x at ``times[-1]``, ``[B, *event]``; None to draw it from the prior.
         Raises:
-            ValueError: if ``times`` is empty, or the sampler has no use for the strategy or the schedule.
+            ValueError: if ``times`` is empty, or the sampler cannot use the strategy or the schedule.
         """
         self.check(strategy, denoiser.schedule)
         if len(times) == 0:
-            raise ValueError("times must hold at least one time (got none): give those of a trajectory")
+            raise ValueError("times must hold at least one time (got none): give the times of a trajectory")
         levels = denoiser.levels(times.cpu()).flip()
         if start is None:
             start = noise.draw()
@@ -172,31 +174,31 @@ class Sampler(ABC):
             last = state
         return last.x
 
-    def num_updates(self, num_times: int) -> int:
-        """How many states `steps` yields for K times: one each, unless a sampler says otherwise."""
-        return num_times
+    def num_updates(self, schedule: NoiseSchedule, times: Tensor) -> int:
+        """How many states `steps` yields for ascending times ``[K]``: one each, unless a step takes several calls."""
+        return len(self.plan(schedule, schedule.levels(times.cpu()).flip()))
 
 
 def order_within(order: int, num_steps: int) -> int:
-    """The order of a solver: 1, 2 or 3, and at most the number of steps.
+    """Check the order of a solver and return it.
 
     Raises:
-        ValueError: if it is not.
+        ValueError: if it is not 1, 2 or 3, or exceeds the number of steps.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"sampler.order must be 1, 2 or 3 (got {order}): give one of these")
     if order > num_steps:
         raise ValueError(
-            f"sampler.order must be at most sampler.num_steps = {num_steps} (got {order}): lower it, or take more steps"
+            f"sampler.order must be at most sampler.num_steps = {num_steps} (got {order}): lower it, or use more steps"
         )
     return order
 
 
 def batches(count: int, batch_size: int) -> list[range]:
-    """The indices 0..count - 1 in as few batches as possible, all of the same size.
+    """Split the indices 0..count - 1 into as few batches as possible, all of the same size.
 
-    Every network call then has the same shape: a compiled network is compiled once, and its arithmetic does not change.
-    The last batch may reach beyond ``count``, by less than one index for each batch.
+    Every network call then has the same shape, so a compiled network is compiled once and its arithmetic does not
+    change.  The last batch may extend beyond ``count``, by fewer indices than there are batches.
 
     Args:
         count: the number of indices.
@@ -233,16 +235,17 @@ def sample(
         count: the number of samples.
         seed: sample i depends on (seed, i) only, not on the batch size.
         batch_size: the largest number of samples drawn at once.
-        device: where to compute.
+        device: the device to compute on.
         progress: whether to show the bar.
-        labels: the class of each sample, int64 ``[count]`` in 0..K-1, for a denoiser that knows classes or guidance;
-            None for none, which is the null label where there are classes.
-        guidance: towards the labels; moved and put in eval mode like the denoiser; None for none.
+        labels: the class of each sample, int64 ``[count]`` in 0..K-1; only for class-conditional denoisers or guidance.
+            None for no labels; a class-conditional denoiser then gets the null label.
+        guidance: how to steer samples towards the labels; moved and put in eval mode like the denoiser.  None for no
+            guidance.
     Returns:
         float32 ``[count, *event]``, nominally in the denoiser's range, on the CPU.
     Raises:
-        ValueError: if ``count`` or ``batch_size`` is below 1, the sampler has no use for the strategy or the schedule,
-            labels and samples are not as many, or guidance has no labels.
+        ValueError: if ``count`` or ``batch_size`` is below 1, the sampler cannot use the strategy or the schedule,
+            the number of labels is not ``count``, or guidance has no labels.
     """
     sampler.check(strategy, denoiser.schedule)
     parts = batches(count, batch_size)
@@ -251,12 +254,12 @@ def sample(
     if labels is None and guidance is not None:
         raise ValueError("labels must be given with guidance (got None): give the class of each sample")
     if labels is not None and len(labels) != count:
-        raise ValueError(f"labels must be one for each of {count} samples (got {len(labels)}): give as many of each")
-    if labels is not None:  # the last batch may reach beyond
+        raise ValueError(f"labels must be one for each of {count} samples (got {len(labels)}): give {count} labels")
+    if labels is not None:  # the last batch may extend beyond count
         labels = torch.cat([labels, labels.new_zeros(parts[-1].stop - count)]).to(device)
     guidance = (guidance or Guidance(denoiser)).to(device).eval()
     images = torch.empty(count, *denoiser.data_shape)
-    with ImageBar(sampler.num_updates(len(times)), count, disable=not progress) as bar:
+    with ImageBar(sampler.num_updates(denoiser.schedule, times), count, disable=not progress) as bar:
         for indices in parts:
             noise = NoiseStream(seed, indices, denoiser.data_shape, device)
             condition = None if labels is None else labels[indices.start : indices.stop]

@@ -1,7 +1,7 @@
-"""DPM-Solver++, multistep: of the ODE to order 3 (2M, 3M) and of the reverse SDE (2M SDE).
+"""DPM-Solver++, multistep, for the ODE up to order 3 (2M, 3M) and for the reverse SDE (2M SDE).
 
-Source: DPM-Solver++ (arXiv:2211.01095), Algorithm 2 and Sec. 5.  The formula at order 3 is the integral of the
-parabola through three predictions; published code weighs its second difference by half as much, which leaves order 2.
+Source: DPM-Solver++ (arXiv:2211.01095), Algorithm 2 and Sec. 5.  The formula of order 3 integrates the parabola through
+three predictions exactly; the published code weights the second difference by half as much, which gives only order 2.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from optcov.sampler.multistep import AdamsSampler
 
 
 class DPMSolverPPSampler(AdamsSampler):
-    """Multistep in the data prediction.
+    """Multistep method in the data prediction.
 
     Args:
-        num_steps: K, one network call each.
-        order: 1 (DDIM; with ``sde``, DDPM with var=beta_tilde), 2 or 3.
+        num_steps: K, the number of steps; each makes one network call.
+        order: 1 (DDIM; with ``sde``, DDPM with var=beta_tilde), 2 or 3; at most K.
         sde: solve the reverse SDE, with fresh noise in each step, instead of the probability-flow ODE.
         clip_x0: clamp the predicted x_0 to the data's range.
     Raises:

@@ -1,6 +1,8 @@
 r"""Euler's method in EDM's coordinates ``x / alpha`` and ``sigma / alpha``, with or without churn.
 
-Without churn it is DDIM with eta = 0.  Source: EDM (arXiv:2206.00364), Eq. 4 and Algorithm 2 without its correction.
+Without churn this is DDIM with eta = 0.
+
+Source: EDM (arXiv:2206.00364), Eq. 4, and Algorithm 2 without its correction step.
 """
 
 from __future__ import annotations
@@ -20,15 +22,15 @@ from optcov.schedule.levels import NoiseLevels
 class ChurnSampler(SingleStepSampler):
     """Steps in EDM's coordinates, with or without churn.
 
-    Before a step, churn raises the noise from ``sigma_hat = sigma_t / alpha_t`` to ``(1 + gamma) sigma_hat``,
-    ``gamma = min(churn / K, sqrt(2) - 1)``, by fresh noise; never above that of t = 1, where networks end.
+    Before a step, churn adds fresh noise, which raises ``sigma_hat = sigma_t / alpha_t`` to ``(1 + gamma) sigma_hat``,
+    ``gamma = min(churn / K, sqrt(2) - 1)``.  The level never exceeds that of t = 1, the last that networks know.
 
     Args:
-        num_steps: K.
+        num_steps: K, the number of times visited.
         churn: EDM's S_churn, not negative; 0 for the deterministic solver.
-        churn_min, churn_max: the sigma_hat between which noise is added, EDM's S_min and S_max; None for no
-            upper bound.
-        churn_noise: EDM's S_noise, the standard deviation of what is added in units of what is due.
+        churn_min, churn_max: noise is added only for sigma_hat in this range, EDM's S_min and S_max; None for no upper
+            bound.
+        churn_noise: EDM's S_noise, a factor on the standard deviation of the added noise.
     Raises:
         ValueError: if an argument is out of range.
     """
@@ -43,7 +45,7 @@ class ChurnSampler(SingleStepSampler):
     ) -> None:
         super().__init__(num_steps)
         if churn < 0:
-            raise ValueError(f"sampler.churn must not be negative (got {churn}): give 0 for none, or a positive number")
+            raise ValueError(f"sampler.churn must not be negative (got {churn}): give 0 for no churn, or more")
         if churn_min < 0:
             raise ValueError(f"sampler.churn_min must not be negative (got {churn_min}): give 0 for no lower bound")
         if churn_max is not None and churn_max < churn_min:
@@ -54,13 +56,13 @@ class ChurnSampler(SingleStepSampler):
         if churn_noise < 0:
             raise ValueError(f"sampler.churn_noise must not be negative (got {churn_noise}): give 1, or a little more")
         self.churn, self.churn_min, self.churn_noise = churn, churn_min, churn_noise
-        # no bound but infinity, where no signal is left, and noise is relative to nothing
+        # the bound stays finite, because at infinity no signal is left to which the noise could be relative
         self.churn_max = sys.float_info.max if churn_max is None else churn_max
 
     def raised(
         self, schedule: NoiseSchedule, levels: NoiseLevels
     ) -> tuple[NoiseLevels, list[tuple[Tensor, Tensor] | None]]:
-        """Levels after churn, ``[K]``, and what to add at each: ``(scale, amplitude)``, or None for none."""
+        """Levels after churn, ``[K]``, and for each the ``(scale, amplitude)`` of the noise to add, or None."""
         if self.churn == 0:
             return levels, [None] * len(levels)
         ratio = (-levels.log_snr / 2).exp()
@@ -81,7 +83,7 @@ class ChurnSampler(SingleStepSampler):
 
     @abstractmethod
     def calls_of_step(self, t: NoiseLevels, s: NoiseLevels, churn: tuple[Tensor, Tensor] | None) -> tuple[Call, ...]:
-        """The network calls of the step from ``t`` to ``s``, both above 0; churn is added before the first."""
+        """The network calls of a step from ``t`` to ``s``, both above 0; churn is added before the first call."""
 
 
 class EulerSampler(ChurnSampler):

@@ -2,7 +2,8 @@ r"""Euler-Maruyama steps of the reverse VP-SDE.
 
     dx = (-beta/2 x - beta grad log q_t(x)) dt + sqrt(beta) dw,     grad log q_t(x) = -e / sigma_t
 
-backwards from t to s, over which ``b = int_s^t beta(u) du = 2 log(alpha_s / alpha_t)`` is exact on every schedule.
+A step goes backwards from t to s; ``b = int_s^t beta(u) du = 2 log(alpha_s / alpha_t)`` is exact on every schedule.
+
 Source: Score SDEs (arXiv:2011.13456), Eq. 6, 11 and Appendix E.
 """
 
@@ -19,10 +20,10 @@ from optcov.schedule.vp import VPSchedule
 class EulerMaruyamaSampler(LinearSampler):
     """``x_s = (1 + b/2) x_t - b e / sigma_t + sqrt(b) z``; the step to 0 returns m without noise.
 
-    The noise is that of the SDE, whatever ``var`` models.
+    The SDE prescribes the noise; a variance strategy has no influence.
 
     Args:
-        num_steps: K, one network call each.
+        num_steps: K, the number of steps; each makes one network call.
         clip_x0: clamp the predicted x_0 to the data's range.
     """
 

@@ -10,14 +10,11 @@ from optcov.schedule.levels import NoiseLevels
 
 
 class HeunSampler(ChurnSampler):
-    """Euler's step, then again with the average of the predictions at both ends; Euler alone in the step to 0.
+    """Takes an Euler step, then repeats it with the average of the predictions at both ends (second order).
 
-    Second order; ``2 K - 1`` network calls for K steps, and one fewer from a time without any signal, whose step is
-    Euler's.  Arguments as in `ChurnSampler`.
+    The step to 0, and a step from a time without any signal, is Euler's alone.  K steps make ``2 K - 1`` network calls,
+    or one fewer if the first time has no signal.  Arguments as in `ChurnSampler`.
     """
-
-    def num_updates(self, num_times: int) -> int:
-        return 2 * num_times - 1
 
     def calls_of_step(self, t: NoiseLevels, s: NoiseLevels, churn: tuple[Tensor, Tensor] | None) -> tuple[Call, ...]:
         keep = s.alpha / t.alpha

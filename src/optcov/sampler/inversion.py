@@ -1,14 +1,14 @@
-r"""From images back to the noise that makes them, and paths between two noises.
+r"""Inversion, which finds the noise from which an image is generated, and interpolation between two noises.
 
-DDIM's step of the probability-flow ODE from ``t`` to ``s`` is ``x_s = alpha_s m(x_t, t) + sigma_s e(x_t, t)``; turned
-round it is
+DDIM's step of the probability-flow ODE from ``t`` to ``s`` is ``x_s = alpha_s m(x_t, t) + sigma_s e(x_t, t)``.  Solved
+for x_t it is
 
     x_t = keep x_s + (sigma_t - keep sigma_s) e(x_t, t),    keep = alpha_t / alpha_s
-    x_t = keep (x_s - alpha_s m(x_t, t)),                   keep = sigma_t / sigma_s, where alpha_t = 0
+    x_t = keep (x_s - alpha_s m(x_t, t)),                   keep = sigma_t / sigma_s, if alpha_t = 0
 
-with x_t on both sides: by e, or by m where no signal is left and e is ``x_t / sigma_t`` itself.  Taking them at
-``(x_s, s)`` instead is DDIM's encoding, exact to first order in the step; each iteration of the equation thereafter
-brings it closer to the exact inverse of the step.
+The second form is for a level without signal, where e is ``x_t / sigma_t`` itself.  Both have x_t on both sides.
+Evaluating the network at ``(x_s, s)`` instead is DDIM's encoding, exact to first order in the step; each fixed-point
+iteration after that comes closer to the exact inverse of the step.
 
 Source: DDIM (arXiv:2010.02502), Sec. 4.3, 5.3, 5.4 and Eq. 13.
 """
@@ -24,13 +24,13 @@ from optcov.schedule.levels import per_sample
 
 @torch.no_grad()
 def invert(denoiser: Denoiser, x_0: Tensor, times: Tensor, corrections: int = 0) -> Tensor:
-    """The noise from which DDIM without noise, or Euler's method, makes ``x_0``.
+    """Find the noise from which deterministic DDIM, or Euler's method, generates ``x_0``.
 
     Args:
         denoiser: in eval mode.
         x_0: ``[B, *event]`` in the denoiser's range.
-        times: ascending float64 ``[K]`` in (0, 1], those of the way back.
-        corrections: iterations at each time, ``K (1 + corrections)`` network calls in all.
+        times: ascending float64 ``[K]`` in (0, 1]; use the same times to generate.
+        corrections: fixed-point iterations at each time; the total is ``K (1 + corrections)`` network calls.
     Returns:
         x at ``times[-1]``, shape of ``x_0``.
     Raises:
@@ -50,7 +50,7 @@ def invert(denoiser: Denoiser, x_0: Tensor, times: Tensor, corrections: int = 0)
     for i in range(len(times)):
         start = x
         for asked in [i, *[i + 1] * corrections]:
-            # sigma_0 = 0: no network has seen clean images, so the first step asks at its end
+            # networks never see clean images (sigma_0 = 0), so the first step calls the network at its end
             prediction = denoiser(x, levels[max(asked, 1)])
             x = per_sample(keep[i], x) * start + per_sample(noise[i], x) * prediction.eps
             x += per_sample(signal[i], x) * prediction.x0
@@ -61,8 +61,9 @@ def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
     """Spherical interpolation, ``(sin((1 - a) theta) start + sin(a theta) end) / sin(theta)`` (DDIM, Appendix D.5).
 
     Args:
-        start, end: ``[B, *event]``, theta the angle between the samples of a pair; a straight line where it is 0.
-        share: a in [0, 1]; 0 gives ``start``, 1 ``end``, to the last bit.
+        start, end: ``[B, *event]``; theta is the angle between the two samples of a pair.  If it is 0, the path is a
+            straight line.
+        share: a in [0, 1]; 0 gives exactly ``start``, 1 exactly ``end``.
     """
     if share in (0, 1):
         return (end if share else start).clone()

@@ -1,4 +1,4 @@
-r"""Multistep solvers: a step from ``t`` to ``s`` makes one call, and also uses the data predictions of earlier steps.
+r"""Multistep solvers: a step from ``t`` to ``s`` makes one network call and reuses data predictions of earlier steps.
 
 In ``lambda = log(alpha / sigma)``, with ``h = lambda_s - lambda_t``, the probability-flow ODE (H = h) and the reverse
 SDE (H = 2 h, exact noise) have the solution
@@ -7,12 +7,12 @@ SDE (H = 2 h, exact noise) have the solution
     noise ~ N(0, sigma_s^2 (1 - e^{-2 (H - h)}) I)
 
 (DPM-Solver++, arXiv:2211.01095, Prop. 4.1 and Sec. 5).  A polynomial through predictions ``m_j`` at ``u_j`` turns the
-integral into ``sum_j w_j m_j``, where the w_j solve ``sum_j w_j u_j^k = M_k``, the moments
+integral into ``sum_j w_j m_j``.  The w_j solve ``sum_j w_j u_j^k = M_k`` with the moments
 
     M_0 = 1 - e^{-H},   M_k = int_0^1 u^k H e^{-(1 - u) H} du = 1 - k M_{k-1} / H
 
-With two predictions the published methods take ``M_0 / 2`` for M_1, which is of the same order.  The step to
-``sigma_0 = 0``, where H is infinite, has order 1 and returns m.
+With two predictions the published methods replace M_1 by ``M_0 / 2``, which has the same order of accuracy.  The step
+to ``sigma_0 = 0``, where H is infinite, has order 1 and returns m.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class LinearPlan:
     """Steps ``x_s = keep x_t + sum_j weights_j m_j + noise z``, in the order in which they are taken; float64.
 
     Args:
-        levels: ``[K]``, in the order of the steps.
+        levels: the level at the start of each step, ``[K]``.
         keep, noise: ``[K]``.
-        weights: ``[K, order]``, of the newest prediction first.
-        correction: ``[K, order + 2]``, or None: before the step, but for the first, ``x_t`` becomes ``c_0 x + sum_j
-            c_{j+1} m_j`` with x the start of the step before and m_0 the prediction just made.
+        weights: ``[K, order]``, newest prediction first.
+        correction: ``[K, order + 2]``, or None for no correction.  Before every step except the first, ``x_t`` becomes
+            ``c_0 x + sum_j c_{j+1} m_j``, where x is the start of the previous step and m_0 the newest prediction.
     """
 
     levels: NoiseLevels
@@ -58,11 +58,11 @@ class LinearPlan:
 
 
 class LinearSampler(Sampler):
-    """Runs steps that are linear in x and the data predictions of the last steps.
+    """Runs steps that are linear in x and in the data predictions of the last steps.
 
     Args:
-        num_steps: K, one network call each.
-        order: how many predictions a step uses: 1, 2 or 3; fewer at the start, where there are fewer, and at the end.
+        num_steps: K, the number of steps; each makes one network call.
+        order: how many predictions a step uses: 1, 2 or 3; the first steps have fewer, and the last steps use fewer.
         stochastic: whether steps add noise.
         clip_x0: clamp the predicted x_0 to the data's range.
     Raises:
@@ -77,7 +77,7 @@ class LinearSampler(Sampler):
 
     @abstractmethod
     def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> LinearPlan:
-        """Coefficients of the steps from each level to the next, and to 0 at last."""
+        """Compute the coefficients of the steps from each level to the next, and from the last level to 0."""
 
     def step(self, model: Model, plan: LinearPlan, state: State) -> State:
         i, x = state.i, state.x
@@ -101,9 +101,9 @@ class LinearSampler(Sampler):
 
 
 class AdamsSampler(LinearSampler):
-    """The exponential multistep methods of the module's formula; arguments as in `LinearSampler`.
+    """The exponential multistep methods described in this module's docstring; arguments as in `LinearSampler`.
 
-    The i-th of K steps has order ``min(order, i, K + 1 - i)`` (DPM-Solver++'s ``lower_order_final``).
+    Step i of K has order ``min(order, i, K + 1 - i)``, i = 1..K (DPM-Solver++'s ``lower_order_final``).
     """
 
     def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> LinearPlan:
@@ -122,15 +122,15 @@ class AdamsSampler(LinearSampler):
 
 
 def half_log_snr(levels: NoiseLevels) -> Tensor:
-    """``lambda = log(alpha / sigma)``; a large finite number stands for -inf, with the same weights to rounding."""
+    """``lambda = log(alpha / sigma)``; -inf becomes -40, which gives the same weights up to rounding."""
     return (levels.log_snr / 2).clamp(min=-40.0)
 
 
 def adams_weights(nodes: Tensor, H: Tensor) -> Tensor:
-    """The weights ``w_j`` of the module's formula.
+    """The weights ``w_j`` in this module's docstring.
 
     Args:
-        nodes: ``u_j``, where predictions are known; float64 ``[n]``, distinct.
+        nodes: the ``u_j`` at which predictions are known; float64 ``[n]``, distinct.
         H: 0-dimensional, positive.
     Returns:
         float64 ``[n]``.
@@ -144,7 +144,7 @@ def adams_weights(nodes: Tensor, H: Tensor) -> Tensor:
 
 
 def adams_moments(count: int, H: Tensor) -> list[Tensor]:
-    """``M_0 .. M_{count - 1}`` of the module's formula, by its recursion in the direction in which errors shrink.
+    """``M_0 .. M_{count - 1}`` in this module's docstring, by its recursion in the direction in which errors shrink.
 
     Args:
         count: at most 4.
@@ -155,7 +155,7 @@ def adams_moments(count: int, H: Tensor) -> list[Tensor]:
         for k in range(1, count):
             moments.append(1 - k * moments[-1] / H)
         return moments
-    # upwards 1 - k M / H cancels; downwards an error shrinks by H / k, so that the start does not matter
+    # upwards, 1 - k M / H cancels; downwards, an error shrinks by H / k, so that the starting value does not matter
     falling = [H / (count + 21)]
     for k in range(count + 20, 1, -1):
         falling.append(H * (1 - falling[-1]) / k)

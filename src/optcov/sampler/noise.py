@@ -1,4 +1,4 @@
-"""White noise for sample i that depends on (seed, i) only: not on batch size, order, or number of devices."""
+"""White noise that depends only on (seed, i) for sample i, not on batch size, order or number of devices."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class NoiseStream:
     """One random stream per sample; each call draws the next numbers from every stream.
 
     Args:
-        seed: of the whole set of samples.
-        indices: the samples of the set that make up this batch, ``[B]``.
-        shape: of one sample.
-        device, dtype: of the noise.
+        seed: seed of the whole set of samples.
+        indices: the indices of this batch's samples within the set, ``[B]``.
+        shape: shape of one sample.
+        device, dtype: device and dtype of the noise.
     """
 
     def __init__(
@@ -28,13 +28,13 @@ class NoiseStream:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        # PyTorch's CPU generator reads 32 bits of its seed: with start + i no two samples of a set share a stream
+        # PyTorch's CPU generator uses only 32 bits of its seed; start + i gives every sample of a set its own stream
         start = derive_seed(seed, Stream.SAMPLES)
         self._generators = [torch.Generator(device).manual_seed((start + i) % 2**32) for i in indices]
         self._shape, self._device, self._dtype = tuple(shape), device, dtype
 
     def draw(self, shape: tuple[int, ...] | None = None) -> Tensor:
-        """Standard normal ``[B, *shape]``; the shape of a sample where None."""
+        """Draw standard normal numbers ``[B, *shape]``; ``shape`` defaults to the shape of a sample."""
         event = self._shape if shape is None else shape
         noise = torch.empty(len(self._generators), *event, device=self._device, dtype=self._dtype)
         for row, generator in zip(noise, self._generators, strict=True):

@@ -3,9 +3,9 @@ r"""Predictor-corrector sampling: a step of the reverse kernel, then Langevin st
     x <- x + epsilon g + sqrt(2 epsilon) z,    g = grad log q_s(x) = -e / sigma_s
     epsilon = 2 alpha_{s|r}^2 (snr ||z|| / ||g||)^2,    r the next time below s
 
-Source: Score SDEs (arXiv:2011.13456), Algorithms 3 and 5, whose 1 - beta_i is alpha_{s|r}^2 at stride 1 (1 on a
-variance-exploding path: Algorithm 4).  The norms are those of each sample, not of a batch, so that a sample does not
-depend on its neighbours.
+Source: Score SDEs (arXiv:2011.13456), Algorithms 3 and 5.  Their 1 - beta_i is alpha_{s|r}^2 at stride 1, and 1 on a
+variance-exploding path (Algorithm 4).  Norms are computed per sample rather than over the batch, so that a sample does
+not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from optcov.variance.base import VarianceStrategy
 
 @dataclass(frozen=True)
 class CorrectedPlan:
-    """The predictor's steps, and alpha_{s|r}^2 at the end of every step but the last, ``[K - 1]``."""
+    """The predictor's steps, and alpha_{s|r}^2 at the end of every step except the last, ``[K - 1]``."""
 
     predictor: KernelPlan
     kept: Tensor
@@ -37,12 +37,13 @@ class CorrectedPlan:
 
 
 class PredictorCorrectorSampler(Sampler):
-    """Ancestral steps with any ``var``; annealed Langevin dynamics follows each but the last.
+    """Ancestral steps with any ``var``, each except the last followed by annealed Langevin dynamics.
 
     Args:
         num_steps: K, the number of ancestral steps.
         snr: signal-to-noise ratio of a Langevin step, positive; 0.16 in the paper.
-        corrector_steps: Langevin steps after each ancestral one, a network call each; 0 leaves DDPM.
+        corrector_steps: number of Langevin steps after each ancestral step; each makes one network call, and 0 gives
+            plain DDPM.
         clip_x0, cut: as in `DDPMSampler`.
     Raises:
         ValueError: if an argument is out of range.
@@ -81,6 +82,6 @@ class PredictorCorrectorSampler(Sampler):
             z = model.noise.draw()
             length = score.flatten(1).norm(dim=1).double()
             size = 2 * plan.kept[state.i] * (self.snr * z.flatten(1).norm(dim=1).double() / length) ** 2
-            size = torch.where(length > 0, size, 0.0)  # an untrained network may answer 0: no step
+            size = torch.where(length > 0, size, 0.0)  # take no step where an untrained network predicts 0
             x = x + per_sample(size, x) * score + per_sample((2 * size).sqrt(), x) * z
         return replace(after, x=x)

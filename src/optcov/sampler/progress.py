@@ -12,13 +12,13 @@ Item = TypeVar("Item")
 
 
 class ImageBar:
-    """Shows images per second and the time left; each step of a chain moves it by a share of the batch.
+    """Shows images per second and the time left; each step of a chain advances it by a fraction of the batch.
 
     Args:
-        steps: the number of steps of a batch.
-        total: the number of images in the end.
-        done: images that existed before; they do not count towards the speed.
-        processes: the number of processes that draw at the same pace as this one.
+        steps: the number of steps for a batch.
+        total: the final number of images.
+        done: images drawn earlier; they do not count towards the speed.
+        processes: the number of processes, this one included, that draw at the same pace.
         description: the text in front of the bar.
         disable: show nothing.
     """
@@ -36,7 +36,7 @@ class ImageBar:
         self._steps, self._total, self._processes, self._done = steps, total, processes, done
 
     def watch(self, states: Iterable[Item], images: int) -> Iterator[Item]:
-        """Pass on the states of a batch of ``images`` images, and move the bar at each."""
+        """Yield the states of a batch of ``images`` images unchanged, advancing the bar at each."""
         images *= self._processes
         for step, state in enumerate(states, 1):
             self._move(self._done + images * min(1.0, step / self._steps))
@@ -45,7 +45,7 @@ class ImageBar:
         self._move(self._done)
 
     def close(self) -> None:
-        """Stop the bar, and leave it on the screen."""
+        """Stop the bar and leave it on the screen."""
         self.bar.close()
 
     def __enter__(self) -> ImageBar:

@@ -1,13 +1,13 @@
-r"""Single-step solvers: a step from ``t`` to ``s`` uses only its own predictions, as Runge-Kutta methods do.
+r"""Single-step solvers: a step from ``t`` to ``s`` uses only predictions made within it, as Runge-Kutta methods do.
 
 The probability-flow ODE is ``d(x / alpha) / d(sigma / alpha) = e(x, t)`` (Score SDEs, arXiv:2011.13456, Eq. 13, in the
-coordinates of EDM and DDIM), so that every explicit method of it sets, after the j-th network call of a step,
+coordinates of EDM and DDIM).  After the j-th network call of a step, every explicit method for it therefore sets
 
     x = keep x_t + sum_k weights_k e_k,      k = 1..j
 
 to reach the time of the next call, and finally s.  The last step, from the smallest time tau_1 to ``sigma_0 = 0``,
-returns ``E[x_0 | x_{tau_1}]``: that is Euler's, which is finite although log SNR is not.  So is the first step where
-no signal is left, ``alpha_t = 0``: ``x_s = alpha_s m + sigma_s e``.
+returns ``E[x_0 | x_{tau_1}]``.  This is Euler's step, which stays finite although log SNR is infinite at 0.  A first
+step from a time without signal, ``alpha_t = 0``, is also Euler's: ``x_s = alpha_s m + sigma_s e``.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from optcov.schedule.levels import NoiseLevels, per_sample
 
 @dataclass(frozen=True)
 class Call:
-    """One network call, and the combination formed after it; float64, 0-dimensional.
+    """One network call and the linear combination formed after it; coefficients are float64, 0-dimensional.
 
     Args:
-        level: where the network is called.
+        level: the noise level at which the network is called.
         keep: factor of x at the start of the step.
-        weights: of the step's predictions of eps so far, first to last.
+        weights: factors of the step's predictions of eps so far, first to last.
         ends: whether the combination is x_s, the end of the step.
         churn: ``(scale, amplitude)`` of ``x <- scale x + amplitude z`` before the call; None if no noise is added.
         signal: factor of the prediction of x_0; None for 0.
@@ -45,18 +45,18 @@ class Call:
 
 
 def last_call(level: NoiseLevels, churn: tuple[Tensor, Tensor] | None = None) -> Call:
-    """The call of the step to 0, after which ``E[x_0 | x_t]`` is the answer."""
+    """The call of the step to 0, which returns ``E[x_0 | x_t]``."""
     return Call(level, torch.zeros_like(level.t), (), True, churn)
 
 
 def first_call(t: NoiseLevels, s: NoiseLevels) -> Call:
-    """The step from a level without any signal, ``x_s = alpha_s m + sigma_s e``."""
+    """The call of a step from a level without any signal, ``x_s = alpha_s m + sigma_s e``."""
     return Call(t, torch.zeros_like(t.t), (s.sigma,), True, signal=s.alpha)
 
 
 @dataclass(frozen=True)
 class CallPlan:
-    """All network calls of a chain, and their coefficients as tables with one row per call."""
+    """All network calls of a chain, with their coefficients as tables that have one row per call."""
 
     calls: list[Call]
     levels: NoiseLevels
@@ -67,7 +67,7 @@ class CallPlan:
 
     @classmethod
     def of(cls, calls: list[Call]) -> CallPlan:
-        """Gather the coefficients."""
+        """Gather the coefficients of the calls into tables."""
         return cls(
             calls,
             NoiseLevels.cat([call.level for call in calls]),
@@ -86,7 +86,7 @@ class CallPlan:
 
 
 class SingleStepSampler(Sampler):
-    """Makes the calls that a method plans, and yields a state after each.
+    """Makes the network calls that a method plans; there is one state per call.
 
     Args:
         num_steps: K, the number of times visited.
@@ -96,7 +96,7 @@ class SingleStepSampler(Sampler):
 
     @abstractmethod
     def calls(self, schedule: NoiseSchedule, levels: NoiseLevels) -> list[Call]:
-        """All network calls from ``levels[0]``, where some signal is left, down to `last_call`."""
+        """All network calls from ``levels[0]``, which has some signal left, down to `last_call`."""
 
     def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> CallPlan:
         if len(levels) > 1 and not bool(levels[0].alpha > 0):
@@ -122,6 +122,6 @@ class SingleStepSampler(Sampler):
 
 
 def _table(rows: list[tuple[Tensor, ...]]) -> Tensor:
-    """Rows of up to three numbers, filled up with zeros, as one float64 table ``[len(rows), 3]``."""
+    """Stack rows of up to three numbers, padded with zeros, into one float64 table ``[len(rows), 3]``."""
     zero = torch.zeros((), dtype=torch.float64)
     return torch.stack([torch.stack([*row, *[zero] * (3 - len(row))]) for row in rows])

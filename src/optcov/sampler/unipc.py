@@ -1,6 +1,7 @@
-"""UniPC: DPM-Solver++'s multistep predictor, and a corrector that costs no call.
+"""UniPC: DPM-Solver++'s multistep predictor with a corrector that needs no extra network call.
 
-The prediction made at the end of a step joins those before it, and the step is taken again with one order more.
+The corrector repeats each step with the prediction made at its end, which raises the order by one.
+
 Source: UniPC (arXiv:2302.04867), Algorithms 5 and 6, data prediction, ``B(h) = e^h - 1`` ("bh2").
 """
 
@@ -17,8 +18,8 @@ class UniPCSampler(AdamsSampler):
     """Predictor and corrector of the probability-flow ODE.
 
     Args:
-        num_steps: K, one network call each.
-        order: of the predictor: 1, 2 or 3.
+        num_steps: K, the number of steps; each makes one network call.
+        order: the order of the predictor: 1, 2 or 3; at most K.
         clip_x0: clamp the predicted x_0 to the data's range.
     Raises:
         ValueError: if the order is none of these, or above K.
@@ -31,7 +32,7 @@ class UniPCSampler(AdamsSampler):
         predictor = super().plan(schedule, levels)
         lam = half_log_snr(levels)
         correction = lam.new_zeros(len(levels), self.order + 2)
-        # the step from levels[i - 1] to levels[i], taken again; the last step returns m and needs no corrected x
+        # repeats the step from levels[i - 1] to levels[i]; the last step returns m and needs no corrected x
         for i in range(1, len(levels) - 1):
             order = min(self.order, i)
             h = lam[i] - lam[i - 1]

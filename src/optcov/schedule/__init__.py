@@ -1,4 +1,4 @@
-"""Noise schedules: how much signal and how much noise there is at each time."""
+"""Noise schedules: the amplitudes of signal and noise at each time."""
 
 from optcov.schedule.base import NoiseSchedule
 from optcov.schedule.betas import BetaSchedule, FunctionSchedule

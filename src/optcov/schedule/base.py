@@ -1,8 +1,8 @@
 """Forward process ``q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I)``: any Gaussian path from data to noise.
 
-Time ``t`` is float64 in [0, 1]; a schedule of N steps lives on the grid ``n / N``, n = 1..N.  alpha and sigma are
-amplitudes: the DDPM papers write alpha_bar = alpha_t^2 and beta_bar = sigma_t^2.  alpha does not rise, sigma rises, and
-log SNR falls strictly; at ``t = 0`` there is no noise.
+Time ``t`` is float64 in [0, 1]; a schedule of N steps uses the grid ``n / N``, n = 1..N.  alpha and sigma are
+amplitudes: the DDPM papers write alpha_bar = alpha_t^2 and beta_bar = sigma_t^2.  Over time alpha never increases,
+sigma increases, and log SNR strictly decreases; at ``t = 0`` there is no noise.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from optcov.schedule.levels import NoiseLevels
 
 
 def at_least_one(num_steps: int) -> int:
-    """The number of steps, if there is at least one.
+    """Check a number of steps and return it.
 
     Raises:
         ValueError: if it is below 1.
@@ -27,7 +27,7 @@ def at_least_one(num_steps: int) -> int:
 
 
 class NoiseSchedule(ABC):
-    """The amplitudes of signal and noise at every time, in float64.
+    """Gives the amplitudes of signal and noise at any time, in float64.
 
     Args:
         num_steps: N, the number of steps of the discrete process; at least 1.
@@ -55,12 +55,12 @@ class NoiseSchedule(ABC):
         """The inverse of `log_snr`; float64, any shape, clamped to [0, 1]."""
 
     def levels(self, t: Tensor) -> NoiseLevels:
-        """Everything that depends on time alone, for times of any shape."""
+        """Compute everything that depends only on time, for times of any shape."""
         t = t.to(torch.float64)
         return NoiseLevels(t, self.alpha(t), self.sigma(t), self.log_snr(t))
 
     def prior_std(self, level: NoiseLevels) -> Tensor:
-        """Standard deviation of the Gaussian a chain starts from at ``level``; float64, shape of the level."""
+        """Standard deviation of the Gaussian from which sampling starts at ``level``; float64, shape of the level."""
         return level.sigma
 
     def variance_between(self, s: Tensor, t: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class NoiseSchedule(ABC):
         Returns:
             float64 variance, broadcast shape; 0 where ``s == t``.
         """
-        # in ratios of SNR, for sigma_t^2 - alpha_{t|s}^2 sigma_s^2 cancels over short strides
+        # computed from SNR ratios, because sigma_t^2 - alpha_{t|s}^2 sigma_s^2 cancels over short strides
         gap = torch.where(s == t, torch.zeros_like(s + t), self.log_snr(t) - self.log_snr(s))
         return -torch.expm1(gap) * self.sigma(t) ** 2
 
@@ -80,18 +80,18 @@ class NoiseSchedule(ABC):
         return torch.arange(1, self.num_steps + 1, dtype=torch.float64, device=device) / self.num_steps
 
     def interpolate(self, table: Tensor, t: Tensor) -> Tensor:
-        """Read a table kept at ``n / N``, n = 0..N, at any time, linearly between its nodes.
+        """Interpolate a table of values at ``n / N``, n = 0..N, linearly to any time.
 
         Args:
             table: ``[N + 1, ...]``, on the device of ``t``.
             t: times in [0, 1]; 0-dimensional or ``[B]``.
         Returns:
-            ``[*t.shape, ...]`` in the table's dtype, exact on the grid up to rounding.
+            ``[*t.shape, ...]`` in the table's dtype; exact on the grid, up to rounding.
         """
         position = t.to(torch.float64) * self.num_steps
         lower = position.floor().clamp(0, self.num_steps - 1).long()
         weight = (position - lower).reshape(t.shape + (1,) * (table.ndim - 1))
-        # indexing with a 0-dimensional tensor would wait for it on the host
+        # indexing with a 0-dimensional tensor would make the host wait for the device
         below, above = (
             table.index_select(0, n.reshape(-1)).reshape(t.shape + table.shape[1:]) for n in (lower, lower + 1)
         )

@@ -1,4 +1,4 @@
-"""Schedules that are given: a list of betas, or two functions of time."""
+"""User-defined schedules: a list of betas, or two functions of time."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from torch import Tensor
 from optcov.schedule.base import NoiseSchedule
 from optcov.schedule.vp import DiscreteSchedule
 
-SMALLEST_ALPHA_SQ = 1e-20  # stands for 0 at the end of a schedule of zero terminal SNR, whose logarithm is kept
+SMALLEST_ALPHA_SQ = 1e-20  # replaces 0 at the end of a zero-terminal-SNR schedule, so that its logarithm is finite
 
 
 class BetaSchedule(DiscreteSchedule):
-    """A schedule of any N betas.
+    """A schedule defined by any N betas.
 
     Args:
-        betas: ``[N]``, beta_n = Var of ``q(x_n | x_{n-1})`` for n = 1..N, each in (0, 1); the last may be 1, after
-            which no signal is left (arXiv:2305.08891), for networks that predict v or x_0.
+        betas: ``[N]``, at least two, beta_n = Var of ``q(x_n | x_{n-1})`` for n = 1..N, each in (0, 1).  The last may
+            be 1, which leaves no signal (arXiv:2305.08891); this suits networks that predict v or x_0.
     Raises:
-        ValueError: if a beta is out of range.
+        ValueError: if there are fewer than two, or one is not a number in that range.
     """
 
     def __init__(self, betas: Sequence[float] | Tensor) -> None:
         beta = torch.as_tensor(betas, dtype=torch.float64, device="cpu").clone()
-        if beta.ndim != 1 or len(beta) == 0 or not bool(((beta > 0) & (beta <= 1)).all() and (beta[:-1] < 1).all()):
+        if beta.ndim != 1 or len(beta) < 2 or not bool(((beta > 0) & (beta <= 1)).all() and (beta[:-1] < 1).all()):
             raise ValueError(
-                f"schedule must be betas [N] between 0 and 1 (got shape {list(beta.shape)}"
+                f"betas must be at least 2 finite numbers, each between 0 and 1 (got shape {list(beta.shape)}"
                 + (f", from {float(beta.min()):.4g} to {float(beta.max()):.4g}" if beta.numel() else "")
-                + "): give the variance of each step, first step first"
+                + "): give the variance of each step, q(x_n | x_(n-1)), first step first"
             )
         super().__init__(beta, SMALLEST_ALPHA_SQ)
 
 
 class FunctionSchedule(NoiseSchedule):
-    """A Gaussian path given by its two amplitudes.
+    """A Gaussian path defined by its two amplitudes.
 
     Args:
-        alpha, sigma: float64 times in [0, 1], of any shape, to the amplitudes of signal and noise; alpha must not rise
-            and be 1 at 0, sigma must rise from 0.
-        num_steps: N, times of the grid on which heads are trained and tables are kept.
+        alpha, sigma: functions from float64 times in [0, 1], of any shape, to the amplitudes of signal and noise; alpha
+            must be 1 at t = 0 and never increase, sigma must increase from 0.
+        num_steps: N, the size of the time grid on which heads are trained and tables are stored.
     Raises:
-        ValueError: if the functions are no such path.
+        ValueError: if the functions do not define such a path.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class FunctionSchedule(NoiseSchedule):
         grid = torch.cat([torch.zeros(1, dtype=torch.float64), self.grid()])
         a, s = self.alpha(grid), self.sigma(grid)
         if a.shape != grid.shape or s.shape != grid.shape or not (a.isfinite() & s.isfinite()).all():
-            raise ValueError("schedule must be two functions of times that answer in their shape with finite numbers")
+            raise ValueError("schedule must be two functions of time that return finite numbers in the shape of t")
         if abs(float(a[0]) - 1) > 1e-6 or float(s[0]) < 0 or float(s[0]) > 0.05 or bool((a < 0).any()):
             raise ValueError(
                 f"schedule must start from clean data, alpha(0) = 1 and sigma(0) = 0 (got {float(a[0]):.4g} and "
                 f"{float(s[0]):.4g}): give amplitudes, not variances, with t = 1 for noise"
             )
         if bool((a.diff() > 1e-12).any()) or bool((s[1:].diff() <= 0).any()):
-            raise ValueError("schedule must have an alpha that does not rise and a sigma that rises with time")
+            raise ValueError("schedule must have an alpha that never increases and a sigma that increases with time")
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.as_tensor(self._alpha(t.to(torch.float64)), dtype=torch.float64)

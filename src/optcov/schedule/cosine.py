@@ -1,6 +1,7 @@
 r"""Cosine schedule: ``alpha_t^2`` follows a squared cosine.  Source: Improved DDPM (arXiv:2102.09672), Eq. 17.
 
-The difference of two squared cosines in ``1 - f(u) / f(v)`` is a product, which does not cancel where steps are short:
+The difference of two squared cosines in ``1 - f(u) / f(v)`` is computed as a product, which does not cancel for short
+steps:
 
     cos^2 a - cos^2 b = sin(b - a) sin(b + a)
 """
@@ -19,9 +20,9 @@ class CosineSchedule(DiscreteSchedule):
     """``beta_n = min(1 - f(n/N) / f((n-1)/N), beta_max)``, ``f(u) = cos^2((u + offset) / (1 + offset) pi/2)``.
 
     Args:
-        num_steps: N, any number from 1.
+        num_steps: N, at least 1.
         offset: keeps beta_1 from vanishing.
-        beta_max: cut of the last step, where f reaches 0.
+        beta_max: upper limit on every beta; it applies near the last step, where f reaches 0.
     """
 
     def __init__(self, num_steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999) -> None:

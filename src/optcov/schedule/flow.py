@@ -1,6 +1,6 @@
 """The straight path of flow matching and rectified flow: ``alpha_t = 1 - t``, ``sigma_t = t``.
 
-Source: flow matching (arXiv:2210.02747), Eq. 20 with sigma_min = 0, time reversed so that t = 1 is noise.
+Source: flow matching (arXiv:2210.02747), Eq. 20 with sigma_min = 0; time is reversed so that t = 1 is noise.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from optcov.schedule.base import NoiseSchedule
 
 
 class FlowSchedule(NoiseSchedule):
-    """``x_t = (1 - t) x_0 + t eps``; no signal is left at ``t = 1``, so that networks predict the velocity or x_0.
+    """``x_t = (1 - t) x_0 + t eps``; no signal is left at ``t = 1``, so networks must predict the velocity or x_0.
 
     Args:
-        num_steps: N, times of the grid on which networks are trained and tables are kept.
+        num_steps: N, the size of the time grid on which networks are trained and tables are stored.
     """
 
     def __init__(self, num_steps: int = 1000) -> None:

@@ -1,4 +1,4 @@
-"""Noise levels: the times a chain visits, with everything the mathematics asks of them, computed once in float64."""
+"""Noise levels: the times that sampling visits, with their alpha, sigma and log SNR computed once in float64."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class NoiseLevels:
-    """The levels ``q(x_t | x_0) = N(alpha x_0, sigma^2 I)`` at one time, one a sample ``[B]``, or one a node ``[K]``.
+    """Noise levels ``q(x_t | x_0) = N(alpha x_0, sigma^2 I)``: one, one per sample ``[B]``, or one per step ``[K]``.
 
     Args:
         t: times in [0, 1]; float64, 0-dimensional or 1-dimensional.
-        alpha, sigma: amplitudes of signal and noise, of the same shape.
+        alpha, sigma: amplitudes of signal and noise, with the shape of ``t``.
         log_snr: ``log(alpha^2 / sigma^2)``; +inf where ``sigma = 0``, -inf where ``alpha = 0``.
     """
 
@@ -26,7 +26,7 @@ class NoiseLevels:
 
     @property
     def noise_variance(self) -> Tensor:
-        """``r = sigma_t^2 / alpha_t^2``, with which ``Cov[x_0|x_t] = r Cov[eps|x_t]``."""
+        """``r = sigma_t^2 / alpha_t^2``, so that ``Cov[x_0|x_t] = r Cov[eps|x_t]``."""
         return torch.exp(-self.log_snr)
 
     def __len__(self) -> int:
@@ -39,23 +39,23 @@ class NoiseLevels:
         return (self[i] for i in range(len(self)))
 
     def to(self, device: torch.device | str) -> NoiseLevels:
-        """The same levels on a device, copied once for a whole chain."""
+        """Move the levels to a device, once for a whole chain."""
         return NoiseLevels(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def flip(self) -> NoiseLevels:
-        """The nodes in the opposite order."""
+        """Reverse the order of the levels."""
         return NoiseLevels(*(getattr(self, field.name).flip(0) for field in fields(self)))
 
     @staticmethod
     def cat(levels: list[NoiseLevels]) -> NoiseLevels:
-        """Nodes ``[K]`` from levels that are 0- or 1-dimensional, in order."""
+        """Concatenate 0- or 1-dimensional levels in order, to ``[K]``."""
         return NoiseLevels(
             *(torch.cat([getattr(each, field.name).reshape(-1) for each in levels]) for field in fields(NoiseLevels))
         )
 
 
 def per_sample(coefficient: Tensor, x: Tensor) -> Tensor:
-    """Shape a float64 coefficient so that it multiplies a batch: the one place where it takes the batch's precision.
+    """Reshape a float64 coefficient to multiply a batch, and cast it to the batch's dtype; no other code casts one.
 
     Args:
         coefficient: 0-dimensional, or ``[B]`` with one value per sample; any float dtype.

@@ -1,4 +1,4 @@
-"""Variance-exploding paths, ``alpha_t = 1``: the data plus noise that grows geometrically.
+"""Variance-exploding paths, ``alpha_t = 1``: data plus noise that grows geometrically.
 
 Source: score SDEs (arXiv:2011.13456), Eq. 7 and Appendix C; the range of noise is EDM's (arXiv:2206.00364), Table 1.
 """
@@ -14,11 +14,11 @@ from optcov.schedule.base import NoiseSchedule
 
 
 class VESchedule(NoiseSchedule):
-    """``sigma_t = sigma_min (sigma_max / sigma_min)^t`` for ``t > 0``, and 0 at ``t = 0``, the data themselves.
+    """``sigma_t = sigma_min (sigma_max / sigma_min)^t`` for ``t > 0``; 0 at ``t = 0``, which is the data.
 
     Args:
-        num_steps: N.
-        sigma_min, sigma_max: amplitudes of the noise just above ``t = 0`` and at ``t = 1``, in units of the data.
+        num_steps: N, the number of times on the grid.
+        sigma_min, sigma_max: noise amplitudes just above ``t = 0`` and at ``t = 1``, in units of the data.
     Raises:
         ValueError: unless ``0 < sigma_min < sigma_max``.
     """

@@ -1,4 +1,4 @@
-"""Variance-preserving paths, ``alpha_t^2 + sigma_t^2 = 1``: those of DDPM and of the VP-SDE."""
+"""Variance-preserving paths, ``alpha_t^2 + sigma_t^2 = 1``, such as DDPM's and the VP-SDE's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optcov.schedule.levels import NoiseLevels
 
 
 class VPSchedule(NoiseSchedule):
-    """A path given by the logarithm of its signal amplitude alone.
+    """A path defined by the logarithm of its signal amplitude; the noise follows from it.
 
     Args:
         num_steps: N, the number of steps of the discrete process; at least 1.
@@ -21,7 +21,7 @@ class VPSchedule(NoiseSchedule):
 
     @abstractmethod
     def log_alpha(self, t: Tensor) -> Tensor:
-        """Logarithm of the signal's amplitude; float64, shape of ``t``; 0 at ``t = 0``."""
+        """Logarithm of the signal amplitude; float64, shape of ``t``; 0 at ``t = 0``."""
 
     @abstractmethod
     def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
@@ -38,25 +38,41 @@ class VPSchedule(NoiseSchedule):
         return twice - (-torch.expm1(twice)).log()
 
     def time(self, log_snr: Tensor) -> Tensor:
-        # alpha_t^2 = sigmoid(log_snr), as the path preserves variance
+        # alpha_t^2 = sigmoid(log_snr), because the path preserves variance
         return self.time_of_log_alpha(torch.nn.functional.logsigmoid(log_snr.to(torch.float64)) / 2)
 
     def prior_std(self, level: NoiseLevels) -> Tensor:
-        """1: the published samplers of these paths start from white noise at any time."""
+        """1, because the published samplers for these paths start from white noise at any time."""
         return torch.ones_like(level.sigma)
 
     def variance_between(self, s: Tensor, t: Tensor) -> Tensor:
         return -torch.expm1(2 * (self.log_alpha(t) - self.log_alpha(s)))
 
 
+def rescaled(beta: Tensor) -> Tensor:
+    """Betas ``[N]`` of a 1000-step process as those of N steps, ``beta * 1000 / N`` (Improved DDPM, arXiv:2102.09672).
+
+    Raises:
+        ValueError: if N is so small that one reaches 1.
+    """
+    beta = beta * 1000 / len(beta)
+    if 1 <= float(beta.max()) < math.inf:
+        raise ValueError(
+            f"num_steps must be larger (got {len(beta)}): it gives this schedule step variances of up to "
+            f"{float(beta.max()):.3g}, which must lie below 1; take more steps, or schedule=cosine or schedule=vp_sde, "
+            "which hold for any number"
+        )
+    return beta
+
+
 class DiscreteSchedule(VPSchedule):
-    """A schedule given by the variances of its N steps; log alpha is linear in t between them (as in DPM-Solver).
+    """A schedule defined by the variances of its N steps; log alpha is linear in t between them (as in DPM-Solver).
 
     Args:
         beta: float64 ``[N]``, beta_n = Var of ``q(x_n | x_{n-1})``, each in (0, 1).
-        last_alpha_sq: alpha_1^2 where the last beta is 1; None where that has no meaning.
+        last_alpha_sq: alpha_1^2 to use if the last beta is 1; None to refuse such a beta.
     Raises:
-        ValueError: if a beta lies outside of (0, 1).
+        ValueError: if a beta is not a number in (0, 1).
     """
 
     def __init__(self, beta: Tensor, last_alpha_sq: float | None = None) -> None:
@@ -64,9 +80,8 @@ class DiscreteSchedule(VPSchedule):
         ends = last_alpha_sq is not None and bool(beta[-1] == 1)
         if not bool(((beta > 0) & (beta < 1))[: -1 if ends else None].all()):
             raise ValueError(
-                f"num_steps must be larger (got {len(beta)}): it gives this schedule step variances from "
-                f"{float(beta.min()):.3g} to {float(beta.max()):.3g}, which must lie between 0 and 1; take more steps, "
-                "or schedule=cosine or schedule=vp_sde, which hold for any number"
+                f"betas must be finite and lie between 0 and 1 (got {float(beta.min()):.4g} to "
+                f"{float(beta.max()):.4g}): give the variance of each step, q(x_n | x_(n-1)), first step first"
             )
         table = torch.cat([beta.new_zeros(1), 0.5 * torch.log1p(-beta).cumsum(0)])
         if ends and last_alpha_sq is not None:
@@ -83,7 +98,7 @@ class DiscreteSchedule(VPSchedule):
         return (lower + weight.clamp(0, 1)) / self.num_steps
 
     def _table_on(self, device: torch.device) -> Tensor:
-        """One copy per device, so that a sampling loop never waits for the host."""
+        """The table on a device; one copy is kept per device, so that a sampling loop never waits for the host."""
         if device not in self._log_alpha:
             self._log_alpha[device] = next(iter(self._log_alpha.values())).to(device)
         return self._log_alpha[device]

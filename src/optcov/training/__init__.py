@@ -1,4 +1,4 @@
-"""Training: Lightning modules of the stages, callbacks, and stores of weights and samples."""
+"""Training: the stages as Lightning modules, callbacks, and stores for weights and samples."""
 
 from optcov.training.callbacks import EMA, StageProgressBar
 from optcov.training.data import DataModule

@@ -16,19 +16,19 @@ from torch import Tensor
 class EMA(Callback):
     """Exponential moving average of the trained parameters, for sampling.
 
-    The ``state_dict`` of a checkpoint holds the averaged weights, with the raw ones beside it, so that a resume
-    continues both.  When fitting ends, the module holds the averaged weights.  Buffers and frozen weights are not
+    A checkpoint's ``state_dict`` holds the averaged weights; the raw weights are saved beside it, so that a resumed
+    run continues both.  When fitting ends, the module holds the averaged weights.  Buffers and frozen weights are not
     averaged.
 
     Args:
-        decay: of the average, in [0, 1); warms up as ``min(decay, (1 + step) / (10 + step))``.
+        decay: decay of the average, in [0, 1); warms up as ``min(decay, (1 + step) / (10 + step))``.
     Raises:
         ValueError: if ``decay`` is out of range.
     """
 
     def __init__(self, decay: float = 0.9999) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"callbacks.ema.decay must be in [0, 1) (got {decay})")
+            raise ValueError(f"callbacks.ema.decay must be in [0, 1) (got {decay}): give 0.999")
         self.decay = decay
         self._average: dict[str, Tensor] = {}
         self._step = 0
@@ -70,7 +70,7 @@ class EMA(Callback):
 
     @contextmanager
     def averaged(self, module: LightningModule) -> Iterator[None]:
-        """Put the averaged weights into the module during training, and afterwards the raw ones back, bitwise."""
+        """Put the averaged weights into the module for the duration of a block, then restore the raw ones bitwise."""
         raw = {name: p.detach().clone() for name, p in self._trained(module).items()}
         self._load(module, self._average)
         try:
@@ -88,7 +88,7 @@ class StageProgressBar(TQDMProgressBar):
     """A progress bar that names its stage; shown only on a terminal.
 
     Args:
-        description: shown in front of the bar.
+        description: the text in front of the bar.
     """
 
     def __init__(self, description: str) -> None:

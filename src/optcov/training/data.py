@@ -1,4 +1,4 @@
-"""Lightning's view of a data source: the training batches of one process."""
+"""A data source as a Lightning data module, which yields the training batches of one process."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from optcov.data.base import DataSource
 from optcov.data.batches import FlippedBatch, LabelledBatch, RandomBatches
 
-GPU_SHARE = 1 / 16  # of a GPU's memory, which training data may take
+GPU_SHARE = 1 / 16  # share of a GPU's memory that training data may take
 
 
 def is_small_on(device: torch.device, data: Tensor) -> bool:
-    """Whether the device is a GPU on which the data take little memory.
+    """Whether the device is a GPU and the data take only a small part of its memory.
 
-    Batches are then made there.  A batch from the host's memory makes the host wait until the GPU has done all that was
-    asked of it before, so that the next step's kernels are launched late.
+    Batches are then made on the GPU.  Copying a batch from host memory would make the host wait until the GPU has
+    finished all queued work, so the kernels of the next step would be launched late.
     """
     if device.type != "cuda":
         return False
@@ -27,11 +27,11 @@ def is_small_on(device: torch.device, data: Tensor) -> bool:
 
 
 class DataModule(LightningDataModule):
-    """Feeds shuffled batches of a source to a stage; mirrored and put on [-1, 1] on the device that trains.
+    """Feeds shuffled batches of a source to a stage; the training device mirrors them and scales them to [-1, 1].
 
     Args:
-        source: whose ``batch_size``, ``seed`` and ``random_flip`` hold.
-        labelled: yield `LabelledBatch`.
+        source: the data source, which sets ``batch_size``, ``seed`` and ``random_flip``.
+        labelled: whether to yield `LabelledBatch`.
     """
 
     def __init__(self, source: DataSource, labelled: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The Lightning modules: training stages and sampling.  Formulas are in denoisers, strategies and samplers."""
+"""Lightning modules for training stages and for sampling; the formulas are in denoisers, strategies and samplers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from optcov.data.batches import LabelledBatch
 from optcov.data.pixels import to_uint8
-from optcov.denoiser import Cost, Denoiser
+from optcov.denoiser import Denoiser
 from optcov.fitting import noised
 from optcov.guidance import Guidance
 from optcov.sampler import ImageBar, NoiseStream, Sampler
@@ -36,10 +36,10 @@ class StageSettings:
 
     Args:
         optimizer: makes the optimizer from the trained parameters.
-        warmup_steps: the learning rate rises linearly over this many steps.
-        cooldown: share of the steps in [0, 1], at the end, over which it falls linearly to 0.
-        seed: of times and noise.
-        label_dropout: share of labels in [0, 1) replaced by the null label, for a denoiser that knows classes.
+        warmup_steps: number of steps over which the learning rate rises linearly.
+        cooldown: final share of the steps, in [0, 1], over which the learning rate falls linearly to 0.
+        seed: seed of times and noise.
+        label_dropout: share of labels, in [0, 1), replaced by the null label; only for class-conditional denoisers.
     """
 
     optimizer: OptimizerFactory
@@ -50,13 +50,13 @@ class StageSettings:
 
 
 def learning_rate_factor(step: int, max_steps: int, warmup_steps: int = 0, cooldown: float = 0.0) -> float:
-    """The learning rate of a step relative to the optimizer's: a rise, a plateau, and a fall towards 0.
+    """The learning rate at a step relative to the optimizer's: it rises, stays constant, then falls towards 0.
 
     Args:
-        step: from 0; ``max_steps`` and beyond give 0 where there is a cooldown.
-        max_steps: of the stage.
-        warmup_steps: over which it rises.
-        cooldown: share of ``max_steps`` in [0, 1] over which it falls; 0 for none.
+        step: the step, counted from 0; with a cooldown, ``max_steps`` and beyond give 0.
+        max_steps: number of steps of the stage.
+        warmup_steps: number of steps over which the rate rises.
+        cooldown: share of ``max_steps``, in [0, 1], over which the rate falls; 0 for no cooldown.
     """
     rise = (step + 1) / (warmup_steps + 1)
     fall = (max_steps - step) / (cooldown * max_steps) if cooldown > 0 else 1.0
@@ -64,13 +64,13 @@ def learning_rate_factor(step: int, max_steps: int, warmup_steps: int = 0, coold
 
 
 class Stage(LightningModule):
-    """A training stage: draws times and noise, and takes a step on a loss per sample.
+    """A training stage, which draws times and noise and takes a step on the loss of each sample.
 
-    The noise of a step depends on (seed, rank, step) alone, so that a resumed run ends like an uninterrupted one.
+    The noise of a step depends only on (seed, rank, step), so a resumed run ends exactly like an uninterrupted one.
 
     Args:
-        denoiser: whose noisy data the stage trains on.
-        settings: how it trains.
+        denoiser: defines the noisy data to train on.
+        settings: how the stage trains.
     """
 
     name: Kind
@@ -86,13 +86,13 @@ class Stage(LightningModule):
 
     @abstractmethod
     def per_sample_loss(self, x_t: Tensor, target: Tensor, level: NoiseLevels, labels: Tensor | None) -> Tensor:
-        """Loss of each sample, ``[B]``.
+        """The loss of each sample, ``[B]``.
 
         Args:
             x_t: noisy data, ``[B, *event]``.
-            target: what the network's output should be, see `Denoiser.target`.
-            level: of the noise, ``[B]``.
-            labels: int64 ``[B]`` if the stage is labelled.
+            target: the correct output of the network; see `Denoiser.target`.
+            level: the noise level of each sample, ``[B]``.
+            labels: class of each sample, int64 ``[B]``; None unless the stage is labelled.
         """
 
     def training_step(self, batch: Tensor | LabelledBatch, batch_idx: int) -> Tensor:
@@ -111,7 +111,7 @@ class Stage(LightningModule):
     def configure_optimizers(self) -> Any:
         settings, max_steps = self.settings, self.trainer.max_steps
         optimizer = settings.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
-        if hasattr(optimizer, "_step_supports_amp_scaling"):  # fused; Lightning unscales, then clips
+        if hasattr(optimizer, "_step_supports_amp_scaling"):  # a fused optimizer; Lightning unscales before it clips
             optimizer._step_supports_amp_scaling = False
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, max_steps, settings.warmup_steps, settings.cooldown)
@@ -129,7 +129,7 @@ class MeanStage(Stage):
 
 
 class FrozenMeanStage(Stage):
-    """A stage on a mean network that is frozen, in eval mode, and left out of the stage's checkpoints."""
+    """A stage whose mean network is frozen, in eval mode, and left out of the stage's checkpoints."""
 
     def __init__(self, denoiser: Denoiser, settings: StageSettings) -> None:
         super().__init__(denoiser.requires_grad_(False), settings)
@@ -148,7 +148,7 @@ class VarianceStage(FrozenMeanStage):
 
     Args:
         denoiser, settings: as in `Stage`.
-        strategy: to be trained.
+        strategy: the strategy to train.
     """
 
     name: Kind = "variance"
@@ -168,7 +168,7 @@ class ClassifierStage(FrozenMeanStage):
 
     Args:
         denoiser, settings: as in `Stage`.
-        classifier: to be trained.
+        classifier: the classifier to train.
     """
 
     name = "classifier"
@@ -189,17 +189,18 @@ class ClassifierStage(FrozenMeanStage):
 class SamplingStage(LightningModule):
     """Draws the missing samples batch by batch, and stores each batch as a file.
 
-    Processes divide complete batches among themselves, so that no sample depends on their number; the Trainer must not
-    divide them again (``use_distributed_sampler=False``).
+    Processes share complete batches, so no sample depends on the number of processes.  The Trainer must not divide
+    batches again (``use_distributed_sampler=False``).
 
     Args:
         denoiser, strategy, sampler, times: as in `optcov.sampler.sample`.
-        seed: sample i depends on (seed, i) alone.
-        store: of the samples.
+        seed: sample i depends only on (seed, i).
+        store: where samples are stored.
         guidance: as in `optcov.sampler.sample`.
         labels: the class of each sample, int64 ``[n]``, up to the end of the last batch.
-        description: shown in front of a progress bar over the images of all processes, on a terminal only.
-        finish: what is kept of samples on [-1, 1], see `optcov.data.DataSource.finish`.
+        description: the text in front of the progress bar, which counts the images of all processes; shown only on a
+            terminal.
+        finish: what becomes of samples on [-1, 1], see `optcov.data.DataSource.finish`.
     """
 
     def __init__(
@@ -216,7 +217,7 @@ class SamplingStage(LightningModule):
         finish: Callable[[Tensor], Tensor] = to_uint8,
     ) -> None:
         super().__init__()
-        # autocast caches its copies of weights between calls only for weights that require gradients
+        # autocast keeps its cast copies of weights between calls only for weights that require gradients
         self.denoiser, self.strategy = denoiser.requires_grad_(), strategy
         self.sampler, self.times, self.finish = sampler, times, finish
         self.seed, self.store = seed, store
@@ -231,7 +232,7 @@ class SamplingStage(LightningModule):
     def on_predict_start(self) -> None:
         count = len(self.store)
         self.bar = ImageBar(
-            self.sampler.num_updates(len(self.times)),
+            self.sampler.num_updates(self.denoiser.schedule, self.times),
             count,
             count - sum(min(stop, count) - start for start, stop in self.missing),
             self.trainer.world_size,
@@ -246,7 +247,7 @@ class SamplingStage(LightningModule):
         try:
             self._draw(range(*bounds))
         except BaseException:
-            self.bar.close()  # what is printed next starts on a line of its own
+            self.bar.close()  # so that the next output starts on a new line
             raise
 
     @torch.inference_mode(mode=False)  # so that a strategy may turn gradients on
@@ -261,5 +262,4 @@ class SamplingStage(LightningModule):
         for state in self.bar.watch(states, len(indices)):
             x_0 = state.x
         images = self.finish(self.denoiser.data_range.to_unit(x_0)).cpu()
-        cost = Cost(self.denoiser.cost.nfe - before.nfe, self.denoiser.cost.ne - before.ne)
-        self.store.write(indices, images, began, time.time(), cost)
+        self.store.write(indices, images, began, time.time(), self.denoiser.cost.since(before))

@@ -1,7 +1,7 @@
-"""Muon: momentum whose steps are orthogonal matrices, for networks that train in few steps.
+"""Muon: a momentum optimizer whose steps are orthogonal matrices, for networks that train in few steps.
 
-Source: K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); the rate relative to Adam's
-is that of arXiv:2502.16982, Eq. 4.
+Source: K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); the learning rate relative
+to Adam's follows arXiv:2502.16982, Eq. 4.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic, which takes singular values into [0.7, 1.2]
-SMALLEST = 16  # rows and columns of what is stepped as a matrix
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic, which maps singular values into [0.7, 1.2]
+SMALLEST = 16  # the fewest rows and columns of a weight that is stepped as a matrix
 
 
 def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
-    """``U V^T``, nearly, of matrices ``U S V^T``, by Newton-Schulz iterations.
+    """Approximate ``U V^T`` of matrices ``U S V^T`` by Newton-Schulz iterations.
 
-    The iterations are polynomials of the Gram matrix, so that the long side enters only two products.
+    The iterations are polynomials of the Gram matrix, so the long side enters only two products.
 
     Args:
         matrices: float ``[n, rows, columns]``, ``rows <= columns``.
-        steps: of the iteration; 5 reach singular values from 1/500 of the Frobenius norm.
+        steps: number of iterations; 5 are enough for singular values down to 1/500 of the Frobenius norm.
     Returns:
-        As ``matrices``; singular values between 0.6 and 1.2 where those of the argument are not negligible.
+        Same shape as ``matrices``; the singular values lie between 0.6 and 1.2, unless they were negligible before.
     """
     a, b, c = NEWTON_SCHULZ
     scaled = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-12)
@@ -42,18 +42,18 @@ def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for the convolutions between feature maps, Adam for all other weights, at one learning rate.
+    """Muon for the convolutions between feature maps and Adam for all other weights, with one learning rate.
 
-    The weight of a convolution is a matrix ``[out, rest]`` where both sides have at least 16 entries; biases, norms,
-    linear layers, tables of embeddings, and the convolutions that read or write images are Adam's.  A step of a matrix
-    has the root mean square ``0.2 lr rate``.
+    Muon treats the weight of a convolution as a matrix ``[out, rest]`` if both sides have at least 16 entries.  Adam
+    takes biases, norms, linear layers, embedding tables, and the convolutions that read or write images.  The step of a
+    matrix has a root mean square of ``0.2 lr rate``.
 
     Args:
         params: parameters, or groups of them.
-        lr: of Adam.
-        rate: of matrices relative to ``lr``.
-        momentum: of matrices, in [0, 1); Nesterov's.
-        betas, eps: of Adam.
+        lr: learning rate of Adam.
+        rate: learning rate of matrices relative to ``lr``.
+        momentum: Nesterov momentum of matrices, in [0, 1).
+        betas, eps: as in Adam.
     Raises:
         ValueError: if a setting is out of range.
     """
@@ -77,7 +77,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step; ``closure`` computes the loss anew, with its gradients."""
+        """Take one step; ``closure``, if given, recomputes the loss and its gradients first."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -96,7 +96,7 @@ class Muon(torch.optim.Optimizer):
         momenta = [self._buffer(weight, "momentum") for weight in weights]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         directions = torch._foreach_lerp(gradients, momenta, group["momentum"])
-        alike = defaultdict(list)  # those of one shape are one batch
+        alike = defaultdict(list)  # weights of equal shape form one batch
         for weight, direction in zip(weights, directions, strict=True):
             matrix = direction.flatten(1)
             is_tall = matrix.shape[0] > matrix.shape[1]
@@ -132,10 +132,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def gradients_of(weights: list[Tensor]) -> list[Tensor]:
-    """The gradients of weights that all have one."""
+    """The gradients of weights, all of which must have one."""
     return [weight.grad for weight in weights if weight.grad is not None]
 
 
 def is_matrix(weight: Tensor) -> bool:
-    """Whether a weight is that of a convolution, ``[out, in, ...]``, and a matrix of at least 16 rows and columns."""
+    """Whether a weight belongs to a convolution, ``[out, in, ...]``, and has at least 16 rows and columns."""
     return weight.ndim > 2 and min(len(weight), weight[0].numel()) >= SMALLEST

@@ -1,13 +1,15 @@
-"""Samples on disk while they are being drawn, so that an interrupted job does not draw them again.
+"""Stores samples on disk while they are being drawn, so that an interrupted job does not draw them again.
 
-Each batch is a file ``START-STOP.npz`` with the samples of these indices, and the time and network calls they took.  It
-is renamed into place only when complete; its CRC detects later corruption.  At most one batch is in memory.
+Each batch is a file ``START-STOP.npz`` that holds the samples with these indices, and the time and network calls they
+took.  A file is renamed into place only when complete; its CRC detects later corruption.  At most one batch is in
+memory.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple, fields
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +22,18 @@ from optcov.sampler import batches
 
 log = logging.getLogger(__name__)
 
+COUNTS = tuple(field.name for field in fields(Cost))
+
 
 class SampleStore:
-    """The samples 0..count - 1 in a folder, written by any number of processes; iterates over chunks in order.
+    """Holds samples 0..count - 1 in a folder; any number of processes may write, and iteration yields chunks in order.
 
     Args:
-        folder: used by this class alone.
-        shape: of one sample.
-        count: how many samples; files with later indices are ignored.
-        batch_size: samples per file, at most.
-        dtype: of the samples: uint8, or float32.
+        folder: a folder that nothing else uses.
+        shape: shape of one sample.
+        count: number of samples; files with later indices are ignored.
+        batch_size: maximum number of samples per file.
+        dtype: type of the samples: uint8, or float32.
     Raises:
         ValueError: if ``count`` or ``batch_size`` is below 1.
     """
@@ -55,33 +59,33 @@ class SampleStore:
         """Store the samples of a batch.
 
         Args:
-            indices: of the samples, ``[B]``.
+            indices: the indices of the samples, ``[B]``.
             images: ``[B, *shape]``, of the store's type.
-            began, ended: the time in seconds, by a clock that all processes share.
-            cost: of the batch.
+            began, ended: start and end in seconds, by a clock that all processes share.
+            cost: network calls that the batch took.
         Raises:
             OSError: if the file cannot be written; no partial file is left.
         """
         name = f"{indices.start:09d}-{indices.stop:09d}.npz"
         with atomic_write(self.folder / name) as path, path.open("wb") as file:
-            interval, calls = np.array([began, ended]), np.array([cost.nfe, cost.ne])
-            np.savez(file, images=images.cpu().numpy(), interval=interval, cost=calls)
+            interval = np.array([began, ended])
+            np.savez(file, images=images.cpu().numpy(), interval=interval, cost=np.array(astuple(cost)))
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Chunks ``[b, *shape]`` of all samples, in order.
+        """Yield chunks ``[b, *shape]`` of all samples, in order.
 
         Raises:
-            ValueError: if any are missing.
+            ValueError: if any samples are missing.
         """
         for path, keep in self._pieces():
             with np.load(path) as part:
                 yield torch.from_numpy(part["images"][keep])
 
     def first(self, count: int) -> Tensor:
-        """The first samples, ``[count, *shape]``, or all if there are fewer."""
+        """The first ``count`` samples, ``[count, *shape]``, or all if there are fewer."""
         chunks: list[Tensor] = []
         for chunk in self:
             chunks.append(chunk)
@@ -90,7 +94,7 @@ class SampleStore:
         return torch.cat(chunks)[:count]
 
     def seconds(self) -> float:
-        """The time during which at least one process was drawing; pauses do not count."""
+        """The seconds during which at least one process was drawing; pauses do not count."""
         intervals = []
         for path, _ in self._pieces():
             with np.load(path) as part:
@@ -102,24 +106,29 @@ class SampleStore:
         return seconds
 
     def cost(self) -> dict[str, int | float]:
-        """``nfe`` and ``ne`` of one sample, on average; see `optcov.denoiser.Cost`."""
-        total = np.zeros(2)
+        """``nfe``, ``ne`` and, of a classifier that guides, ``classifier_calls`` of one sample, on average.
+
+        See `optcov.denoiser.Cost`.
+        """
+        total = np.zeros(len(COUNTS))
         for path, keep in self._pieces():
             with np.load(path) as part:
                 rows = np.arange(len(part["images"]))[keep]
                 total += part["cost"] * (len(rows) / len(part["images"]))
+        each = dict(zip(COUNTS, (total / self.count).tolist(), strict=True))
         return {
-            name: int(each) if each.is_integer() else each
-            for name, each in zip(("nfe", "ne"), (total / self.count).tolist(), strict=True)
+            name: int(value) if value.is_integer() else value
+            for name, value in each.items()
+            if value or name != "classifier_calls"
         }
 
     def _files(self) -> list[tuple[range, Path]]:
-        """All files by first index, longer ones first."""
+        """All files, sorted by first index with longer ones first."""
         files = [(range(*map(int, path.stem.split("-"))), path) for path in self.folder.glob("*-*.npz")]
         return sorted(files, key=lambda file: (file[0].start, -file[0].stop))
 
     def _pieces(self) -> Iterator[tuple[Path, slice]]:
-        """Files and rows that make up the samples in order; files of two batch sizes may overlap."""
+        """Yield the files and rows that make up the samples in order; files from two batch sizes may overlap."""
         position = 0
         for span, path in self._files():
             if span.start > position or position >= self.count:
@@ -129,7 +138,7 @@ class SampleStore:
                 position = span.stop
         if position < self.count:
             raise ValueError(
-                f"{self.folder} lacks sample {position} although all processes are done: "
+                f"{self.folder} lacks sample {position}, although all processes have finished: "
                 "give an output_dir that all of them share"
             )
 
@@ -137,7 +146,8 @@ class SampleStore:
         try:
             with np.load(path) as part:  # reading compares the checksums
                 images, interval, cost = part["images"], part["interval"], part["cost"]
-        except Exception:  # a damaged file can make the reader raise almost anything
+        except Exception:  # damaged files make the reader raise almost any exception
             return False
         shapes = (images.shape, interval.shape, cost.shape)
-        return torch.from_numpy(images[:0]).dtype == self.dtype and shapes == ((len(span), *self.shape), (2,), (2,))
+        expected = ((len(span), *self.shape), (2,), (len(COUNTS),))
+        return torch.from_numpy(images[:0]).dtype == self.dtype and shapes == expected

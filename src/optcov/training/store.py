@@ -1,4 +1,4 @@
-"""The cache of fitted weights, by the hash of everything that determined them."""
+"""The cache of fitted weights, keyed by a hash of everything that determined them."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ __all__ = [
 
 
 def rank_zero() -> bool:
-    """Whether this process writes files: it is the only one, or rank 0 of several."""
+    """Whether this process writes files, as the only process or as rank 0 of several."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 class Entry:
-    """The place of one identity in the cache: the finished file, a folder to resume from, and a lock.
+    """A cache entry: the finished file, a folder to resume from, and a lock.
 
     Args:
-        root: of the cache.
-        kind: of weights.
-        identity: everything that determines them.
+        root: root folder of the cache.
+        kind: kind of weights.
+        identity: everything that determines the weights.
     """
 
     def __init__(self, root: Path, kind: Kind, identity: Identity) -> None:
@@ -54,7 +54,7 @@ class Entry:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Held by the process that fills the entry; its Lightning child processes do not wait for it."""
+        """Lock the entry for the process that fills it; its Lightning child processes do not wait for the lock."""
         if not rank_zero():
             yield
             return
@@ -63,7 +63,7 @@ class Entry:
             yield
 
     def load(self) -> Checkpoint | None:
-        """The finished checkpoint; None if it is missing, damaged or of another identity."""
+        """Load the finished checkpoint; None if it is missing, damaged or has another identity."""
         if not self.path.is_file():
             return None
         try:

@@ -1,4 +1,4 @@
-"""Which times a sampler visits: ``0 < tau_1 < ... < tau_K <= 1``, one network call at each, the last step to 0."""
+"""The times a sampler visits, ``0 < tau_1 < ... < tau_K <= 1``: one network call at each; the last step ends at 0."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 class Trajectory(ABC):
-    """A choice of K times.
+    """Chooses K times.
 
     Attributes:
-        num_images: how many images `fit` wants; 0 for a trajectory that is a formula and needs no fit.
+        num_images: how many images `fit` needs; 0 if the trajectory is a formula and needs no fit.
     """
 
     num_images: int = 0
@@ -33,18 +33,19 @@ class Trajectory(ABC):
         seed: int = 0,
         labels: Tensor | None = None,
     ) -> None:
-        """Learn what the times depend on, from a fitted model; nothing unless overridden.
+        """Measure on a fitted model what the times depend on; the default does nothing.
 
         Args:
             denoiser, strategy: in eval mode, on the device of the batches.
             batches: clean data ``[B, *event]`` in the denoiser's range.
-            seed: of the noise.
-            labels: of the data, int64 ``[n]`` in the order of the batches, for a denoiser that knows classes.
+            seed: seed of the noise.
+            labels: class of each image, int64 ``[n]`` in the order of the batches; only for class-conditional
+                denoisers.
         """
         return
 
     def check(self, schedule: NoiseSchedule, num_steps: int) -> None:
-        """Refuse a number of steps, before anything is fitted.
+        """Check the number of steps before anything is fitted.
 
         Raises:
             ValueError: if K is not in 1..N.
@@ -57,25 +58,25 @@ class Trajectory(ABC):
 
     @abstractmethod
     def times(self, schedule: NoiseSchedule, num_steps: int) -> Tensor:
-        """Ascending float64 times in (0, 1], ``[K]``; after `fit`, where there is something to fit.
+        """Return the times, ascending, float64 ``[K]`` in (0, 1]; trajectories that need a fit require `fit` first.
 
         Args:
-            schedule: with N steps.
+            schedule: the schedule, with N steps.
             num_steps: K.
         Raises:
-            ValueError: if K does not fit.
+            ValueError: if this K is not possible.
         """
 
 
 class GridTrajectory(Trajectory):
-    """A choice of K times on the grid ``n / N``."""
+    """Chooses K times on the grid ``n / N``."""
 
     @abstractmethod
     def nodes(self, total: int, num_steps: int) -> Tensor:
-        """The published formula: integers in 1..N, ascending, possibly repeated; ``N = total``, ``K = num_steps``."""
+        """Integers in 1..N by the published formula, ascending, possibly repeated; N is ``total``, K ``num_steps``."""
 
     def times(self, schedule: NoiseSchedule, num_steps: int) -> Tensor:
-        """K times, unless the formula gives another number (then it is logged)."""
+        """Return K times; a formula that gives another number logs a warning."""
         self.check(schedule, num_steps)
         nodes = torch.unique(self.nodes(schedule.num_steps, num_steps))
         if len(nodes) != num_steps:

@@ -9,7 +9,7 @@ from optcov.trajectory.base import GridTrajectory
 
 
 class DDIMStrideTrajectory(GridTrajectory):
-    """``range(1, N + 1, N // K)``: more than K times where K does not divide N."""
+    """``range(1, N + 1, N // K)``; gives more than K times if K does not divide N."""
 
     def nodes(self, total: int, num_steps: int) -> Tensor:
         return torch.arange(1, total + 1, total // num_steps)

@@ -8,7 +8,7 @@ from optcov.trajectory.log_snr import NoiseLevelTrajectory
 
 
 class KarrasTrajectory(NoiseLevelTrajectory):
-    """``(sigma_t / alpha_t)^{1 / rho}`` evenly spaced; larger rho, denser near the data.
+    """Spaces ``(sigma_t / alpha_t)^{1 / rho}`` evenly; a larger rho places times more densely near the data.
 
     Args:
         rho: at least 1.

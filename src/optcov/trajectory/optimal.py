@@ -1,7 +1,7 @@
-"""The trajectory of the best bound for an optimal isotropic variance.
+"""The trajectory with the best variational bound for the optimal isotropic variance.
 
-With ``Sigma_{s|t} = lambda^2_{s|t} + c^2 C_t`` a transition costs ``d/2 J(s, t)`` nats, ``J = log(Sigma / lambda^2)``,
-and the K-node path from 1 to N of least total J is found by dynamic programming.
+With ``Sigma_{s|t} = lambda^2_{s|t} + c^2 C_t`` a transition costs ``d/2 J(s, t)`` nats, ``J = log(Sigma / lambda^2)``.
+Dynamic programming finds the path of K nodes from 1 to N with the lowest total J.
 
 Source: Analytic-DPM (arXiv:2201.06503), Theorem 3.
 """
@@ -23,19 +23,19 @@ from optcov.variance.base import VarianceStrategy
 
 
 def monotone_variance(denoiser: Denoiser, eps_variance: Tensor, eps_variance_se: Tensor) -> Tensor:
-    """``C_n = E Var[x_0 | x_n]`` per dimension: a measured curve, made to grow with n.
+    """Make a measured curve ``C_n = E Var[x_0 | x_n]`` (per dimension) increase with n.
 
-    C grows with n, for x_n tells no more of x_0 than x_{n-1} does, and lies in (0, b], b = 1 for data on [-1, 1].  A
-    noisy or biased curve breaks this where it is least certain: at large n, where ``1 - E[e^2]`` (negative if Gamma is
-    above 1) is multiplied by r.  One low value would then make every step from that n look free, and every path would
-    pass through it.  So the curve is replaced by the nearest growing one, each value weighted by its standard error
-    (isotonic regression), and clamped.
+    The true C increases with n, because x_n tells no more about x_0 than x_{n-1} does, and lies in (0, b], where b = 1
+    for data on [-1, 1].  A noisy or biased curve violates this where it is least certain: at large n, where
+    ``1 - E[e^2]`` (negative if Gamma exceeds 1) is multiplied by r.  A single low value would then make every step from
+    that n look free, and every path would pass through it.  The curve is therefore replaced by the nearest increasing
+    one (isotonic regression, each value weighted by its standard error), and clamped.
 
     Args:
-        denoiser: whose schedule has N steps.
-        eps_variance, eps_variance_se: ``[N]``, of times n = 1..N.
+        denoiser: the denoiser; its schedule has N steps.
+        eps_variance, eps_variance_se: measured values and their standard errors at times n = 1..N, ``[N]``.
     Returns:
-        float64 ``[N]``, growing, in (0, b].
+        float64 ``[N]``, increasing, in (0, b].
     Raises:
         ValueError: if no value is positive.
     """
@@ -47,18 +47,19 @@ def monotone_variance(denoiser: Denoiser, eps_variance: Tensor, eps_variance_se:
     growing = torch.from_numpy(isotonic_regression(measured.numpy(), sample_weight=weight.numpy()))
     if not bool((growing > 0).any()):
         raise ValueError(
-            "trajectory=optimal must have a positive variance in the measured curve (got none): train the mean longer"
+            "trajectory=optimal must have a positive variance in its measured curve (got none): train the mean longer"
         )
     return growing.clamp(min=float(growing[growing > 0].min()), max=denoiser.data_range.variance_bound)
 
 
 class OptimalTrajectory(GridTrajectory):
-    """``J``'s shortest path, for an `Analytic` strategy over its own curve; N alone for K = 1.
+    """The path with the lowest total ``J``; only N for K = 1.
 
-    For another strategy the curve is measured by a pass of its own: the path then is the best one for ``var=analytic``.
+    An `Analytic` strategy provides the curve of ``C_t``.  For any other strategy a separate pass measures it, and the
+    path is then the best one for ``var=analytic``.
 
     Args:
-        num_images: of that pass.
+        num_images: images of that separate pass, at least 3.
     Raises:
         ValueError: if there are too few images for a standard error.
     """
@@ -93,15 +94,15 @@ class OptimalTrajectory(GridTrajectory):
         if num_steps == 1:
             return torch.tensor([total])
         if self._paths is None:
-            raise ValueError("trajectory=optimal must be fitted before it has times: call its fit first")
+            raise ValueError("trajectory=optimal must be fitted before use: call its fit first")
         return torch.tensor(self._paths.nodes(num_steps))
 
 
 def step_costs(schedule: NoiseSchedule, variance: Tensor) -> Tensor:
-    """``J(s, t)`` at ``[t, s]``, float64 ``[N + 1, N + 1]``; the only way out of node 0 is to 1, at no cost.
+    """``J(s, t)`` at ``[t, s]``, float64 ``[N + 1, N + 1]``; the only edge out of node 0 leads to 1, at no cost.
 
     Args:
-        schedule: of N steps.
+        schedule: a schedule with N steps.
         variance: ``C_n``, ``[N]``.
     """
     times = schedule.grid()

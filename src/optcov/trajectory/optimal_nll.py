@@ -1,9 +1,10 @@
-"""The trajectory of the least measured bound, for any strategy.  Source: Watson et al. (arXiv:2106.03802), Sec. 3.
+"""The trajectory with the lowest measured bound, for any strategy.  Source: Watson et al. (arXiv:2106.03802), Sec. 3.
 
-Every transition between candidate times and every decoder is measured on a few training images, and the path of least
-total is found by dynamic programming.  All transitions that start at one time share its images, its noise and its one
-network call, so that they differ by less than their standard errors; as means of divergences they need no mending.
-The least of many noisy sums looks better than it is: bits/dim are to be measured on other images, as metric=nll does.
+Every transition between candidate times, and every decoder, is measured on a few training images; dynamic programming
+then finds the path with the lowest total.  All transitions that start at the same time share images, noise and a single
+network call, so their differences are more accurate than their standard errors suggest.  They are means of divergences
+and need no correction.  The smallest of many noisy sums looks better than it is, so measure bits/dim on other images,
+as metric=nll does.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from optcov.variance.base import VarianceStrategy
 
 
 class OptimalNLLTrajectory(GridTrajectory):
-    """The path to N of least bound through evenly spaced candidates.
+    """The path to N with the lowest bound through evenly spaced candidate times.
 
     Args:
-        num_images: the terms are measured on.
-        num_candidates: times to choose from, both ends among them; their pairs are what it costs; None for all N.
+        num_images: how many images the terms are measured on, at least 1.
+        num_candidates: how many times to choose from, at least 2, including both ends; the cost grows with its square.
+            None for all N.
         clip_x0: as in `optcov.likelihood.VariationalBound`.
     Raises:
         ValueError: if there are fewer than two candidates, or no images.
@@ -38,7 +40,7 @@ class OptimalNLLTrajectory(GridTrajectory):
     def __init__(self, num_images: int = 128, num_candidates: int | None = 100, clip_x0: bool = True) -> None:
         if num_images < 1:
             raise ValueError(
-                f"trajectory.num_images must be at least 1 (got {num_images}): give the images to measure on"
+                f"trajectory.num_images must be at least 1 (got {num_images}): give how many images to measure on"
             )
         if num_candidates is not None and num_candidates < 2:
             raise ValueError(
@@ -85,5 +87,5 @@ class OptimalNLLTrajectory(GridTrajectory):
 
     def nodes(self, total: int, num_steps: int) -> Tensor:
         if self._paths is None:
-            raise ValueError("trajectory=optimal_nll must be fitted before it has times: call its fit first")
+            raise ValueError("trajectory=optimal_nll must be fitted before use: call its fit first")
         return self._candidates[torch.tensor(self._paths.nodes(num_steps)) - 1]

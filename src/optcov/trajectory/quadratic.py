@@ -9,7 +9,7 @@ from optcov.trajectory.base import GridTrajectory
 
 
 class QuadraticTrajectory(GridTrajectory):
-    """``int(v) + 1``, v in ``linspace(0, sqrt(0.8 N), K)^2``: ends near 0.8 N; small times that repeat are dropped."""
+    """``int(v) + 1`` for v in ``linspace(0, sqrt(0.8 N), K)^2``; ends near 0.8 N and drops small times that repeat."""
 
     def nodes(self, total: int, num_steps: int) -> Tensor:
         root = torch.linspace(0, (0.8 * total) ** 0.5, num_steps, dtype=torch.float64)

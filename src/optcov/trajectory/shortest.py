@@ -1,4 +1,4 @@
-"""Shortest paths with a given number of edges, for every number at once, by dynamic programming.
+"""Shortest paths with a given number of edges, computed for every number at once by dynamic programming.
 
     D_1(t) = cost(t, 0),    D_k(t) = min over s < t of D_{k-1}(s) + cost(t, s)
 
@@ -13,25 +13,26 @@ from torch import Tensor
 
 
 class ShortestPaths:
-    """Paths ``0 < tau_1 < ... < tau_K = N`` from node 0 to node N of K edges each, K = 1..N.
+    """The shortest path ``0 < tau_1 < ... < tau_K = N`` with K edges from node 0 to node N, for each K = 1..N.
 
     Args:
-        cost: float64 ``[N + 1, N + 1]``, ``cost[t, s]`` of the edge from s to t; read where ``s < t``; inf for none.
+        cost: float64 ``[N + 1, N + 1]``; ``cost[t, s]`` is the cost of the edge from s to t, used only for ``s < t``;
+            inf if there is no such edge.
     Raises:
-        ValueError: if a cost is not a number.
+        ValueError: if a cost is NaN.
     """
 
     def __init__(self, cost: Tensor) -> None:
         table = np.tril(cost.cpu().numpy().astype(np.float64), -1)
         if np.isnan(table).any():
             raise ValueError(
-                f"costs must be numbers (got NaN for {int(np.isnan(table).sum())} steps): fit the variance anew"
+                f"costs must be numbers (got NaN for {int(np.isnan(table).sum())} steps): fit the variance again"
             )
         self._last = len(table) - 1
         table[np.triu_indices(len(table))] = np.inf
         best = np.full(len(table), np.inf)
         best[0] = 0.0
-        self._before: list[NDArray[np.intp]] = []  # of K edges: the node before each node from K on
+        self._before: list[NDArray[np.intp]] = []  # for each K, the predecessor of every node from K on
         totals = []
         for edges in range(1, len(table)):
             through = table[edges:, edges - 1 :] + best[edges - 1 :]
@@ -39,10 +40,10 @@ class ShortestPaths:
             best = np.concatenate([np.full(edges, np.inf), np.take_along_axis(through, before[:, None], 1)[:, 0]])
             self._before.append(before + edges - 1)
             totals.append(best[-1])
-        self.totals = np.array(totals)  # of the best path of K edges, at K - 1; inf where there is none
+        self.totals = np.array(totals)  # index K - 1: total cost of the best path with K edges, inf if there is none
 
     def nodes(self, num_edges: int) -> list[int]:
-        """``tau_1 .. tau_K`` of the best path of K edges.
+        """``tau_1 .. tau_K`` of the best path with K edges.
 
         Raises:
             ValueError: if there is none.

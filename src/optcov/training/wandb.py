@@ -1,7 +1,7 @@
 """Weights & Biases as a logger: online when the user is logged in, otherwise offline; it never asks.
 
-Everything that is logged is also in the run's folder (``metrics.csv``, ``results.json``, pictures): a failure of W&B
-never costs a run anything.
+Everything logged is also in the run's folder (``metrics.csv``, ``results.json``, pictures), so a failure of W&B never
+costs a run anything.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ log = logging.getLogger(__name__)
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 TAGS = ("var", "sampler", "data", "schedule", "guidance")  # groups whose choices become tags of a run
-CURVES = ["mean", "q05", "q95", "upper"]  # of variance.csv: C over pixels and images, and its bound
+CURVES = ["mean", "q05", "q95", "upper"]  # columns of variance.csv: C over pixels and images, and its bound
 STEP = "trainer/global_step"  # Lightning's name for the number of optimizer steps
-START_LIMIT = 20.0  # seconds for the server to answer at the start of a run
-UPLOAD_LIMIT = 120.0  # seconds at the end of a run; W&B would wait longer for a server that is gone
+START_LIMIT = 20.0  # seconds that the server may take to answer at the start of a run
+UPLOAD_LIMIT = 120.0  # seconds at the end of a run; W&B itself would wait longer for an unreachable server
 
 
 class WandbRun(WandbLogger):
-    """A W&B run as a Lightning logger; an error of W&B is reported once, and the run goes on.
+    """A W&B run as a Lightning logger; an error in W&B is reported once, and the run continues.
 
     Args:
-        folder: of the run, where W&B keeps what is not sent yet.
+        folder: the run's folder, where W&B keeps data not yet sent.
         mode: ``auto``, ``online``, ``offline`` or ``disabled``; the environment's WANDB_MODE takes precedence.
         settings: further arguments of ``wandb.init``.
     Raises:
@@ -49,9 +49,9 @@ class WandbRun(WandbLogger):
         super().__init__(experiment=_start(mode, dir=str(folder), **settings))
         self._complained = False
         self._moved = "WANDB_DATA_DIR" not in os.environ
-        if self._moved:  # where tables wait for `wandb sync`: by default the home directory
+        if self._moved:  # keep tables that await `wandb sync` here; the default is the home directory
             os.environ["WANDB_DATA_DIR"] = str(folder.absolute() / "wandb")
-        with self._spared():  # Lightning defines an axis only for runs that it starts itself
+        with self._spared():  # Lightning defines the step axis only for runs that it starts itself
             step = self.experiment.define_metric(STEP)
             for stage in ("mean/*", "variance/*", "classifier/*"):
                 self.experiment.define_metric(stage, step_metric=step)
@@ -71,7 +71,7 @@ class WandbRun(WandbLogger):
             super().log_image(key, images, step, **kwargs)
 
     def log_run(self, results: dict[str, Any], folder: Path) -> None:
-        """Log what a finished run left in its folder: samples, a row of results beside them, the variance over t."""
+        """Log the output of a finished run: its samples with a row of results, and the variance over t."""
         import pandas as pd
 
         with self._spared():
@@ -90,7 +90,7 @@ class WandbRun(WandbLogger):
             self.experiment.log(charts)
 
     def log_sweep(self, folder: Path) -> None:
-        """Log all runs of a sweep: a table with their samples, each metric against steps, the variances over t."""
+        """Log all runs of a sweep: a table with their samples, each metric against steps, and the variances over t."""
         import pandas as pd
 
         with self._spared():
@@ -139,7 +139,7 @@ class WandbRun(WandbLogger):
         except Exception as error:  # any failure of W&B: a full disk, or a service process that was killed
             if not self._complained:
                 log.warning(
-                    "W&B fails (%s: %s): the run goes on without it, and its folder has all results",
+                    "W&B failed (%s: %s): the run continues without it, and its folder has all results",
                     type(error).__name__,
                     error,
                 )
@@ -164,15 +164,15 @@ def wandb_logger(
     mode: Mode = "auto",
     config: Config | None = None,
 ) -> WandbRun:
-    """Start a W&B run with the name of the run's folder, as a Lightning logger.
+    """Start a W&B run, named after the run's folder, as a Lightning logger.
 
     Args:
         project, entity: as in ``wandb.init``.
         save_dir: the run's folder.
-        group: joins runs in the dashboard; None for the name of the sweep, in a sweep.
-        tags: added to the run's choice of var, sampler, data, schedule and, unless it is none, guidance.
+        group: groups runs in the dashboard; None for the sweep's name, in a sweep.
+        tags: added to the run's choices of var, sampler, data, schedule and, unless it is none, guidance.
         mode: ``auto``, ``online``, ``offline`` or ``disabled``; the environment's WANDB_MODE takes precedence.
-        config: of the run.
+        config: the run's config.
     Raises:
         ValueError: if the mode is none of these, or is ``online`` and W&B does not start.
     """
@@ -190,10 +190,10 @@ def wandb_logger(
 
 
 def log_sweep(folder: Path, settings: DictConfig) -> None:
-    """Log a finished sweep as a W&B run of its own, tagged ``table``, in the group of its jobs.
+    """Log a finished sweep as a separate W&B run, tagged ``table``, in the group of its jobs.
 
     Args:
-        folder: of the sweep.
+        folder: the sweep's folder.
         settings: ``logger.wandb`` of its jobs.
     """
     run = WandbRun(
@@ -210,7 +210,7 @@ def log_sweep(folder: Path, settings: DictConfig) -> None:
 
 
 def _start(mode: str, **arguments: Any) -> Any:
-    """``wandb.init``; offline if the mode is ``auto`` and the user is not logged in, or the server does not answer."""
+    """Call ``wandb.init``; in mode ``auto``, go offline if the user is not logged in or the server does not answer."""
     import wandb  # takes most of a second
 
     mode = os.environ.get("WANDB_MODE", mode)
@@ -226,14 +226,15 @@ def _start(mode: str, **arguments: Any) -> Any:
         reason = str(error).partition("\n")[0]
         if mode == "online":
             raise ValueError(
-                f"logger.wandb.mode = online, but W&B does not start ({reason}): set auto or offline"
+                f"logger.wandb.mode must be auto or offline here (got online), because W&B does not start ({reason}): "
+                "set logger.wandb.mode=auto"
             ) from error
-        log.warning("W&B does not start (%s): logging offline, send it later with `wandb sync`", reason)
+        log.warning("W&B does not start (%s): logging offline; upload later with `wandb sync`", reason)
         return wandb.init(**arguments, mode="offline", settings=settings)
 
 
 def logged_in() -> bool:
-    """Whether the environment or the netrc file has a key for W&B's server."""
+    """Whether the environment or the netrc file holds a key for W&B's server."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     server = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""

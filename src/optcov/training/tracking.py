@@ -1,4 +1,4 @@
-"""Scores during training: in each stage, every few steps, of a few samples of the averaged weights."""
+"""Scores during training: every few steps of each stage, the averaged weights draw a few samples, which are scored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from optcov.cli.wandb import WandbRun
 from optcov.keys import Config
 from optcov.metric import Metric, Reference, update_all, with_count
 from optcov.parts import Parts
@@ -24,6 +23,7 @@ from optcov.sampler import DDIMSampler, NoiseStream, Sampler
 from optcov.seeds import Stream, derive_seed
 from optcov.training import EMA, Checkpoint, MeanStage, Stage, VarianceStage
 from optcov.training.store import Identity
+from optcov.training.wandb import WandbRun
 from optcov.trajectory import EvenTrajectory
 from optcov.variance.base import Trained, VarianceStrategy
 from optcov.variance.fixed import BetaTilde
@@ -33,16 +33,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What tracking needs to know of a run.
+    """Everything that tracking needs to know about a run.
 
     Args:
-        parts: of the run.
+        parts: the objects of the run.
         reference: the images with which samples are compared.
-        identity: what determines the weights of the stage.
-        scored: what determines a score, given the weights; scores of others are not compared with it.
-        seed: of the tracked samples.
-        batch_size: samples at once.
-        folder: of the run.
+        identity: everything that determines the weights of the stage.
+        scored: everything that determines a score, given the weights; only scores with equal values are compared.
+        seed: seed of the tracked samples.
+        batch_size: samples per network call.
+        folder: the run's folder.
     """
 
     parts: Parts
@@ -59,9 +59,9 @@ class Tracking:
     """Settings of a `Tracker`.
 
     Args:
-        every_n_steps: optimizer steps between two scores.
-        num_samples: of each score, at least 2.
-        mean_steps: steps of DDIM, with which the mean network is scored.
+        every_n_steps: optimizer steps between two scores, at least 1.
+        num_samples: samples for each score, at least 2.
+        mean_steps: DDIM steps for scoring the mean network, at least 1.
     Raises:
         ValueError: if an argument is out of range.
     """
@@ -73,16 +73,16 @@ class Tracking:
     def __post_init__(self) -> None:
         for key, least in (("every_n_steps", 1), ("num_samples", 2), ("mean_steps", 1)):
             if (value := getattr(self, key)) < least:
-                raise ValueError(f"callbacks.tracking.{key} must be at least {least} (got {value})")
+                raise ValueError(f"callbacks.tracking.{key} must be at least {least} (got {value}): give more")
 
     def check(self, parts: Parts) -> None:
         """Refuse a run that cannot be tracked.
 
         Raises:
-            ValueError: naming the key and what is possible.
+            ValueError: if it cannot; the message names the key and what is possible.
         """
         if not _of_samples(parts):
-            raise ValueError("callbacks=tracking needs a metric of samples: add metric=fd_pixel")
+            raise ValueError("metric must score samples for callbacks=tracking (got none): set metric=fd_pixel")
         for metric in _of_samples(parts):
             try:
                 metric.check(Reference(parts.data.reference()), self.num_samples)
@@ -91,21 +91,20 @@ class Tracking:
         if self.mean_steps > parts.denoiser.schedule.num_steps:
             raise ValueError(
                 f"callbacks.tracking.mean_steps must be at most the {parts.denoiser.schedule.num_steps} steps of the "
-                f"schedule (got {self.mean_steps})"
+                f"schedule (got {self.mean_steps}): give fewer"
             )
         if parts.trajectory.num_images and isinstance(parts.strategy, Trained):
             raise ValueError(
-                f"callbacks=tracking cannot use trajectory = {type(parts.trajectory).__name__}, which is fitted after "
-                "training: choose another trajectory, or leave tracking out"
+                f"trajectory must not need a fit for callbacks=tracking (got {type(parts.trajectory).__name__}, which "
+                "is fitted after training): choose another trajectory, or leave tracking out"
             )
 
     def tracker(self, config: Config, parts: Parts, identity: Identity) -> Tracker:
-        """The callback for one stage of a run.
+        """Make the callback for one stage of a run.
 
         Args:
-            config: of the run.
-            parts: of the run.
-            identity: what determines the weights of the stage.
+            config, parts: config and objects of the run.
+            identity: everything that determines the weights of the stage.
         """
         scored: dict[str, Any] = {key: getattr(config, key) for key in ("metric", "sampler", "trajectory")}
         scored |= {"labels": parts.classes, "num_samples": self.num_samples, "mean_steps": self.mean_steps}
@@ -117,15 +116,15 @@ class Tracking:
 class Tracker(Callback):
     """Draws samples every few steps and after the last, scores them, and keeps the weights with the best score.
 
-    The mean network is tracked by DDIM (eta = 0) on even times, a variance by the run's own sampler and trajectory,
-    both in the precision of the trainer.  A network that knows classes draws those of ``labels``, without guidance.
-    The noise is the same for every score, and not that of the run's samples.  Scores are those of the run's metrics of
-    samples; the first metric decides which weights are best.  Tracking does not affect training: the weights of a
-    tracked run end bitwise equal to those of an untracked one.
+    The mean network is scored with DDIM (eta = 0) on even times, a variance with the run's own sampler and trajectory,
+    both in the precision of the trainer.  A class-conditional network draws the classes in ``labels``, without
+    guidance.  Every score uses the same noise, which differs from that of the run's samples.  The run's metrics of
+    samples give the scores, and the first of them decides which weights are best.  Tracking does not affect training:
+    a tracked run ends with bitwise the same weights as an untracked one.
 
     Args:
-        settings: how often, and with how many samples.
-        run: what is tracked.
+        settings: how often to score, and with how many samples.
+        run: the run to track.
     """
 
     def __init__(self, settings: Tracking, run: TrackedRun) -> None:
@@ -142,7 +141,7 @@ class Tracker(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
-        if self._best and trainer.is_global_zero:  # of the interrupted run, whose folder may be another
+        if self._best and trainer.is_global_zero:  # of the interrupted run, which may have had another folder
             self._save_best(trainer, pl_module)
 
     def on_train_batch_end(
@@ -168,7 +167,7 @@ class Tracker(Callback):
             self._log(trainer, pl_module, images, started)
 
     def _draw(self, trainer: Trainer, stage: Stage) -> Tensor:
-        """Samples, float ``[num_samples, *data_shape]`` on the CPU; the processes share the work."""
+        """Draw samples, float ``[num_samples, *data_shape]`` on the CPU; the processes share the work."""
         strategy: VarianceStrategy
         sampler: Sampler
         if isinstance(stage, VarianceStage):
@@ -176,7 +175,7 @@ class Tracker(Callback):
         else:
             strategy, sampler = BetaTilde(stage.denoiser), DDIMSampler(self.settings.mean_steps, eta=0.0)
             times = EvenTrajectory().times(stage.denoiser.schedule, self.settings.mean_steps)
-        share = -(-self.settings.num_samples // trainer.world_size)  # equal shares, of which the last may be too large
+        share = -(-self.settings.num_samples // trainer.world_size)  # equal shares; the last may be too large
         mine = range(trainer.global_rank * share, (trainer.global_rank + 1) * share)
         labels = None
         if stage.denoiser.num_classes is not None:
@@ -236,13 +235,13 @@ def _of_samples(parts: Parts) -> list[Metric]:
 
 
 def _fitted(stage: Stage) -> nn.Module:
-    """The module that the stage trains, and that its checkpoints hold."""
+    """The module that the stage trains and that its checkpoints hold."""
     return stage.strategy if isinstance(stage, VarianceStage) else stage.denoiser
 
 
 @contextmanager
 def _averaged(trainer: Trainer, stage: Stage) -> Iterator[None]:
-    """Put the averaged weights into the module, if the run averages."""
+    """Put the averaged weights into the module for the duration of a block, if the run averages weights."""
     with ExitStack() as stack:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EMA):
@@ -252,7 +251,7 @@ def _averaged(trainer: Trainer, stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def _evaluating(stage: Stage) -> Iterator[None]:
-    """Put every module into eval mode, and afterwards back into its mode."""
+    """Put every module into eval mode for the duration of a block, then restore its mode."""
     training = [module for module in stage.modules() if module.training]
     stage.eval()
     try:
