@@ -62,5 +62,3 @@ def test_tensors_are_modelled_and_drawn_in_the_unit_of_their_file(run: CLI) -> N
         assert len(np.unique(drawn["arr_0"])) > 1000
     refused = run.refused(f"run={folder}", "format=png", task="sample", tiny=False)
     assert "format must be npz for samples that are vectors or tensors" in refused
-        f"run={folder}", "format=png", task="sample", tiny=False
-    )
