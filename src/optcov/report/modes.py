@@ -59,8 +59,9 @@ class Mode(ABC):
         Raises:
             ValueError: if the samples are not images.
         """
-        shape = parts.data.sample_shape
-        if len(parts.denoiser.data_shape) != 3 or len(shape) != 3 or shape[0] not in (1, 3):
+        modelled = parts.denoiser.data_shape
+        shape = parts.data.sample_shape if len(modelled) == 3 else modelled
+        if len(shape) != 3 or shape[0] not in (1, 3):
             raise ValueError(f"data must be images of 1 or 3 channels for a mode (got shape {shape}): leave mode out")
         for module in parts.modules:
             module.to(device).eval()
