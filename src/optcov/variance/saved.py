@@ -21,7 +21,7 @@ from optcov.checkpoint import digest_of
 from optcov.denoiser import Denoiser
 from optcov.files import atomic_write, write_atomically
 from optcov.parameterization import X0
-from optcov.schedule import FlowSchedule
+from optcov.schedule import VPSDESchedule
 from optcov.variance.base import Closed, Traits, VarianceStrategy
 
 T = TypeVar("T")
@@ -165,4 +165,4 @@ class _Shapes(nn.Module):
 
 def _stand_in(traits: Traits) -> Denoiser:
     with torch.no_grad():
-        return Denoiser(_Shapes(traits), FlowSchedule(traits.num_steps), X0())
+        return Denoiser(_Shapes(traits), VPSDESchedule(traits.num_steps), X0())
