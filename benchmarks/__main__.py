@@ -26,6 +26,7 @@ from rich.table import Table
 from benchmarks import (
     data_loading,
     denoising_diffusion,
+    foreign,
     gpu,
     guided_covariance,
     guided_digits,
@@ -55,7 +56,12 @@ ROWS: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "sizes": scaling.sizes,
     "gpu": gpu.gpu,
 }
-ALONE = {"guided_covariance": guided_covariance, "guided_digits FILE ...": guided_digits, "precision": precision}
+ALONE = {
+    "foreign FOLDER": foreign,
+    "guided_covariance": guided_covariance,
+    "guided_digits FILE ...": guided_digits,
+    "precision": precision,
+}
 COLUMNS = ("", "setting", "ours", "peer", "unit", "ratio (low to high)", "goal", "MiB ours, peer", "note")
 
 

@@ -92,7 +92,7 @@ def test_labels_and_the_null_class():
     assert optcov.bits_per_dim(denoiser, strategy, IMAGES, 2, labels=labels, progress=False).value > 0
     with pytest.raises(ValueError, match=r"labels must lie between 0 and 2, or be 3, the null label \(got 0 to 7\)"):
         optcov.sample(denoiser, strategy, 2, 2, labels=[0, 7], progress=False)
-    with pytest.raises(ValueError, match=r"labels must be one a sample, \[2\] \(got \[3\]\)"):
+    with pytest.raises(ValueError, match=r"labels must be one per sample, \[2\] \(got \[3\]\)"):
         optcov.sample(denoiser, strategy, 2, 2, labels=[0, 1, 2], progress=False)
 
 
