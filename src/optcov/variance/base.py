@@ -82,10 +82,12 @@ class VarianceStrategy(nn.Module, ABC):
     def __new__(cls, *arguments: Any, **settings: Any) -> Self:
         made = super().__new__(cls)
         try:
-            bound = signature(cls).bind(*arguments, **settings).arguments
+            bound = signature(cls.__init__).bind(made, *arguments, **settings).arguments
         except TypeError:  # the constructor will say
             bound = {}
-        object.__setattr__(made, "given", {name: value for name, value in bound.items() if name != "denoiser"})
+        object.__setattr__(
+            made, "given", {name: value for name, value in bound.items() if name not in ("self", "denoiser")}
+        )
         return made
 
     def __init__(self, denoiser: Denoiser) -> None:
