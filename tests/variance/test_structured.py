@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from test_every_path import Constant, at_one_point, minimise
+from test_every_path import Constant, at_one_point
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -215,11 +215,11 @@ def test_likelihood_is_least_at_the_covariance_in_every_unit(
 ):
     denoiser = exact_denoiser(mixture, parameterization)
     many, target, one, variance = at_one_point(mixture, denoiser, n, 10_000)
-    strategy = NLL(denoiser, Constant)
-    minimise(strategy, denoiser, many, target)
+    strategy = NLL(denoiser, Zero)
+    descend(strategy, denoiser, many, target)
     squares = denoiser.parameterization.c_out_sq(one.level) * (target - one.output) ** 2
     found = strategy.covariance(denoiser, one).diagonal()
-    assert_close(found[0], squares.mean(0), rtol=1e-6, atol=0)
+    assert_close(found[0], squares.mean(0), rtol=1e-4, atol=0)
     assert ((found - variance).abs() < 5 * squares.std(0) / 100).all()
 
 
