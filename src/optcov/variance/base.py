@@ -90,7 +90,7 @@ class VarianceStrategy(nn.Module, ABC):
         """
         from optcov.variance.saved import save
 
-        save(self, Path(folder), denoiser)
+        save(Path(folder), denoiser, self)
 
     @abstractmethod
     def transition(self, kernel: ReverseKernel, denoiser: Denoiser, prediction: Prediction) -> Covariance:
