@@ -484,7 +484,9 @@ def test_the_priors_term_is_exact(name: str, total: int):
     its = path(name, total)
     level = its.schedule.levels(its.times[-1])
     x_0 = torch.tensor([[-1.0], [0.5], [2 / 255]], dtype=torch.float64)
-    denoiser = Denoiser(nn.Identity(), its.schedule)
+    network = nn.Identity()
+    network.data_shape, network.feature_channels = (1,), 1
+    denoiser = Denoiser(network, its.schedule)
     bound = VariationalBound(denoiser, BetaTilde(denoiser))
     alpha_sq, sigma_sq = its.exact.alpha_sq[-1], its.exact.sigma_sq[-1]
     exact = [(alpha_sq * Decimal(float(x)) ** 2 + sigma_sq - 1 - sigma_sq.ln()) / 2 for x in x_0]

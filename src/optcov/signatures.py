@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import pathlib
+import sys
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,7 +62,10 @@ class Signature:
         module, _, name = target.rpartition(".")
         found = getattr(importlib.import_module(module), name)
         parameters = inspect.signature(found).parameters
-        hints = get_type_hints(found.__init__ if inspect.isclass(found) else found)
+        homes = [sys.modules[each.__module__] for each in (found.__mro__ if inspect.isclass(found) else ())]
+        # names in the fields of base dataclasses
+        inherited = {name: value for home in reversed(homes) for name, value in vars(home).items()}
+        hints = get_type_hints(found.__init__ if inspect.isclass(found) else found, localns=inherited)
         named = {name: hints.get(name, Any) for name, each in parameters.items() if each.kind is not each.VAR_KEYWORD}
         return cls(inspect.isclass(found), named, len(named) < len(parameters))
 

@@ -79,6 +79,11 @@ class VarianceStrategy(nn.Module, ABC):
 
     given: dict[str, Any]
 
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        taken = signature(cls.__init__)  # what a class takes, which `__new__` would hide
+        cls.__signature__ = taken.replace(parameters=list(taken.parameters.values())[1:])  # type: ignore[attr-defined]
+
     def __new__(cls, *arguments: Any, **settings: Any) -> Self:
         made = super().__new__(cls)
         try:
