@@ -90,7 +90,7 @@ class VarianceStrategy(nn.Module, ABC):
         """
         from optcov.variance.saved import save
 
-        save(self, Path(folder), denoiser)
+        save(Path(folder), denoiser, self)
 
     @abstractmethod
     def transition(self, kernel: ReverseKernel, denoiser: Denoiser, prediction: Prediction) -> Covariance:
@@ -195,14 +195,12 @@ class TrainedHead(Trained):
 
     Args:
         denoiser: the mean network, used only for its shapes.
-        head: makes the head from ``(feature_channels, data_shape)``.
-        outputs: numbers a pixel: a head of several is one of data with as many times the channels.
+        head: makes the head from ``(feature_channels, data_shape)``; see `several` for a head of several numbers.
     """
 
-    def __init__(self, denoiser: Denoiser, head: HeadFactory, outputs: int = 1) -> None:
+    def __init__(self, denoiser: Denoiser, head: HeadFactory) -> None:
         super().__init__(denoiser)
-        channels, *space = denoiser.data_shape
-        self.head = head(denoiser.feature_channels, (outputs * channels, *space))
+        self.head = head(denoiser.feature_channels, denoiser.data_shape)
 
     def head_output(self, denoiser: Denoiser, prediction: Prediction) -> Tensor:
         """The output of a head with one number per pixel, ``[B, *event]``, in the precision of ``x_t``."""
@@ -210,6 +208,11 @@ class TrainedHead(Trained):
         return output.to(prediction.x_t.dtype)
 
     def head_outputs(self, denoiser: Denoiser, prediction: Prediction) -> Tensor:
-        """What a head of several numbers a pixel says, ``[B, outputs, *event]``, in the precision of ``x_t``."""
+        """The output of a head with several numbers per pixel, ``[B, outputs, *event]``, precise as ``x_t``."""
         output = self.head_output(denoiser, prediction)
         return output.reshape(len(output), -1, *prediction.x_t.shape[1:])
+
+
+def several(head: HeadFactory, outputs: int) -> HeadFactory:
+    """Makes a head with several numbers per pixel, which is a head for data with that many times the channels."""
+    return lambda feature_channels, data_shape: head(feature_channels, (outputs * data_shape[0], *data_shape[1:]))

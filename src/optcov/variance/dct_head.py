@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from optcov.covariance import DCT, BasisCovariance, Covariance
 from optcov.denoiser import Denoiser, Prediction
-from optcov.variance.base import CovarianceModel, HeadFactory, TrainedHead
+from optcov.variance.base import CovarianceModel, HeadFactory, TrainedHead, several
 from optcov.variance.likely import (
     data_variance,
     nll,
@@ -43,11 +43,12 @@ class SpectrumHead(TrainedHead, CovarianceModel):
             raise ValueError(
                 f"var.modes must be at least 1 (got {modes}): give the number of spectra to mix, such as 8"
             )
-        super().__init__(denoiser, head, modes)
+        super().__init__(denoiser, several(head, modes))
         shape = denoiser.data_shape
         self.basis = DCT(shape)
         self.log_spectrum = nn.Parameter(torch.full(shape, math.log(data_variance(denoiser))))
-        self.modes = nn.Parameter(torch.randn(modes, *shape) / modes**0.5)
+        self.modes = modes
+        self.spectra = nn.Parameter(torch.randn(modes, *shape) / modes**0.5)
 
     def loss(self, denoiser: Denoiser, prediction: Prediction, target: Tensor) -> Tensor:
         return nll(self._ratio(denoiser, prediction), residual(denoiser, prediction, target))
@@ -59,7 +60,7 @@ class SpectrumHead(TrainedHead, CovarianceModel):
         outputs = self.head_outputs(denoiser, prediction)
         space = tuple(range(3, outputs.ndim))
         weights = outputs.mean(space, keepdim=True) if space else outputs
-        change = positive((weights * self.modes.to(outputs.dtype)).sum(1))
+        change = positive((weights * self.spectra.to(outputs.dtype)).sum(1))
         return BasisCovariance(self.basis, spectrum_ratio(self.log_spectrum, denoiser, prediction) * change)
 
 

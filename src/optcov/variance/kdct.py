@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from optcov.covariance import DCT, BasisCovariance, Covariance, DiagonalCovariance, SumCovariance
 from optcov.denoiser import Denoiser, Prediction
-from optcov.variance.base import CovarianceModel, HeadFactory, TrainedHead
+from optcov.variance.base import CovarianceModel, HeadFactory, TrainedHead, several
 from optcov.variance.dct_head import spectrum_ratio
 from optcov.variance.likely import data_variance, nll, positive, residual, scaled
 
@@ -38,10 +38,11 @@ class KroneckerDCT(TrainedHead, CovarianceModel):
             raise ValueError(
                 f"var.modes must be at least 1 (got {modes}): give the number of spectra to mix, such as 8"
             )
-        super().__init__(denoiser, head, 1 + modes)
+        super().__init__(denoiser, several(head, 1 + modes))
         channels, *space = denoiser.data_shape
         self.log_spectrum = nn.Parameter(torch.full((1, *space), math.log(data_variance(denoiser))))
-        self.modes = nn.Parameter(torch.randn(modes, 1, *space) / modes**0.5)
+        self.modes = modes
+        self.spectra = nn.Parameter(torch.randn(modes, 1, *space) / modes**0.5)
         self.log_channels = nn.Parameter(torch.zeros(channels))
         self.rotation = nn.Parameter(torch.zeros(channels, channels))  # V is the exponential of its skew part
 
@@ -61,7 +62,7 @@ class KroneckerDCT(TrainedHead, CovarianceModel):
         rest = outputs[:, 1:].mean(2, keepdim=True)  # of channels
         space = tuple(range(3, outputs.ndim))
         weights = rest.mean(space, keepdim=True) if space else rest
-        change = positive((weights * self.modes.to(outputs.dtype)).sum(1))
+        change = positive((weights * self.spectra.to(outputs.dtype)).sum(1))
         spectrum = spectrum_ratio(self.log_spectrum, denoiser, prediction)[:, :1] * change
         vectors = torch.linalg.matrix_exp(self.rotation - self.rotation.T).to(outputs.dtype)
         own = positive(self.log_channels).to(outputs.dtype)

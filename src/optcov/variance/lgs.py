@@ -15,7 +15,7 @@ from torch import Tensor
 from optcov.covariance import Covariance, MatrixFreeCovariance
 from optcov.denoiser import Denoiser, Prediction
 from optcov.schedule.levels import per_sample
-from optcov.variance.base import Closed, CovarianceModel, HeadFactory, TrainedHead
+from optcov.variance.base import Closed, CovarianceModel, HeadFactory, TrainedHead, several
 from optcov.variance.jacobian import check_signal, corrected, product
 from optcov.variance.ocm import corrected_loss
 
@@ -114,7 +114,7 @@ class CorrectedLGS(TrainedHead, CovarianceModel):
         difference: float | None = None,
         probes: int = 16,
     ) -> None:
-        super().__init__(denoiser, head, 2)
+        super().__init__(denoiser, several(head, 2))
         check_steps(denoiser, steps, difference)
         self.steps, self.difference, self.probes = steps, difference, probes
 

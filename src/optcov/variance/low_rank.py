@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from optcov.covariance import Covariance, LowRankCovariance
 from optcov.denoiser import Denoiser, Prediction
 from optcov.schedule.levels import per_sample
-from optcov.variance.base import CovarianceModel, HeadFactory, TrainedHead
+from optcov.variance.base import CovarianceModel, HeadFactory, TrainedHead, several
 from optcov.variance.jacobian import check_signal, product
 from optcov.variance.likely import data_variance, nll, positive, reference, residual, scaled
 
@@ -49,10 +49,10 @@ class LowRank(TrainedHead, CovarianceModel):
                 f"var.nll_weight and var.jacobian_weight must not be negative, and not both 0 (got {nll_weight} and "
                 f"{jacobian_weight}): give 1 and 0 for likelihood alone"
             )
-        super().__init__(denoiser, head, 1 + rank)
+        super().__init__(denoiser, several(head, 1 + rank))
         if jacobian_weight:
             check_signal(denoiser)
-        self.nll_weight, self.jacobian_weight = nll_weight, jacobian_weight
+        self.rank, self.nll_weight, self.jacobian_weight = rank, nll_weight, jacobian_weight
         self.patterns = nn.Parameter(0.1 * torch.randn(rank, *denoiser.data_shape))
 
     def loss(self, denoiser: Denoiser, prediction: Prediction, target: Tensor) -> Tensor:

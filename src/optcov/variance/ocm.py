@@ -14,7 +14,7 @@ from torch import Tensor
 from optcov.covariance import Covariance, DiagonalCovariance
 from optcov.denoiser import Denoiser, Prediction
 from optcov.schedule.levels import per_sample
-from optcov.variance.base import CovarianceModel, HeadFactory, TrainedHead
+from optcov.variance.base import CovarianceModel, HeadFactory, TrainedHead, several
 from optcov.variance.jacobian import check_signal, product
 
 
@@ -56,7 +56,7 @@ class CorrectedOCM(TrainedHead, CovarianceModel):
     """
 
     def __init__(self, denoiser: Denoiser, head: HeadFactory) -> None:
-        super().__init__(denoiser, head, 2)
+        super().__init__(denoiser, several(head, 2))
         check_signal(denoiser)
 
     def loss(self, denoiser: Denoiser, prediction: Prediction, target: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from optcov.checkpoint import digest_of
 from optcov.denoiser import Denoiser
 from optcov.files import atomic_write, write_atomically
 from optcov.parameterization import X0
-from optcov.schedule import FlowSchedule
+from optcov.schedule import VPSDESchedule
 from optcov.variance.base import Closed, Traits, VarianceStrategy
 
 T = TypeVar("T")
@@ -32,14 +32,14 @@ LIMIT = 1 << 20  # bytes of a json
 BY_DENOISER = {"self", "denoiser", "feature_channels", "data_shape"}  # arguments that are not settings
 
 
-def save(strategy: VarianceStrategy, folder: Path, denoiser: Denoiser | None = None) -> None:
+def save(folder: Path, denoiser: Denoiser | None, strategy: VarianceStrategy) -> None:
     """Write a strategy; see `VarianceStrategy.save_pretrained`."""
     weights = {name: value.detach().cpu().contiguous() for name, value in strategy.state_dict().items()}
     for name, value in weights.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"{type(strategy).__name__} must be fitted before it is saved (got NaN in {name}): fit it")
     if denoiser is not None:
-        check_fits(strategy, denoiser)
+        check_fits(denoiser, strategy)
     config = {
         "format": FORMAT,
         "strategy": _node(strategy),
@@ -86,7 +86,7 @@ def load_strategy(folder: str | Path, denoiser: Denoiser | None = None) -> Varia
         ) from error
     strategy.made_for = traits
     if denoiser is not None:
-        check_fits(strategy, denoiser)
+        check_fits(denoiser, strategy)
         expected = config.get("denoiser_sha256")
         if expected is not None and expected != digest_of(dict(denoiser.network.state_dict())):
             raise ValueError(
@@ -96,7 +96,7 @@ def load_strategy(folder: str | Path, denoiser: Denoiser | None = None) -> Varia
     return strategy.requires_grad_(False).eval()
 
 
-def check_fits(strategy: VarianceStrategy, denoiser: Denoiser) -> None:
+def check_fits(denoiser: Denoiser, strategy: VarianceStrategy) -> None:
     """Refuse a denoiser of other shapes, another path or another target than the strategy was made for.
 
     Raises:
@@ -145,7 +145,7 @@ def _made(node: Any, kind: type[T], *shapes: Any) -> T:
     module, _, name = str(node["class"]).rpartition(".")
     home = "optcov.variance" if kind is VarianceStrategy else "optcov.model"
     found = getattr(import_module(module), name, None) if module.startswith(f"{home}.") else None
-    if not (isinstance(found, type) and issubclass(found, kind) and found.__module__ == module):
+    if not (isinstance(found, type) and issubclass(found, kind)):
         raise ValueError(f"{node['class']}, which is not a {kind.__name__} of {home}")
     settings = {
         key: (lambda *given, inner=value: _made(inner, nn.Module, *given)) if isinstance(value, dict) else value
@@ -165,4 +165,4 @@ class _Shapes(nn.Module):
 
 def _stand_in(traits: Traits) -> Denoiser:
     with torch.no_grad():
-        return Denoiser(_Shapes(traits), FlowSchedule(traits.num_steps), X0())
+        return Denoiser(_Shapes(traits), VPSDESchedule(traits.num_steps), X0())
