@@ -18,12 +18,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import data_loading, denoising_diffusion, gpu, guided_covariance, guided_digits
+from benchmarks import correlations, data_loading, denoising_diffusion, gpu, guided_covariance, guided_digits
 from benchmarks.__main__ import ROWS, listing, main, markdown, measured
 from benchmarks.networks import cifar10_network, flops_per_image
 from benchmarks.timing import Row, Settings, Times, alternate
 from optcov.data import DigitsData
+from optcov.denoiser import Denoiser
 from optcov.labels import cycle_labels
+from optcov.model import UNet
+from optcov.schedule import LinearSchedule
 
 TINY = Settings(
     rounds=1, seconds=0.0, batch_size=1, batch_sizes=(1,), threads=(1,), steps=(2,), precisions=("bf16",), quick=True
@@ -244,3 +247,13 @@ def test_guided_steps_need_the_guided_covariance(monkeypatch: pytest.MonkeyPatch
     distances = [float(each) for each in re.findall(r" (\d+\.\d)(?: |$)", ten)]
     assert len(distances) == 4
     assert distances == sorted(distances)  # guided, of the class, of no class, none
+
+
+def test_what_correlations_are_worth_is_measured():
+    """Strategies trained side by side, in the loop's own steps, and scored."""
+    denoiser = Denoiser(UNet((1, 8, 8), channels=8), LinearSchedule(40)).eval()
+    strategies = correlations.fitted(["beta_tilde", "nll", "low_rank"], denoiser, steps=2, batch_size=4)
+    assert [type(each).__name__ for each in strategies.values()] == ["BetaTilde", "NLL", "LowRank"]
+    found = {label: dict(correlations.bits(denoiser, each, 2, 3)) for label, each in strategies.items()}
+    assert found["nll"]["bits 3"] != found["low_rank"]["bits 3"]
+    assert all(values["bits 3 se"] > 0 for values in found.values())
