@@ -3,7 +3,9 @@
 import io
 import json
 import math
+import re
 import subprocess
+import sys
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +18,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import correlations, data_loading, denoising_diffusion, gpu
-from benchmarks.__main__ import ROWS, listing, markdown, measured
+from benchmarks import correlations, data_loading, denoising_diffusion, gpu, guided_covariance, guided_digits
+from benchmarks.__main__ import ROWS, listing, main, markdown, measured
 from benchmarks.networks import cifar10_network, flops_per_image
 from benchmarks.timing import Row, Settings, Times, alternate
+from optcov.data import DigitsData
 from optcov.denoiser import Denoiser
+from optcov.labels import cycle_labels
 from optcov.model import UNet
 from optcov.schedule import LinearSchedule
 
@@ -93,6 +97,21 @@ def test_a_group_that_fails_says_so_and_leaves_the_others_alone(monkeypatch: pyt
     assert failed == ["gamma"]
     assert rows[-1].note == "failed: ZeroDivisionError: division by zero"
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_table_is_kept_and_a_failure_ends_with_status_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setitem(ROWS, "gamma", lambda settings: iter([Row("", 1 / 0)]))  # type: ignore[arg-type]
+    monkeypatch.setitem(ROWS, "frechet", lambda settings: iter([Row("last", "", goal=">= 2")]))
+    command = ["benchmarks", "--quick", "--rows", "gamma", "frechet", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="failed, see above: gamma"):
+        main()
+    table = (tmp_path / "table.md").read_text()
+    assert [line.split(" | ")[0] for line in table.splitlines()[-2:]] == ["| gamma", "| last"]
+    told = json.loads((tmp_path / "table.json").read_text())
+    assert [row["name"] for row in told["rows"]] == ["gamma", "last"]
+    monkeypatch.setattr(sys, "argv", [*command[:3], *command[4:]])
+    main()  # returns: status 0
 
 
 def test_rows_that_start_processes(monkeypatch: pytest.MonkeyPatch, capsys):
@@ -206,6 +225,28 @@ def test_peaks_of_cards(card: str, peak: float | None):
     mfu = "unknown (give --peak-tflops)" if peak is None else f"{100e12 / peak:.1%}"
     said = gpu.utilisation(100e12, Settings(peak=peak), rate=200e12)
     assert said == f"MFU {mfu}, 50.0% of a bf16 matrix product's rate"
+
+
+def test_real_digits_are_recognised_as_the_page_on_guidance_says(tmp_path: Path, capsys):
+    data = DigitsData()
+    np.savez(tmp_path / "real.npz", data.load("test").movedim(1, -1).numpy(), data.labels("test").numpy())
+    guided_digits.main([str(tmp_path / "real.npz")])
+    real, samples = capsys.readouterr().out.splitlines()
+    assert real.split()[-1] == "93.3%"
+    assert " 93.3% ± 1.5%" in samples
+
+
+def test_guided_steps_need_the_guided_covariance(monkeypatch: pytest.MonkeyPatch, capsys):
+    """The table of the page on guidance, of fewer samples and beside fewer steps."""
+    monkeypatch.setattr(guided_covariance, "COUNT", 1000)
+    monkeypatch.setattr(guided_covariance, "LABELS", cycle_labels([0, 1, 2], 3, 1000))
+    draw = guided_covariance.draw
+    monkeypatch.setattr(guided_covariance, "draw", lambda strategy, steps, seed: draw(strategy, min(steps, 30), seed))
+    guided_covariance.main()
+    ten = capsys.readouterr().out.splitlines()[1]
+    distances = [float(each) for each in re.findall(r" (\d+\.\d)(?: |$)", ten)]
+    assert len(distances) == 4
+    assert distances == sorted(distances)  # guided, of the class, of no class, none
 
 
 def test_what_correlations_are_worth_is_measured():

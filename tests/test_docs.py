@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-from hydra import initialize_config_dir
+from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from nbclient import NotebookClient
 from omegaconf import OmegaConf
@@ -110,6 +110,20 @@ def test_every_training_command_composes():
             if "-m" in words:
                 overrides = [re.sub(r"=([^,\[]*),.*", r"=\1", word) for word in overrides]
             compose_config([word.replace("PATH", ".").replace("DIR", ".") for word in overrides])
+
+
+def test_every_command_on_a_run_composes():
+    """So do those of ``sample.py`` and ``evaluate.py``; a run's own settings are not asked for."""
+    register_resolvers()
+    composed = set()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for words in [shlex.split(line) for page in PAGES for line in commands(page)]:
+            for task in {"sample", "evaluate"} & {word.removesuffix(".py") for word in words}:
+                given = words[words.index(f"{task}.py") + 1 :]
+                overrides = [word.strip(";").replace("$", "") for word in given if "=" in word]
+                compose("report" if overrides[0].startswith("runs=") else task, overrides)
+                composed.add((task, overrides[0].partition("=")[0]))
+    assert composed == {("sample", "run"), ("evaluate", "run"), ("evaluate", "runs")}
 
 
 @pytest.mark.parametrize("document", ["README.md", *(f"docs/{page}.md" for page in ("choices", "runs", "metrics"))])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from command_line import CLI, ROOT, composed, results
 from hydra.utils import get_object, instantiate
+from omegaconf import OmegaConf
 
 from optcov.cli.build import build
 from optcov.keys import Config
@@ -155,3 +156,16 @@ def test_a_new_file_in_a_group_is_all_that_an_option_needs(tmp_path: Path):
     """An optimizer by ``_target_``, as a user would add one."""
     cfg = composed("optimizer._target_=torch.optim.SGD", "~optimizer.betas", "~optimizer.weight_decay")
     assert instantiate(cfg.optimizer).func is torch.optim.SGD
+
+
+def test_data_that_are_read_from_files_lie_where_the_environment_says(monkeypatch: pytest.MonkeyPatch):
+    roots = {}
+    for place in ("data", "elsewhere"):
+        monkeypatch.setenv("OPTCOV_DATA", place)
+        roots[place] = {
+            path.stem: root
+            for path in (CONF / "data").glob("*.yaml")
+            if (root := OmegaConf.load(path).get("root")) is not None
+        }
+    assert roots["data"].keys() == {"arrays", "celeba", "cifar10", "huggingface", "image_folder", "tensors"}
+    assert roots["elsewhere"] == {name: f"elsewhere{root.removeprefix('data')}" for name, root in roots["data"].items()}

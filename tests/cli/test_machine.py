@@ -8,6 +8,7 @@ from command_line import composed
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 
 from optcov.cli import machine
+from optcov.cli.errors import ConfigError
 from optcov.cli.machine import Machine, available_threads, configure_machine
 from optcov.denoiser import Denoiser
 from optcov.model import UNet
@@ -81,3 +82,14 @@ def test_lightning_leaves_the_threads_of_its_processes_alone(monkeypatch: pytest
     settled("num_threads=3")
     _set_num_threads_if_needed(num_processes=1)  # as each launcher calls it
     assert torch.get_num_threads() == 3
+
+
+def test_processes_that_start_scripts_are_refused_in_a_sweep():
+    """Each would start the whole sweep again; processes that are forked do not."""
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    alone = composed(*two)
+    assert Machine.of(alone).processes == 2
+    with pytest.raises(ConfigError, match=r"trainer\.strategy must .*\(got ddp\).*trainer\.strategy=ddp_fork"):
+        Machine.of(alone.model_copy(update={"sweep": "outputs/sweep/one"}))
+    forked = composed(*two, "trainer.strategy=ddp_fork").model_copy(update={"sweep": "outputs/sweep/one"})
+    assert Machine.of(forked).processes == 2

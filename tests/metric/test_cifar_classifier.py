@@ -1,5 +1,6 @@
 """The classifier whose features ``fd_cifar`` compares: what its file says, and what it answers on real images."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from safetensors import safe_open
 
 from optcov.data import CIFAR10Data
+from optcov.metric import cifar_classifier
+from optcov.metric import train_cifar_classifier as training
 from optcov.metric.cifar_classifier import WEIGHTS, load_cifar_classifier
 
 
@@ -33,3 +36,31 @@ def test_it_classifies_real_test_images_as_well_as_its_file_says(shared_data: Pa
         stated = float(file.metadata()["test_accuracy"])
     spread = (stated * (1 - stated) / len(images)) ** 0.5
     assert right.float().mean().item() == pytest.approx(stated, abs=4 * spread)
+
+
+def test_it_can_be_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command of its metadata, on 16 images of two colours, writes a file that is read like the one enclosed."""
+
+    class TwoColours:
+        def __init__(self, root: str, cache: str) -> None:
+            assert (root, cache) == ("data/cifar10", "outputs/cache/data")
+
+        def load(self, split: str) -> torch.Tensor:
+            return (200 * self.labels(split)).byte().view(16, 1, 1, 1).expand(16, 3, 32, 32)
+
+        def labels(self, split: str) -> torch.Tensor:
+            return torch.arange(16) % 2
+
+    monkeypatch.setattr(training, "CIFAR10Data", TwoColours)
+    monkeypatch.setattr(training, "BATCH_SIZE", 4)
+    output = tmp_path / "classifier.safetensors"
+    monkeypatch.setattr(sys, "argv", ["train", "--root", "data/cifar10", "--output", str(output), "--epochs", "3"])
+    training.main()
+    monkeypatch.setattr(cifar_classifier, "WEIGHTS", output)
+    classifier = load_cifar_classifier()
+    with safe_open(str(output), framework="pt") as file:
+        metadata = file.metadata()
+    right = classifier(TwoColours("data/cifar10", "outputs/cache/data").load("test").float() / 255).argmax(1)
+    assert float(metadata["test_accuracy"]) == right.eq(torch.arange(16) % 2).double().mean()
+    assert "--epochs 3" in metadata["command"]
+    assert output.stat().st_size < 3_000_000  # in half precision

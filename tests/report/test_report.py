@@ -53,6 +53,9 @@ def test_runs_multiruns_patterns_and_lists_are_found_once_and_in_order(tmp_path:
     )
     assert [run.folder.name for run in mixed.ended] == ["1_job", "10_job", "one", *(n for n in names if n[0] != "1")]
     assert mixed.frame()["run"].tolist()[:3] == ["sweep/1_job", "sweep/10_job", "train/one"]
+    make(tmp_path / "sweep" / "3_job" / "evaluate" / "again")
+    assert [run.folder.name for run in gather(f"{tmp_path}/sweep/*/evaluate/*").ended] == ["again"]
+    assert len(gather(tmp_path / "sweep").ended) == 11  # what was scored again is in no table of the multirun
 
 
 def test_a_run_that_did_not_end_is_told_with_its_last_words(tmp_path: Path):
