@@ -183,7 +183,8 @@ class MeasurementGuidance(Guidance):
     def compare_noise(self, prediction: MeasuredPrediction) -> None:
         """Warn where the residual at the lowest noise level contradicts the noise that was stated."""
         ratio = float((prediction.residual.double() ** 2 / self.variance).mean().sqrt())
-        if ratio > NOT_THE_NOISE:
+        chance = (1 + 5 * (2 / self.y.numel()) ** 0.5) ** 0.5  # five standard deviations of a mean of squares
+        if ratio > max(NOT_THE_NOISE, chance):
             stated = float(self.variance.mean().sqrt())
             warnings.warn(
                 f"noise should be near {ratio * stated:.3g} (got {stated:.3g}, which is {ratio:.1f} times smaller than "
