@@ -22,7 +22,7 @@ FLOORS = [
         "numpy scipy sklearn torchdiffeq tqdm safetensors",
     ),
     (
-        "data labels metric report keys parts upgrade signatures registry adapter fitting restoring verbs",
+        "data labels metric report keys parts upgrade signatures registry adapter fitting measurement restoring verbs",
         "diffusers filelock PIL pooch pyarrow requests torchmetrics jinja2 matplotlib omegaconf pandas pydantic rich",
     ),
     ("training", "lightning wandb"),

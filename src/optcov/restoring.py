@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from optcov.data.pixels import to_uint8
+from optcov.data_range import DataRange
 from optcov.denoiser import Denoiser, device_of
 from optcov.guidance.measurement import MeasurementGuidance, OperatorFactory
 from optcov.inverse import Operator
 from optcov.registry import resolve, settings_of
+from optcov.report.picture import tile
 from optcov.sampler import ImageBar, NoiseStream, Sampler, batches
 from optcov.trajectory import Trajectory
 from optcov.variance.base import VarianceStrategy
@@ -28,10 +32,14 @@ class Restoration:
     Args:
         samples: ``[count, *event]``, or ``[n, count, *event]`` for n measurements; float32, on the CPU.
         event_ndim: the number of axes of an event.
+        operator, y, data_range: of the question; y is ``[1 or n, *measurement]``.
     """
 
     samples: Tensor
     event_ndim: int
+    operator: Operator
+    y: Tensor
+    data_range: DataRange
 
     @property
     def mean(self) -> Tensor:
@@ -42,6 +50,34 @@ class Restoration:
     def std(self) -> Tensor:
         """The standard deviation of the samples, of the shape of the mean; needs at least two."""
         return self.samples.std(-self.event_ndim - 1)
+
+    def picture(self, path: str | Path, truth: Tensor | None = None, count: int = 4) -> None:
+        """A PNG with a row for each measurement: truth, measurement, mean, standard deviation and samples.
+
+        Args:
+            path: of the file.
+            truth: images ``[*event]`` or ``[n, *event]``; None to leave them out.
+            count: samples in a row.
+        Raises:
+            ValueError: if data are no images of 1 or 3 channels.
+        """
+        shape = self.samples.shape[-self.event_ndim :]
+        if len(shape) != 3 or shape[0] not in (1, 3):
+            raise ValueError(f"data must be images of 1 or 3 channels for a picture (got shape {tuple(shape)})")
+        samples = self.samples.reshape(len(self.y), -1, *shape)
+        y = self.y.to(samples)
+        seen = self.operator.adjoint(self.operator(torch.ones(len(y), *shape)))
+        shown = torch.where(seen.abs() > 1e-6, self.operator.adjoint(y) / seen, self._unit(-1.0, samples))
+        std = samples.std(1) / samples.std(1).amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+        columns = [shown, samples.mean(1), self.data_range.from_unit(2 * std - 1), *samples[:, :count].unbind(1)]
+        if truth is not None:
+            columns = [truth.reshape(-1, *shape).to(samples), *columns]
+        levels = [to_uint8(self.data_range.to_unit(column)) for column in columns]
+        tile(torch.stack(levels, 1), line=True).save(path)
+
+    def _unit(self, level: float, like: Tensor) -> Tensor:
+        """A level on [-1, 1] in the range of the data, broadcast to images."""
+        return self.data_range.from_unit(torch.full_like(like[:, 0], level))
 
 
 def restore(
@@ -117,4 +153,5 @@ def restore(
                 x_0 = state.x
             samples[indices.start : indices.stop] = x_0[: total - indices.start]
     several = () if y.shape in (operator.measurement_shape, operator.event_shape) else (len(given),)
-    return Restoration(samples.reshape(*several, count, *denoiser.data_shape), len(denoiser.data_shape))
+    samples = samples.reshape(*several, count, *denoiser.data_shape)
+    return Restoration(samples, len(denoiser.data_shape), operator, given.cpu(), denoiser.data_range)

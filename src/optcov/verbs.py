@@ -1,4 +1,4 @@
-"""The verbs of a notebook: `load`, `fit`, `sample`, `bits_per_dim`, on any network.
+"""The verbs of a notebook: `load`, `fit`, `sample`, `bits_per_dim`, on any network; `restore` is in `optcov.restoring`.
 
 They take names (those of ``conf/``) or objects, and need neither Lightning nor Hydra.  Images go in and samples come
 out in the network's own range.
