@@ -23,7 +23,8 @@ FLOORS = [
     ),
     (
         "data labels metric report keys parts upgrade signatures registry adapter fitting measurement restoring verbs",
-        "diffusers filelock PIL pooch pyarrow requests torchmetrics jinja2 matplotlib omegaconf pandas pydantic rich",
+        "diffusers huggingface_hub filelock PIL pooch pyarrow requests torchmetrics jinja2 matplotlib omegaconf pandas "
+        "pydantic rich",
     ),
     ("training", "lightning wandb"),
     ("cli __main__", "hydra"),

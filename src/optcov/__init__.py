@@ -4,17 +4,18 @@ denoiser = optcov.load(network, ...)                        # any callable (x, t
 strategy = optcov.fit("sn_dpm", denoiser, images)
 samples = optcov.sample(denoiser, strategy, num_steps=10, count=64)
 bits = optcov.bits_per_dim(denoiser, strategy, images)
-restored = optcov.restore(denoiser, strategy, y, operator)  # the posterior given y = A x_0 + noise
+strategy.save_pretrained(folder)                            # and optcov.load_strategy(folder) again
+restored = optcov.restore(denoiser, strategy, y, operator)  # given y = A x_0 + noise
 """
 
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["bits_per_dim", "fit", "load", "restore", "sample"]
+__all__ = ["bits_per_dim", "fit", "load", "load_strategy", "restore", "sample"]
 
 if TYPE_CHECKING:
     from optcov.restoring import restore
-    from optcov.verbs import bits_per_dim, fit, load, sample
+    from optcov.verbs import bits_per_dim, fit, load, load_strategy, sample
 
 
 def __getattr__(name: str) -> Any:

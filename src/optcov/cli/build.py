@@ -12,6 +12,7 @@ from hydra.utils import get_object, instantiate
 
 from optcov.cli.errors import ConfigError, config_errors
 from optcov.cli.pretrained import Given, open_pretrained
+from optcov.data import DataSource
 from optcov.denoiser import Denoiser
 from optcov.keys import Config
 from optcov.labels import cycle_labels
@@ -91,7 +92,7 @@ def build(config: Config, given: Given | None = None) -> Parts:
             metrics[name] = instantiate(metric)
     with config_errors("data"):
         data = instantiate(config.data) if given is None else given.data
-        shape = data.data_shape
+        data.data_shape  # noqa: B018 (opens the data, which may be refused)
     with config_errors("conditional" if config.conditional else "guidance"):
         num_classes = data.num_classes if config.conditional or "classifier" in config.guidance else None
     for name, metric in metrics.items():
@@ -103,7 +104,7 @@ def build(config: Config, given: Given | None = None) -> Parts:
             else:
                 metric.check(Reference(data.reference(), config.reference_dir), config.num_samples)
     with config_errors("model"):
-        denoiser = _new(config, schedule, shape, num_classes) if given is None else given.denoiser
+        denoiser = _new(config, schedule, data, num_classes) if given is None else given.denoiser
         if config.compile:
             denoiser.network.compile()
     with config_errors("var"):
@@ -121,7 +122,7 @@ def build(config: Config, given: Given | None = None) -> Parts:
         for name, metric in metrics.items():
             if guidance.steers and isinstance(metric, ModelMetric):
                 raise ConfigError(
-                    f"guidance must be none for metric = {name} (got {config.choices['guidance']}), which scores the "
+                    f"guidance must be none for metric = {name} (got {type(guidance).__name__}), which scores the "
                     "model without guidance: set guidance=none, or another metric"
                 )
     with config_errors("sampler"):
@@ -142,11 +143,12 @@ def build(config: Config, given: Given | None = None) -> Parts:
     return Parts(data, denoiser, strategy, sampler, trajectory, metrics, guidance, config.labels, given is None)
 
 
-def _new(config: Config, schedule: NoiseSchedule, shape: tuple[int, ...], num_classes: int | None) -> Denoiser:
-    """The denoiser of a network to be trained."""
+def _new(config: Config, schedule: NoiseSchedule, data: DataSource, num_classes: int | None) -> Denoiser:
+    """Make the denoiser of a network to be trained."""
     torch.manual_seed(derive_seed(config.seed, Stream.MEAN_WEIGHTS))
-    network = instantiate(config.model, data_shape=shape, **_classes_of_network(config, num_classes))
-    return Denoiser(network, schedule, instantiate(config.parameterization), config.time_offset)
+    network = instantiate(config.model, data_shape=data.data_shape, **_classes_of_network(config, num_classes))
+    parameterization = instantiate(config.parameterization)
+    return Denoiser(network, schedule, parameterization, config.time_offset, data.data_range)
 
 
 def _classes_of_network(config: Config, num_classes: int | None) -> dict[str, int | None]:

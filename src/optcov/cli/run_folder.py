@@ -63,7 +63,10 @@ class Saved:
         strange += [
             f"the choice {group}={choice}"
             for group, choice in choices.items()
-            if group not in (*KEYS, "experiment") or not re.fullmatch(r"[\w\[\], ']+", str(choice))
+            # such as data, or data@data.source
+            if not re.fullmatch(r"(\w+)(@\1\.\w+)?", group)
+            or group.partition("@")[0] not in (*KEYS, "experiment")
+            or not re.fullmatch(r"[\w\[\], ']+", str(choice))
         ]
         if strange:
             remedy = "give another, or use the version of optcov that wrote it"

@@ -46,6 +46,7 @@ class ComplexHead(SimpleHead):
     def __init__(self, feature_channels: int, data_shape: tuple[int, ...], hidden_channels: int | None = None) -> None:
         hidden = hidden_channels or feature_channels
         super().__init__(hidden, data_shape)
+        self.hidden_channels = hidden_channels
         width = 4 * max(hidden // 4, 8)
         self.time = TimeMLP(SinusoidalEmbedding(width), width, width)
         self.block = ResidualBlock(feature_channels, hidden, width, len(data_shape) - 1)
@@ -66,6 +67,7 @@ class InputHead(nn.Module):
 
     def __init__(self, feature_channels: int, data_shape: tuple[int, ...], hidden_channels: int = 32) -> None:
         super().__init__()
+        self.hidden_channels = hidden_channels
         self.input = layer(feature_channels, hidden_channels, len(data_shape) - 1)
         self.head = ComplexHead(hidden_channels, data_shape)
 
