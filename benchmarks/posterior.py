@@ -125,15 +125,20 @@ class Task:
         energy = 2 * torch.cdist(samples, self.exact).mean((1, 2)) - within - other
         means = torch.stack([each.mean() for each in self.posteriors])
         error = ((samples.mean(1) - means) ** 2).mean(1)
-        ordered, truth = samples[..., self.hidden].sort(1).values, self.truth[:, self.hidden]
-        found = {"energy": energy, "mse": error}
-        for level in (50, 90, 95):
-            low, high = (_quantile(ordered, end) for end in (0.5 - level / 200, 0.5 + level / 200))
-            found[f"c{level}"] = 100 * ((low <= truth) & (truth <= high)).double().mean(1)
-        rank = 2 * torch.arange(1, count + 1)[None, :, None] - count - 1
-        spread = (rank * ordered).sum(1) / (count * (count - 1))  # half of E|X - X'|
-        found["crps"] = ((ordered - truth[:, None]).abs().mean(1) - spread).mean(1)
+        found = {"energy": energy, "mse": error} | against(self.truth[:, self.hidden], samples[..., self.hidden])
         return {key: (float(value.mean()), float(value.std() / n**0.5)) for key, value in found.items()}
+
+
+def against(truth: Tensor, samples: Tensor) -> dict[str, Tensor]:
+    """Coverage of central intervals in % and CRPS, ``[n]``, of samples ``[n, count, d]`` for a truth ``[n, d]``."""
+    count, ordered = samples.shape[1], samples.sort(1).values
+    found = {}
+    for level in (50, 90, 95):
+        low, high = (_quantile(ordered, end) for end in (0.5 - level / 200, 0.5 + level / 200))
+        found[f"c{level}"] = 100 * ((low <= truth) & (truth <= high)).double().mean(1)
+    rank = 2 * torch.arange(1, count + 1)[None, :, None] - count - 1
+    spread = (rank * ordered).sum(1) / (count * (count - 1))  # half of E|X - X'|
+    return found | {"crps": ((ordered - truth[:, None]).abs().mean(1) - spread).mean(1)}
 
 
 def _quantile(ordered: Tensor, level: float) -> Tensor:
@@ -151,6 +156,11 @@ def digits() -> OneLevelMixture:
     covariances = torch.stack([each.T.cov() + RIDGE * torch.eye(DIM) for each in classes])
     weights = torch.tensor([float(len(each)) for each in classes])
     return OneLevelMixture(torch.stack([each.mean(0) for each in classes]), covariances, weights)
+
+
+def exact(mixture: GaussianMixture) -> Denoiser:
+    """The exact denoiser of the mixture, without bounds."""
+    return Denoiser(OracleNetwork((DIM,), mixture, SCHEDULE), SCHEDULE, data_range=DataRange(None, None)).eval()
 
 
 def ours(denoiser: Denoiser, task: Task, rank: int | None, steps: int, count: int, seed: int) -> Tensor:
@@ -183,7 +193,12 @@ def theirs(
         for repeat in range(repeats):
             mixture = denoiser.network.mixture
             m, covariance = mixture.posterior(x, t.alpha, t.sigma)  # type: ignore[union-attr, operator]
-            step = Step(x, m, covariance, t, s, last, matrix, gram, y, NOISE, generator)
+
+            def times_c(v: Tensor, covariance: Tensor = covariance) -> Tensor:
+                image: Tensor = (covariance @ v[..., None])[..., 0]
+                return image
+
+            step = Step(x, m, times_c, t, s, last, matrix, gram, y, NOISE, generator)
             x = method(step)
             calls += 1 + 2 * step.products
             if repeat < repeats - 1:
@@ -252,7 +267,7 @@ def main() -> None:
     parser.add_argument("--steps", nargs="*", type=int, default=[], help="the same number of steps for all methods")
     args = parser.parse_args()
     mixture = digits()
-    denoiser = Denoiser(OracleNetwork((DIM,), mixture, SCHEDULE), SCHEDULE, data_range=DataRange(None, None)).eval()
+    denoiser = exact(mixture)
     print("task,method,steps,ne,energy,energy_se,rmse,c50,c90,c90_se,c95,crps,crps_se")
     for name in args.tasks:
         task = Task.made(name, mixture, args.measurements, args.samples, 0)

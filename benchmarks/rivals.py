@@ -1,8 +1,8 @@
 r"""Published posterior samplers on an exact network, each from the formulas of its paper, for `benchmarks.posterior`.
 
-All take steps of the same kernel at eta = 1 without clipping, from the same start and times; they differ in the mean
-m' that replaces m and in the noise they add.  For an exact network the vector-Jacobian product of the mean is
-``J^T v = (alpha_t / sigma_t^2) C v``, so that products are taken with C, and counted: a call 1, a product 2.
+All take steps of the same kernel at eta = 1, from the same start and times; they differ in the mean m' that replaces m
+and in the noise they add.  Their vector-Jacobian products are written ``C v = (sigma_t^2 / alpha_t) J^T v``, which for
+an exact network is the product with Cov[x_0|x_t]; they are counted: a call 1, a product 2.
 
     Pi-GDM      m + C A^T (r^2 A A^T + s^2)^{-1} (y - A m),  r^2 = sigma^2 / (alpha^2 + sigma^2)    Song et al. 2023
     MMPS        m + C A^T (A C A^T + s^2)^{-1} (y - A m), by k steps of conjugate gradients         2405.13712
@@ -30,7 +30,8 @@ class Step:
     """What a method may use: one for each step, of a batch of chains.
 
     Args:
-        x_t, m, covariance: ``[B, d]``, ``[B, d]``, ``[B, d, d]``.
+        x_t, m: ``[B, d]``.
+        times: ``C v`` of ``[B, d]``.
         t, s: levels; ``is_last`` where s is 0.
         matrix: A, ``[m, d]``, of which ``A A^T`` is ``gram I``.
         y: ``[B, m]``; its noise has the standard deviation ``noise``.
@@ -39,7 +40,7 @@ class Step:
 
     x_t: Tensor
     m: Tensor
-    covariance: Tensor
+    times: Callable[[Tensor], Tensor]
     t: NoiseLevels
     s: NoiseLevels
     is_last: bool
@@ -58,8 +59,7 @@ class Step:
     def product(self, v: Tensor) -> Tensor:
         """``C v``; counted."""
         self.products += 1
-        image: Tensor = (self.covariance @ v[..., None])[..., 0]
-        return image
+        return self.times(v)
 
     def white(self) -> Tensor:
         """Fresh noise, ``[B, d]``."""
@@ -85,17 +85,16 @@ def pi_gdm(step: Step) -> Tensor:
 
 
 def mmps(iterations: int | None) -> Method:
-    """MMPS; None to solve exactly, counted as one product for each measurement."""
+    """MMPS; None to solve exactly, by one product for each measurement."""
 
     def method(step: Step) -> Tensor:
         def total(v: Tensor) -> Tensor:
             return step.product(v @ step.matrix) @ step.matrix.T + step.noise**2 * v
 
         if iterations is None:
-            gram = step.matrix @ step.covariance @ step.matrix.T
-            eye = torch.eye(len(step.matrix), dtype=gram.dtype)
-            solved = torch.linalg.solve(gram + step.noise**2 * eye, step.residual[..., None])[..., 0]
-            step.products += len(step.matrix)
+            units = torch.eye(len(step.matrix), dtype=step.m.dtype)
+            columns = [total(unit.expand_as(step.residual)) for unit in units]
+            solved = torch.linalg.solve(torch.stack(columns, -1), step.residual[..., None])[..., 0]
         else:
             solved = conjugate_gradients(total, step.residual, iterations)
         return step.moved(step.m + step.product(solved @ step.matrix))
