@@ -195,8 +195,9 @@ def test_the_notebook_of_inverse_problems_restores_images(monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     denoiser = Denoiser(UNet((1, 8, 8), channels=8), LinearSchedule(40)).eval()
     namespace: dict[str, object] = {"denoiser": denoiser, "strategy": Beta(denoiser), "images": torch.zeros(2, 1, 8, 8)}
-    (code,) = blocks("docs/inverse.md", "python")
+    code, recalibrate = blocks("docs/inverse.md", "python")
     exec(code, namespace)
+    exec(recalibrate, namespace | {"held_out": torch.zeros(2, 1, 8, 8)})
     assert namespace["restored"].mean.shape == (2, 1, 8, 8)  # type: ignore[attr-defined]
     with Image.open(tmp_path / "restored.png") as picture:
         assert picture.size == (8 * 9 * 7, 2 * 9 * 7)  # eight images of nine pixels with their lines, seven times

@@ -143,8 +143,11 @@ class MeasurementGuidance(Guidance):
             )
         y = self.y.to(own.x0.dtype).expand(len(own.x0), *self.operator.measurement_shape)
         prior = strategy.bounded_covariance(denoiser, own)
-        shift, covariance = condition(prior, y - self.operator(own.x0), self.operator, self.variance, self.solver_steps)
-        x0 = own.x0 + shift
+        with torch.autocast(own.x0.device.type, enabled=False):  # matrices A in half precision would not be A
+            residual = y - self.operator(own.x0)
+            shift, covariance = condition(prior, residual, self.operator, self.variance, self.solver_steps)
+            x0 = own.x0 + shift
+            left = y - self.operator(x0)
         eps = own.eps - per_sample(own.level.alpha / own.level.sigma, shift) * shift  # (x_t - alpha m') / sigma
         output = denoiser.parameterization.target(x0, eps, own.level)
         return MeasuredPrediction(
@@ -157,7 +160,7 @@ class MeasurementGuidance(Guidance):
             own.condition,
             start=own,
             covariance=covariance,
-            residual=y - self.operator(x0),
+            residual=left,
         )
 
     def transition(
