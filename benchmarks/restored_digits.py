@@ -1,6 +1,7 @@
 r"""Real held-out digits restored by a learned network: strategies fitted by `optcov.fit`, and samplers with products.
 
     python -m benchmarks.restored_digits [RUN]       CSV; RUN as in benchmarks.picture
+    python -m benchmarks.restored_digits --strategies data_cov --rivals --picture docs/images/restored.png
 
 The lower half of 8 x 8 digits is missing, noise 0.1, ten quadratic DDPM steps with x_0 clipped.  Scores of the missing
 pixels: `optcov` and rivals see the same measurements; see `benchmarks.posterior` for the scores and for NE.
@@ -27,6 +28,7 @@ from optcov.inverse import Mask
 from optcov.trajectory import QuadraticTrajectory
 
 NOISE, CALLS = 0.1, 10
+PICTURED = [1, 4, 10, 15]  # test digits
 RIVALS: dict[str, Method] = {
     "pi_gdm": rivals.pi_gdm, "mmps_1": rivals.mmps(1), "mmps_3": rivals.mmps(3), "mmps_exact": rivals.mmps(None),
     "diffpir": rivals.diffpir(8.0, 1.0),
@@ -74,10 +76,11 @@ def main() -> None:
     parser.add_argument("--measurements", type=int, default=64)
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--fit-steps", type=int, default=600, help="gradient steps of a strategy that is trained")
+    parser.add_argument("--picture", type=Path, help="a PNG to write, of the first strategy")
     args = parser.parse_args()
     denoiser = optcov.load(args.run or newest_run(Path("outputs/train"))).eval()
     data = DigitsData()
-    truth, images = data.normalize(data.load("test")[: args.measurements]), data.calibration(1500)
+    truth = data.normalize(data.load("test")[: args.measurements])
     operator = Mask(denoiser.data_shape, torch.arange(64).reshape(8, 8) < 32)
     y = operator(truth)
     y = y + NOISE * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
@@ -85,13 +88,19 @@ def main() -> None:
     for label in args.strategies:
         name, settings = STRATEGIES[label]
         settings = settings | ({"steps": args.fit_steps} if "steps" in settings else {})
-        strategy = optcov.fit(name, denoiser, images, progress=False, **settings)
+        strategy = optcov.fit(name, denoiser, data.calibration(1500), progress=False, **settings)
         denoiser.cost.reset()
         found = optcov.restore(
             denoiser, strategy, y, operator, NOISE, args.samples, CALLS, batch_size=512, progress=False
         )
         calls = denoiser.cost.ne / (len(y) * args.samples)
         print(",".join([label, f"{calls:.0f}", *scores(truth, found.samples, operator)]), flush=True)
+        if args.picture is not None and label == args.strategies[0]:
+            images = data.normalize(data.load("test")[PICTURED])
+            seen = operator(images)
+            seen = seen + NOISE * torch.randn(seen.shape, generator=torch.Generator().manual_seed(0))
+            restored = optcov.restore(denoiser, strategy, seen, operator, NOISE, 12, CALLS, progress=False)
+            restored.picture(args.picture, truth=images)
     for label in args.rivals:
         denoiser.cost.reset()
         samples = theirs(denoiser, operator, y, RIVALS[label], args.samples)
