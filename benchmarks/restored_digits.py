@@ -1,4 +1,4 @@
-r"""Real held-out digits restored by a learned network: strategies fitted by `optcov.fit`, and samplers with products.
+r"""Real held-out digits restored by a learned network: fitted strategies, and samplers with products.
 
     python -m benchmarks.restored_digits [RUN]       CSV; RUN as in benchmarks.picture
     python -m benchmarks.restored_digits --strategies data_cov --rivals --picture docs/images/restored.png
@@ -18,7 +18,7 @@ from torch import Tensor
 
 import optcov
 from benchmarks import rivals
-from benchmarks.correlations import STRATEGIES
+from benchmarks.correlations import STRATEGIES, fitted
 from benchmarks.picture import newest_run
 from benchmarks.posterior import against
 from benchmarks.rivals import Method, Step
@@ -71,7 +71,9 @@ def scores(truth: Tensor, samples: Tensor, operator: Mask) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", type=Path, help="folder of a run, or a mean.safetensors")
-    parser.add_argument("--strategies", nargs="*", default=["npr_dpm", "nll", "low_rank", "data_cov", "lgs"])
+    parser.add_argument(
+        "--strategies", nargs="*", default=["npr_dpm", "low_rank", "data_cov"], choices=list(STRATEGIES)
+    )
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=list(RIVALS))
     parser.add_argument("--measurements", type=int, default=64)
     parser.add_argument("--samples", type=int, default=16)
@@ -85,10 +87,7 @@ def main() -> None:
     y = operator(truth)
     y = y + NOISE * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
     print("method,ne,rmse,c90,c90_se,crps,crps_se")
-    for label in args.strategies:
-        name, settings = STRATEGIES[label]
-        settings = settings | ({"steps": args.fit_steps} if "steps" in settings else {})
-        strategy = optcov.fit(name, denoiser, data.calibration(1500), progress=False, **settings)
+    for label, strategy in fitted(args.strategies, denoiser, args.fit_steps).items():
         denoiser.cost.reset()
         found = optcov.restore(
             denoiser, strategy, y, operator, NOISE, args.samples, CALLS, batch_size=512, progress=False

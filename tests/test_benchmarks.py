@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import data_loading, denoising_diffusion, gpu, posterior, restored_digits
+from benchmarks import correlations, data_loading, denoising_diffusion, gpu, posterior, restored_digits
 from benchmarks.__main__ import ROWS, listing, markdown, measured
 from benchmarks.networks import cifar10_network, flops_per_image
 from benchmarks.timing import Row, Settings, Times, alternate
@@ -237,3 +237,13 @@ def test_a_rival_with_backward_passes_keeps_what_is_measured():
     assert samples.shape == (2, 2, 1, 8, 8)
     assert float(samples[..., :4, :].abs().mean()) < float(samples[..., 4:, :].abs().mean()) / 2
     assert len(list(restored_digits.scores(torch.zeros(2, 1, 8, 8), samples, operator))) == 5
+
+
+def test_what_correlations_are_worth_is_measured():
+    """Strategies trained side by side, in the loop's own steps, and scored."""
+    denoiser = Denoiser(UNet((1, 8, 8), channels=8), LinearSchedule(40)).eval()
+    strategies = correlations.fitted(["beta_tilde", "nll", "low_rank"], denoiser, steps=2, batch_size=4)
+    assert [type(each).__name__ for each in strategies.values()] == ["BetaTilde", "NLL", "LowRank"]
+    found = {label: dict(correlations.bits(denoiser, each, 2, 3)) for label, each in strategies.items()}
+    assert found["nll"]["bits 3"] != found["low_rank"]["bits 3"]
+    assert all(values["bits 3 se"] > 0 for values in found.values())

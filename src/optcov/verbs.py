@@ -41,7 +41,7 @@ def fit(
     labels: Tensor | None = None,
     label_dropout: float = 0.1,
     batch_size: int = 64,
-    lr: float = 1e-3,
+    lr: float = 1e-2,
     seed: int = 0,
     progress: bool = True,
     **settings: Any,
@@ -244,7 +244,7 @@ def fitted(strategy: VarianceStrategy | str | None, denoiser: Denoiser) -> Varia
                 f"strategy must be fitted (got the name {name!r}): give optcov.fit({name!r}, denoiser, images)"
             )
     assert isinstance(strategy, VarianceStrategy)
-    check_fits(strategy, denoiser)
+    check_fits(denoiser, strategy)
     return strategy.to(device_of(denoiser)).eval()
 
 

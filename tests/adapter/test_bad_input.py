@@ -19,7 +19,7 @@ IMAGES = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 -
 
 
 class Convolution(nn.Module):
-    """``(x, n) -> channels`` of one projection."""
+    """`(x, n) -> channels` of one projection."""
 
     def __init__(self, channels: int = 1, inputs: int = 1) -> None:
         super().__init__()
@@ -41,27 +41,27 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "not a network": (lambda: load(3), r"source must be a network, a function, or the place of one \(got int\)"),
     "no shape": (
         lambda: without("shape"),
-        r"shape must be stated, for the source does not say: give shape=\(C, H, W\)",
+        r"shape must be stated, because .*: give shape=\(C, H, W\)",
     ),
     "no schedule": (lambda: without("schedule"), r"schedule must be stated"),
     "no time": (lambda: without("time"), r"time must be stated, .*\"n-1\""),
     "no prediction": (lambda: without("prediction"), r"prediction must be stated, .*\"velocity\""),
     "channels": (
         lambda: load(shape=(3, 4, 4)),
-        r"the network must answer to \(x, time\) with x of \[2, 3, 4, 4\] .*failed",
+        r"network must accept \(x, time\) with x of \[2, 3, 4, 4\] .*failed",
     ),
     "answers of another shape": (
         lambda: load(lambda x, n: x[:, :, :2]),
-        r"must answer \[2, 1, 4, 4\] \(got \[2, 1, 2, 4\]\)",
+        r"must return \[2, 1, 4, 4\] \(got \[2, 1, 2, 4\]\)",
     ),
     "2C channels": (lambda: load(Convolution(2)), r"learned_sigma must be stated for a network .* 2 channels for 1"),
     "C where 2C were promised": (
         lambda: load(learned_sigma=True),
-        r"must answer \[2, 2, 4, 4\] \(got \[2, 1, 4, 4\]\)",
+        r"must return \[2, 2, 4, 4\] \(got \[2, 1, 4, 4\]\)",
     ),
-    "NaN": (lambda: load(lambda x, n: x / 0 * 0), r"must answer with finite numbers \(got NaN or infinity\)"),
-    "no tensor": (lambda: load(lambda x, n: "eps"), r"must answer with a tensor, .*\(got str\)"),
-    "labels it does not take": (lambda: load(num_classes=3), r"must answer to \(x, time, labels\)"),
+    "NaN": (lambda: load(lambda x, n: x / 0 * 0), r"must return finite numbers \(got NaN or infinity\)"),
+    "no tensor": (lambda: load(lambda x, n: "eps"), r"must return a tensor, .*\(got str\)"),
+    "labels it does not take": (lambda: load(num_classes=3), r"must accept \(x, time, labels\)"),
     "a needless network": (
         lambda: optcov.load(Convolution(), network=Convolution(), **STATED),
         r"network must be left out",
@@ -77,7 +77,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "a schedule of strings": (lambda: load(schedule=object()), r"schedule must be a name, N betas, two functions"),
     "alpha_bar for betas": (
         lambda: load(schedule=torch.linspace(1.2, 0.01, 10)),
-        r"schedule must be betas \[N\] between 0 and 1 .*1\.2",
+        r"betas must be at least 2 finite numbers, each between 0 and 1 .*1\.2",
     ),
     "variances for amplitudes": (
         lambda: load(schedule=(lambda t: t, lambda t: 1 - t)),
@@ -87,8 +87,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: load(prediction="v", schedule="flow"),
         r"parameterization must be eps, x0, velocity or edm",
     ),
-    "eps without signal": (lambda: load(schedule="flow"), r"knows x_0 at t = 1"),
-    "range": (lambda: load(data_range=(1, -1)), r"data_range must be two ends, low below high"),
+    "eps without signal": (lambda: load(schedule="flow"), r"must determine x_0 at t = 1"),
+    "range": (lambda: load(data_range=(1, -1)), r"data_range must be two finite ends, low below high"),
     "range of one": (lambda: load(data_range=(1,)), r"data_range must be two ends, \(low, high\) \(got \(1,\)\)"),
     "range by name": (lambda: load(data_range="images"), r"a DataRange or \"unbounded\" \(got 'images'\)"),
     "images of another shape": (
@@ -106,7 +106,10 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "steps of nothing": (lambda: optcov.fit("beta", load(), steps=5), r"steps must be left out for Beta"),
     "no steps": (lambda: optcov.fit("sn_dpm", load(), IMAGES, 0), r"steps must be at least 1 \(got 0\)"),
     "strategy": (lambda: optcov.fit("snn_dpm", load(), IMAGES), r"var must be one of .*did you mean sn_dpm"),
-    "a setting": (lambda: optcov.fit("analytic", load(), IMAGES, images_num=3), r"var=analytic has no setting"),
+    "a setting": (
+        lambda: optcov.fit("analytic", load(), IMAGES, images_num=3),
+        r"settings of var=analytic must be among .*did you mean num_images",
+    ),
     "a strategy that is not fitted": (
         lambda: optcov.sample(load(), "sn_dpm"),
         r"strategy must be fitted .*optcov\.fit",
@@ -117,7 +120,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "times": (
         lambda: optcov.sample(load(), trajectory=[0.5, 0.2], progress=False),
-        r"trajectory must be times that rise",
+        r"must be times that rise",
     ),
     "a measured trajectory": (
         lambda: optcov.sample(load(), trajectory="optimal", progress=False),

@@ -46,7 +46,7 @@ def gaussian_images(count: int) -> Tensor:
 
 
 def exact(scale: float = 1.0, offset: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
-    """``(x, n) -> eps`` of the images, times a scale, and moved."""
+    """`(x, n) -> eps` of the images, times a scale, and moved."""
 
     def network(x: Tensor, n: Tensor) -> Tensor:
         level = PATH.levels(n.double() / 1000)

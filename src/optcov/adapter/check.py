@@ -1,10 +1,10 @@
 """Checks the stated conventions of a network by comparing its error on noised data with that of other conventions.
 
-The error is ``||eps - eps_net||^2`` on the same images and noise.  Whatever a network predicts, its best prediction is
-the same conditional mean ``E[eps|x_t]``, so the errors of two interpretations, or of two time feeds, differ by their
+The error is `||eps - eps_net||^2` on the same images and noise.  Whatever a network predicts, its best prediction is
+the same conditional mean `E[eps|x_t]`, so the errors of two interpretations, or of two time feeds, differ by their
 distances from it.  Data with another range pose a different problem at the same t: since
-``x_t / alpha_t = x_0 + eps / SNR^{1/2}``, data on half the scale pose the same problem at four times the SNR.  Two
-ranges are therefore compared at equal ``SNR w^2``, where w is half the width of the range; eps and its conditional mean
+`x_t / alpha_t = x_0 + eps / SNR^{1/2}`, data on half the scale pose the same problem at four times the SNR.  Two
+ranges are therefore compared at equal `SNR w^2`, where w is half the width of the range; eps and its conditional mean
 are equal there as well.
 """
 
@@ -25,6 +25,7 @@ from optcov.data_range import DataRange
 from optcov.denoiser import Denoiser, device_of
 from optcov.parameterization import X0, Eps, Parameterization, Score, V, Velocity
 from optcov.schedule.levels import NoiseLevels
+from optcov.seeds import Stream, derive_seed
 
 FIRST_STEPS = 4  # n = 1..4, where the feeds n and n - 1 differ most
 LOG_SNR = (6.0, 4.0, 2.0, 0.0)  # for data on [-1, 1]; at more noise, an imperfect network may prefer other times
@@ -58,7 +59,7 @@ def check_conventions(denoiser: Denoiser, images: Any = None, labels: Tensor | N
     Args:
         denoiser: the denoiser with the stated conventions.
         images: clean data in its range; None for smooth random images, which reveal only gross mistakes.
-        labels: class of each image, int64 ``[n]``.
+        labels: class of each image, int64 `[n]`.
     Returns:
         The text of the warning; None if no other convention fits better.
     """
@@ -106,8 +107,8 @@ class Trial:
 
     Args:
         denoiser: the denoiser with the stated conventions.
-        x_0: data in its range, ``[n, *event]``.
-        condition: class of each image, ``[n]``; only for class-conditional networks.
+        x_0: data in its range, `[n, *event]`.
+        condition: class of each image, `[n]`; only for class-conditional networks.
     """
 
     denoiser: Denoiser
@@ -116,7 +117,7 @@ class Trial:
     asked: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
 
     def first(self, count: int) -> Trial:
-        """The same trial with only the first ``count`` images."""
+        """The same trial with only the first `count` images."""
         return Trial(self.denoiser, self.x_0[:count], None if self.condition is None else self.condition[:count])
 
     def levels(self, data_range: DataRange) -> dict[str, NoiseLevels]:
@@ -137,12 +138,13 @@ class Trial:
 
     @torch.no_grad()
     def errors(self, convention: Convention) -> dict[str, Tensor]:
-        """``||eps - eps_net||^2 / d`` for each image, by level; float64 ``[n]`` on the CPU."""
+        """`||eps - eps_net||^2 / d` for each image, by level; float64 `[n]` on the CPU."""
         meaning, found = convention.parameterization, {}
         asked = Denoiser(self.denoiser.network, self.denoiser.schedule, meaning, time=convention.time)
         x_0 = convention.data_range.from_unit(self.denoiser.data_range.to_unit(self.x_0))
         for i, (name, level) in enumerate(self.levels(convention.data_range).items()):
-            generator = torch.Generator().manual_seed(i)
+            seed = derive_seed(0, Stream.CURVE, i)  # none that a user may have drawn the images with
+            generator = torch.Generator().manual_seed(seed)
             eps = torch.randn(x_0.shape, generator=generator).to(x_0.device)
             x_t = asked.diffuse(x_0, eps, level)
             key = (name, convention.time, convention.data_range, meaning if meaning.c_in(level) is not None else None)
@@ -182,7 +184,7 @@ def _neighbours(denoiser: Denoiser, stated: Convention, known: bool) -> list[Con
 
 
 def smooth(denoiser: Denoiser, count: int) -> Tensor:
-    """Random images of low frequencies in the denoiser's range, ``[count, *event]``; noise of the path's scale else."""
+    """Random images of low frequencies in the denoiser's range, `[count, *event]`; noise of the path's scale else."""
     shape = denoiser.data_shape
     generator = torch.Generator().manual_seed(0)
     if len(shape) != 3:

@@ -55,11 +55,6 @@ def data(denoiser: Denoiser, images: Images) -> Tensor:
     return x_0
 
 
-def _words(end: Any) -> str:
-    """An end of a range, or those of its channels."""
-    return "/".join(f"{each:.4g}" for each in end) if isinstance(end, tuple) else f"{end:.4g}"
-
-
 def _joined(items: Iterable[Any], shape: tuple[int, ...]) -> Tensor:
     """Batches or single images, in one tensor on the CPU.
 
@@ -86,3 +81,8 @@ def _joined(items: Iterable[Any], shape: tuple[int, ...]) -> Tensor:
     if not batches:
         raise ValueError("images must not be empty: give at least one batch")
     return torch.cat(batches)
+
+
+def _words(end: Any) -> str:
+    """An end of a range, or those of its channels."""
+    return "/".join(f"{each:.4g}" for each in end) if isinstance(end, tuple) else f"{end:.4g}"

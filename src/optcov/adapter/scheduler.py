@@ -153,7 +153,7 @@ class OptCovScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: in one sentence, if diffusers has no such network.
         """
-        check_fits(strategy, denoiser)
+        check_fits(denoiser, strategy)
         schedule, meaning = denoiser.schedule, type(denoiser.parameterization)
         level = schedule.levels(schedule.grid())
         if not isinstance(schedule, VPSchedule) or meaning not in MEANINGS.values():

@@ -167,10 +167,10 @@ def score_samples(run: Run, chunks: Iterable[Tensor], count: int, results: dict[
     The references are prepared before the first chunk is requested.
 
     Args:
-        run: whose metrics score.
+        run: the run whose metrics are used.
         chunks: ``[b, *sample_shape]``, all samples in order, as the data finish them.
-        count: of all samples.
-        results: to which each score is added, with the number of samples in its name.
+        count: total number of samples.
+        results: each score is added here, with the number of samples in its name.
     """
     metrics = [metric for metric in run.parts.metrics.values() if isinstance(metric, Metric)]
     with config_errors("metric"):

@@ -1,8 +1,8 @@
-"""The seam between data and everything else: a split is one tensor in memory, mapped to its range where it is used.
+"""The interface of data sources: a split is one tensor in memory, which is mapped to its range when it is used.
 
 Images are modelled on [-1, 1], with 256 grey levels, and their samples end as grey levels again.  Other data say in
 which range they are modelled (`DataSource.data_range`), what their samples end as (`DataSource.finish`), and how these
-are scored and pictured, which always is by 256 levels (`DataSource.levels`).
+are scored and pictured, which is always by 256 levels (`DataSource.levels`).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class DataSource(ABC):
         return torch.uint8
 
     def reference(self) -> Tensor:
-        """The training split as grey levels, with which samples are compared; uint8 ``[n, *sample_shape]``."""
+        """The training split as grey levels, for comparison with samples; uint8 ``[n, *sample_shape]``."""
         return self.levels(self.train)
 
     def normalize(self, batch: Tensor) -> Tensor:

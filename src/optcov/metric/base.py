@@ -135,7 +135,7 @@ class ModelMetric(ABC):
         self.split, self.num_images = split, num_images
 
     def images(self, data: DataSource) -> Tensor:
-        """The images to score, uint8 ``[n, *data_shape]``, and vectors too; those of other levels as float on [-1, 1].
+        """The images to score, uint8 ``[n, *data_shape]``, or float on [-1, 1] where they have other than 256 levels.
 
         Raises:
             ValueError: if the data have no such split, it is too small, or they have no grey levels.

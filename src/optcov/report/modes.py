@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def to_picture(images: Tensor, data: DataSource) -> Image.Image:
-    """A table of images as one picture, small ones enlarged, a line right of and below each.
+    """Make one picture of a table of images, with small images enlarged and a line to the right of and below each.
 
     Args:
         images: ``[rows, columns, *data_shape]`` on [-1, 1], or wherever else the data are modelled.
@@ -59,7 +59,8 @@ class Mode(ABC):
         Raises:
             ValueError: if the samples are not images.
         """
-        shape = parts.data.sample_shape
+        modelled = parts.denoiser.data_shape
+        shape = parts.data.sample_shape if len(modelled) == 3 else modelled
         if len(shape) != 3 or shape[0] not in (1, 3):
             raise ValueError(f"data must be images of 1 or 3 channels for a mode (got shape {shape}): leave mode out")
         for module in parts.modules:
@@ -164,6 +165,6 @@ class TrajectoryPicture(Mode):
         seen_at = calls[shown.to(device)].permute(2, 1, 0, 3, 4, 5).flatten(0, 1)
         to_picture(seen_at, parts.data).save(folder / "trajectory.png")
         first, *others = [to_picture(call, parts.data) for call in calls]
-        duration = [max(40, 3000 // len(calls))] * len(others) + [1500]  # ms; the last one stays
+        duration = [max(40, 3000 // len(calls))] * len(others) + [1500]  # ms; the last frame stays longer
         first.save(folder / "trajectory.gif", save_all=True, append_images=others, duration=duration, loop=0)
         log.info("%d updates of %d samples: %s", len(seen), self.rows, folder / "trajectory.gif")

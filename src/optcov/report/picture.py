@@ -18,8 +18,8 @@ def picture(
     """Draw the first samples as a PNG: a grid of images, or vectors as points.
 
     Args:
-        images: uint8 ``[n, C, H, W]``, of which the first channel is shown unless there are 3, or ``[n, D]`` with D at
-            least 2.
+        images: uint8 ``[n, C, H, W]``, of which only the first channel is drawn unless there are 3, or ``[n, D]`` with
+            D at least 2.
         path: the PNG to write.
         count: number of images to draw.
         scale: enlargement factor; None to enlarge small images automatically.

@@ -200,7 +200,7 @@ class SamplingStage(LightningModule):
         labels: the class of each sample, int64 ``[n]``, up to the end of the last batch.
         description: the text in front of the progress bar, which counts the images of all processes; shown only on a
             terminal.
-        finish: turns samples on [-1, 1] into what is kept; see `optcov.data.DataSource.finish`.
+        finish: what becomes of samples on [-1, 1], see `optcov.data.DataSource.finish`.
     """
 
     def __init__(

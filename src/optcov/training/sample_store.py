@@ -33,7 +33,7 @@ class SampleStore:
         shape: shape of one sample.
         count: number of samples; files with later indices are ignored.
         batch_size: maximum number of samples per file.
-        dtype: type of the samples: uint8 or float32.
+        dtype: type of the samples: uint8, or float32.
     Raises:
         ValueError: if ``count`` or ``batch_size`` is below 1.
     """
@@ -85,7 +85,7 @@ class SampleStore:
                 yield torch.from_numpy(part["images"][keep])
 
     def first(self, count: int) -> Tensor:
-        """The first samples, ``[count, *shape]``, or all if there are fewer."""
+        """The first ``count`` samples, ``[count, *shape]``, or all if there are fewer."""
         chunks: list[Tensor] = []
         for chunk in self:
             chunks.append(chunk)
@@ -149,8 +149,5 @@ class SampleStore:
         except Exception:  # damaged files make the reader raise almost any exception
             return False
         shapes = (images.shape, interval.shape, cost.shape)
-        return torch.from_numpy(images[:0]).dtype == self.dtype and shapes == (
-            (len(span), *self.shape),
-            (2,),
-            (len(COUNTS),),
-        )
+        expected = ((len(span), *self.shape), (2,), (len(COUNTS),))
+        return torch.from_numpy(images[:0]).dtype == self.dtype and shapes == expected
