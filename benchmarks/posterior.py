@@ -16,7 +16,7 @@ with the directions of its 4 or 8 largest eigenvalues, or all of it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -235,7 +235,13 @@ OURS = {"diagonal": 0, "rank_4": 4, "rank_8": 8, "full": None}
 
 
 def rows(
-    denoiser: Denoiser, task: Task, other: Task, count: int, budgets: list[int], fixed: bool
+    denoiser: Denoiser,
+    task: Task,
+    other: Task,
+    count: int,
+    budgets: list[int],
+    fixed: bool,
+    methods: Collection[str],
 ) -> Iterator[tuple[str, int, int, dict[str, tuple[float, float]]]]:
     """Method, steps, network equivalents and scores.
 
@@ -245,13 +251,14 @@ def rows(
         count: samples for each measurement.
         budgets: network equivalents, or steps.
         fixed: whether they are steps.
+        methods: of `OURS` and `RIVALS`.
     """
     for budget in budgets:
-        for name, rank in OURS.items():
+        for name, rank in ((name, OURS[name]) for name in OURS if name in methods):
             yield name, budget, budget, task.scores(ours(denoiser, task, rank, budget, count, 0))
         for name, (method, cost, repeats) in RIVALS.items():
             steps = budget if fixed else budget // cost
-            if steps < 2 or (name == "repaint" and task.name != "inpaint"):
+            if steps < 2 or name not in methods or (name == "repaint" and task.name != "inpaint"):
                 continue
             chosen = tuned(denoiser, other, method, steps, count) if isinstance(method, dict) else method
             samples, calls = theirs(denoiser, task, chosen, steps, count, 0, repeats)
@@ -265,6 +272,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", default=["inpaint", "superres"])
     parser.add_argument("--calls", nargs="*", type=int, default=list(CALLS), help="network equivalents of a sample")
     parser.add_argument("--steps", nargs="*", type=int, default=[], help="the same number of steps for all methods")
+    parser.add_argument("--methods", nargs="*", default=[*OURS, *RIVALS], choices=[*OURS, *RIVALS])
     args = parser.parse_args()
     mixture = digits()
     denoiser = exact(mixture)
@@ -277,7 +285,7 @@ def main() -> None:
         for line in found:
             print(_line(name, *line), flush=True)
         for budgets, fixed in ((args.steps, True), (args.calls, False)):
-            for line in rows(denoiser, task, other, args.samples, budgets, fixed):
+            for line in rows(denoiser, task, other, args.samples, budgets, fixed, args.methods):
                 print(_line(name, *line), flush=True)
 
 
