@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from nbclient import NotebookClient
 from omegaconf import OmegaConf
+from PIL import Image
 
 import optcov
 from optcov.cli.main import compose_config, register_resolvers
@@ -22,7 +23,7 @@ from optcov.model import UNet
 from optcov.sampler import DDPMSampler, sample
 from optcov.schedule import LinearSchedule
 from optcov.trajectory import EvenTrajectory
-from optcov.variance.fixed import BetaTilde
+from optcov.variance.fixed import Beta, BetaTilde
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "src" / "optcov" / "conf"
@@ -202,6 +203,18 @@ def test_the_notebook_of_the_guide_to_guidance_draws_images():
     (code,) = blocks("docs/guidance.md", "python")
     exec(code, namespace)
     assert namespace["images"].shape == (4, 1, 8, 8)  # type: ignore[attr-defined]
+
+
+def test_the_notebook_of_inverse_problems_restores_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    denoiser = Denoiser(UNet((1, 8, 8), channels=8), LinearSchedule(40)).eval()
+    namespace: dict[str, object] = {"denoiser": denoiser, "strategy": Beta(denoiser), "images": torch.zeros(2, 1, 8, 8)}
+    code, recalibrate = blocks("docs/inverse.md", "python")
+    exec(code, namespace)
+    exec(recalibrate, namespace | {"held_out": torch.zeros(2, 1, 8, 8)})
+    assert namespace["restored"].mean.shape == (2, 1, 8, 8)  # type: ignore[attr-defined]
+    with Image.open(tmp_path / "restored.png") as picture:
+        assert picture.size == (8 * 9 * 7, 2 * 9 * 7)  # eight images of nine pixels with their lines, seven times
 
 
 def test_the_strategy_of_the_guide_to_extending_works(monkeypatch: pytest.MonkeyPatch):

@@ -188,3 +188,13 @@ def test_single_precision_loses_nothing_but_its_own_rounding(mixture: GaussianMi
         assert prediction.features.dtype == prediction.x0.dtype == prediction.eps.dtype == torch.float32
         assert_close(prediction.x0.double(), m, rtol=0, atol=5e-7)
         assert_close(prediction.eps.double(), e, rtol=0, atol=1e-6)
+
+
+def test_a_measured_mixture_is_bayes_rule(mixture: GaussianMixture):
+    """p(x_0) N(y; A x_0, s^2) has one ratio to it at every x_0, whatever the component."""
+    matrix, y, noise = torch.tensor([[0.7, -1.2]]).double(), torch.tensor([0.4]).double(), 0.3
+    posterior, x_0 = mixture.measured(matrix, y, noise), mixture.sample(20, torch.Generator().manual_seed(0))
+    one, zero = torch.ones(()).double(), torch.zeros(()).double()
+    joint = mixture.log_density(x_0, one, zero) - ((y - x_0 @ matrix.T) ** 2).sum(1) / (2 * noise**2)
+    ratio = joint - posterior.log_density(x_0, one, zero)
+    assert_close(ratio, ratio[:1].expand(20), rtol=1e-9, atol=1e-9)

@@ -117,6 +117,28 @@ class GaussianMixture:
         covariance = torch.einsum("bk,bkij->bij", responsibility, covariances)
         return mean, covariance + torch.einsum("bk,bki,bkj->bij", responsibility, centred, centred)
 
+    def measured(self, matrix: Tensor, y: Tensor, noise: float) -> GaussianMixture:
+        """The distribution of ``x_0`` given ``y = A x_0 + noise z`` for white z, a mixture again, by Bayes' rule.
+
+        Args:
+            matrix: A, ``[m, d]``.
+            y: ``[m]``.
+            noise: positive.
+        """
+        matrix = matrix.double()
+        seen = matrix @ self.covariances  # A S_k, [K, m, d]
+        total = seen @ matrix.T + noise**2 * torch.eye(len(matrix), dtype=torch.float64)
+        residual = y.double() - self.means @ matrix.T
+        root = torch.linalg.cholesky(total)
+        half = torch.linalg.solve_triangular(root, seen, upper=False)
+        white = torch.linalg.solve_triangular(root, residual[..., None], upper=False)
+        means = self.means + (half.mT @ white)[..., 0]
+        log_weights = self.weights.log() - (white**2).sum((1, 2)) / 2 - root.diagonal(dim1=1, dim2=2).log().sum(1)
+        covariances = self.covariances - half.mT @ half
+        tiny = torch.finfo(torch.float64).tiny  # of a component that y excludes
+        weights = log_weights.softmax(0).clamp(min=tiny)
+        return GaussianMixture(means, (covariances + covariances.mT) / 2, weights)
+
     def log_density(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """``log q(x_t)`` in nats, ``[B]``; the arguments are as in `posterior`."""
         _, rotated, total = self._rotate(x_t, alpha.double().expand(len(x_t)), sigma.double().expand(len(x_t)))

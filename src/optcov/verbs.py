@@ -1,5 +1,7 @@
 """The functions for notebooks, which work on any network: `load`, `fit`, `sample` and `bits_per_dim`.
 
+`restore` is in `optcov.restoring`.
+
 They take objects or the names of options in ``conf/``, and need neither Lightning nor Hydra.  Images and samples are in
 the network's own range.
 """
@@ -154,7 +156,7 @@ def sample(
     Raises:
         ValueError: if a value is not valid; the message is one sentence.
     """
-    strategy = _fitted(strategy, denoiser)
+    strategy = fitted(strategy, denoiser)
     if isinstance(sampler, str):
         settings = {"num_steps": num_steps, **settings}
     sampler = resolve("sampler", sampler, **settings)
@@ -167,7 +169,7 @@ def sample(
     if labels is not None:
         each = [labels] * count if isinstance(labels, int) else list(labels)
         known = _labels(denoiser, torch.as_tensor(each), count)
-    times = _times(denoiser, strategy, trajectory, sampler.num_steps, seed, images)
+    times = times_of(denoiser, strategy, trajectory, sampler.num_steps, seed, images)
     return draw(
         denoiser, strategy, sampler, times, count, seed, batch_size, device_of(denoiser), progress, known, guidance
     )
@@ -208,14 +210,14 @@ def bits_per_dim(
     kinds: dict[str, type[BitsPerDim]] = {"bits": VariationalNLL, "nats": VariationalDensity}
     if unit not in kinds:
         raise ValueError(f'unit must be "bits" or "nats" (got {unit!r}): data on grey levels have bits')
-    strategy = _fitted(strategy, denoiser)
+    strategy = fitted(strategy, denoiser)
     metric = kinds[unit](**settings)
     x_0 = data(denoiser, images)
     if len(x_0) < 2:
         raise ValueError("images must be at least two (got 1): a standard error needs more than one")
     if unit == "bits":
         _check_grey_levels(denoiser, x_0)
-    times = _times(denoiser, strategy, trajectory, num_steps, seed, x_0)
+    times = times_of(denoiser, strategy, trajectory, num_steps, seed, x_0)
     labels = _labels(denoiser, labels, len(x_0))
     return metric.score(denoiser, strategy, times, x_0, seed, batch_size, labels, progress)
 
@@ -230,7 +232,7 @@ def _with_head(name: str, denoiser: Denoiser, settings: dict[str, Any]) -> dict[
     return settings | {"head": resolve("head", head)}
 
 
-def _fitted(strategy: VarianceStrategy | str | None, denoiser: Denoiser) -> VarianceStrategy:
+def fitted(strategy: VarianceStrategy | str | None, denoiser: Denoiser) -> VarianceStrategy:
     """A strategy that is ready for use, in eval mode, on the denoiser's device."""
     denoiser.eval()
     if strategy is None or isinstance(strategy, str):
@@ -246,7 +248,7 @@ def _fitted(strategy: VarianceStrategy | str | None, denoiser: Denoiser) -> Vari
     return strategy.to(device_of(denoiser)).eval()
 
 
-def _times(
+def times_of(
     denoiser: Denoiser,
     strategy: VarianceStrategy,
     trajectory: str | Trajectory | Iterable[float],

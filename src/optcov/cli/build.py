@@ -113,6 +113,7 @@ def build(config: Config, given: Given | None = None) -> Parts:
     with config_errors("guidance"):
         torch.manual_seed(derive_seed(config.seed, Stream.CLASSIFIER_WEIGHTS))
         guidance = instantiate(config.guidance, denoiser=denoiser, num_classes=num_classes)
+        guidance.check(strategy)
         if guidance.uses_null_label and config.label_dropout == 0:
             raise ConfigError(
                 "label_dropout must be above 0 for guidance = classifier_free (got 0), which needs a trained null "

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from optcov.covariance import Covariance
+from optcov.covariance.base import Noise
 from optcov.denoiser import Denoiser, Prediction
 from optcov.kernel import ReverseKernel
 from optcov.schedule.levels import NoiseLevels
@@ -50,15 +51,28 @@ class Guidance(nn.Module):
         classifier: the classifier to train, ``(x_t, network_time) -> logits``; None if the guidance needs none.
         uses_null_label: whether the denoiser must have learned the null label.
         steers: whether predictions differ from the network's own.
+        needs_labels: whether samples must have labels.
     """
 
     classifier: nn.Module | None
     uses_null_label: bool = False
     steers: bool = False
+    needs_labels: bool = True
 
     def __init__(self, denoiser: Denoiser | None = None, num_classes: int | None = None) -> None:
         super().__init__()
         self.classifier = None
+
+    def check(self, strategy: VarianceStrategy) -> None:
+        """Refuse a strategy with which this guidance has no meaning.
+
+        Raises:
+            ValueError: in one sentence.
+        """
+
+    def finish(self, x_0: Tensor, prediction: Prediction, noise: Noise) -> Tensor:
+        """What a chain returns, ``[B, *event]``, from what its last step returned and the prediction of that step."""
+        return x_0
 
     def predict(
         self,

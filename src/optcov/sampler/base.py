@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -143,19 +143,24 @@ class Sampler(ABC):
             ValueError: if ``times`` is empty, or the sampler cannot use the strategy or the schedule.
         """
         self.check(strategy, denoiser.schedule)
+        guidance = guidance or Guidance()
+        guidance.check(strategy)
         if len(times) == 0:
             raise ValueError("times must hold at least one time (got none): give the times of a trajectory")
         levels = denoiser.levels(times.cpu()).flip()
         if start is None:
             start = noise.draw()
             start = per_sample(denoiser.schedule.prior_std(levels[0]), start) * start
-        model = Model(denoiser, strategy, guidance or Guidance(), condition, noise)
+        model = Model(denoiser, strategy, guidance, condition, noise)
         plan = self.plan(denoiser.schedule, levels)
         count, plan = len(plan), plan.to(start.device)
         state = State(0, start)
-        for _ in range(count):
+        for _ in range(count - 1):
             state = self.step(model, plan, state)
             yield state
+        state = self.step(model, plan, state)
+        assert state.prediction is not None
+        yield replace(state, x=guidance.finish(state.x, state.prediction, noise))
 
     def sample(
         self,
@@ -251,7 +256,9 @@ def sample(
     parts = batches(count, batch_size)
     denoiser.to(device).eval()
     strategy.to(device).eval()
-    if labels is None and guidance is not None:
+    if guidance is not None:
+        guidance.check(strategy)
+    if labels is None and guidance is not None and guidance.needs_labels:
         raise ValueError("labels must be given with guidance (got None): give the class of each sample")
     if labels is not None and len(labels) != count:
         raise ValueError(f"labels must be one for each of {count} samples (got {len(labels)}): give {count} labels")

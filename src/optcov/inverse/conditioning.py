@@ -1,0 +1,228 @@
+r"""What a linear measurement ``y = A x_0 + n``, ``n ~ N(0, N)``, makes of ``N(m, C)``: the Gaussian update
+
+    S = A C A^T + N          m' = m + C A^T S^{-1} (y - A m)          C' = C - C A^T S^{-1} A C
+
+N is diagonal.  Closed forms, for an operator that selects values (a mask), with ``C = D + U U^T``:
+
+    keep = N / (D + N) where a value is measured, 1 elsewhere
+    C'   = keep D + (keep U) (I + U^T A^T (A D A^T + N)^{-1} A U)^{-1} (keep U)^T
+
+Other kinds are drawn from by perturbation (Papandreou and Yuille 2010): ``x = z - C A^T S^{-1} (A z + n)`` has the
+covariance C' for ``z ~ N(0, C)``, ``n ~ N(0, N)``, and takes one solution with S.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from optcov.covariance import (
+    CongruentCovariance,
+    Covariance,
+    DiagonalCovariance,
+    FullCovariance,
+    IsotropicCovariance,
+    LowRankCovariance,
+    MatrixFreeCovariance,
+    SumCovariance,
+)
+from optcov.covariance.base import Noise, bounding_scale
+from optcov.covariance.total import EXACT_UP_TO, LANCZOS_STEPS, mix
+from optcov.inverse.operator import Operator
+from optcov.schedule.levels import per_sample
+
+
+def innovation(
+    covariance: Covariance, like: Tensor, operator: Operator, variance: Tensor, steps: int = 50
+) -> Covariance:
+    """``S = A C A^T + N``, a covariance of measurements.
+
+    It has a closed form for diagonal and low-rank C where the operator's rows have no value in common (a mask, block
+    averages), is dense for up to `optcov.covariance.total.EXACT_UP_TO` measurements otherwise, and beyond that, or for
+    a matrix-free C, known by its products, from which `solve` takes ``steps`` steps of Lanczos's method: in exact
+    arithmetic those of conjugate gradients.
+
+    Args:
+        covariance: C.
+        like: of the shape, precision and device of a batch of measurements.
+        operator: A.
+        variance: the diagonal of N, positive, 0-dimensional or ``[*measurement]``.
+        steps: products of a solution, where there is no closed form.
+    """
+    shape = operator.measurement_shape
+    if covariance.is_diagonal or isinstance(covariance, LowRankCovariance):
+        white = covariance.variance if isinstance(covariance, LowRankCovariance) else covariance.diagonal()
+        own = operator.gram(white)
+        if own is not None and isinstance(covariance, LowRankCovariance):
+            factor = covariance.factor
+            images = operator(factor.flatten(0, 1)).reshape(*factor.shape[:2], *shape)
+            return LowRankCovariance.merged(own + variance, images)
+        if own is not None:
+            return DiagonalCovariance(own + variance)
+    if shape.numel() <= EXACT_UP_TO and not is_matrix_free(covariance):
+        rows = [covariance.matvec(operator.adjoint(unit)) for unit in _units(like)]
+        gram = torch.stack([operator(row).flatten(1) for row in rows], 1).double()
+        return FullCovariance((gram + gram.mT) / 2 + variance.double().expand(shape).flatten().diag(), shape)
+    isotropic = variance if variance.ndim == 0 else None
+
+    def product(v: Tensor) -> Tensor:
+        image: Tensor = operator(covariance.matvec(operator.adjoint(v)))
+        return image if isotropic is not None else image + variance * v
+
+    return MatrixFreeCovariance(product, like, min(steps, shape.numel()), shift=isotropic)
+
+
+def condition(
+    covariance: Covariance, residual: Tensor, operator: Operator, variance: Tensor, steps: int = 50
+) -> tuple[Tensor, Covariance]:
+    """The Gaussian update of this module's docstring.
+
+    Args:
+        covariance: C, of a batch.
+        residual: ``y - A m``, ``[B, *measurement]``.
+        operator, variance, steps: as in `innovation`.
+    Returns:
+        ``m' - m``, ``[B, *event]``, and ``C'``.
+    """
+    variance = variance.to(residual)
+    total = innovation(covariance, residual, operator, variance, steps)
+    solved = _solved(total, residual)
+    shift = covariance.matvec(operator.adjoint(solved))
+    return shift, _conditioned(covariance, residual, operator, variance, total)
+
+
+def _conditioned(
+    covariance: Covariance, like: Tensor, operator: Operator, variance: Tensor, total: Covariance
+) -> Covariance:
+    """C', in a closed form where there is one."""
+    if operator.selects and covariance.is_diagonal:
+        white = covariance.diagonal()
+        return DiagonalCovariance(_kept(white, operator, variance) * white)
+    if operator.selects and isinstance(covariance, LowRankCovariance):
+        white = covariance.variance
+        kept = _kept(white, operator, variance)
+        measured = operator(covariance.factor.flatten(0, 1)).reshape(*covariance.factor.shape[:2], -1).double()
+        capacitance = (measured / (operator(white) + variance).double()[:, None]) @ measured.mT
+        root = torch.linalg.cholesky_ex(capacitance + torch.eye(covariance.rank).to(capacitance))[0]
+        factor = torch.linalg.solve_triangular(root, covariance.factor.flatten(2).double(), upper=False)
+        factor = factor.to(white.dtype).reshape(covariance.factor.shape)
+        return LowRankCovariance(kept * white, kept[:, None] * factor)
+    if isinstance(covariance, FullCovariance) and isinstance(total, FullCovariance):
+        seen = operator.matrix(covariance.matrix) @ covariance.matrix  # A C, [B, m, d]
+        root = torch.linalg.cholesky_ex(total.matrix)[0].to(seen.dtype)
+        half = torch.linalg.solve_triangular(root, seen, upper=False)
+        return FullCovariance(covariance.matrix - half.mT @ half, covariance.event_shape)
+    return ConditionedCovariance(covariance, like, operator, variance, total)
+
+
+def _kept(white: Tensor, operator: Operator, variance: Tensor) -> Tensor:
+    """``N / (D + N)`` where a mask measures, 1 elsewhere, ``[B, *event]``; nothing cancels."""
+    own = operator(white)
+    seen = operator.adjoint(torch.ones_like(own)) > 0
+    return torch.where(seen, operator.adjoint(variance / (own + variance)).to(white.dtype), 1.0)
+
+
+class ConditionedCovariance(Covariance):
+    """``C' = scale (C - C A^T S^{-1} A C)``, known by what C and S can do.
+
+    A draw takes one of C, one of N and one solution with S.  What needs the whole matrix at once (`solve`, `logdet` and
+    their kin) is dense up to `optcov.covariance.total.EXACT_UP_TO` dimensions, and takes Lanczos's method beyond that;
+    `diagonal` takes two products with C for each measurement.
+
+    Args:
+        prior: C.
+        like: of the shape, precision and device of a batch of measurements.
+        operator: A.
+        variance: the diagonal of N, 0-dimensional or ``[*measurement]``.
+        total: S, from `innovation`.
+        scale: positive, 0-dimensional or ``[B]``; 1 where None.
+    """
+
+    def __init__(
+        self,
+        prior: Covariance,
+        like: Tensor,
+        operator: Operator,
+        variance: Tensor,
+        total: Covariance,
+        scale: Tensor | None = None,
+    ) -> None:
+        self.prior, self.like, self.operator = prior, like, operator
+        self.variance, self.total = variance, total
+        self.scale = torch.ones((), dtype=torch.float64, device=variance.device) if scale is None else scale
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.prior.shape
+
+    def affine(self, scale: Tensor, shift: Tensor) -> SumCovariance:
+        scaled = ConditionedCovariance(
+            self.prior, self.like, self.operator, self.variance, self.total, scale * self.scale
+        )
+        white = shift.to(self.like.dtype).expand(self.shape[0])
+        return SumCovariance([scaled, IsotropicCovariance(white, self.shape[1:])])
+
+    def bounded(self, high: float | Tensor | None) -> Covariance:
+        return self if high is None else self.congruence(bounding_scale(self.diagonal(), high))
+
+    def draw(self, noise: Noise) -> Tensor:
+        z = self.prior.draw(noise)
+        n = self.variance.sqrt().to(z.dtype) * noise.draw(tuple(self.operator.measurement_shape)).to(z.dtype)
+        return per_sample(self.scale.sqrt(), z) * (z - self._gain(self.operator(z) + n))
+
+    def diagonal(self) -> Tensor:
+        variance = self.prior.diagonal()
+        for unit in _units(self.like):
+            variance = variance - self.prior.matvec(self.operator.adjoint(unit)) * self._gain(unit)
+        return per_sample(self.scale, variance) * variance
+
+    def matvec(self, v: Tensor) -> Tensor:
+        seen = self.prior.matvec(v)
+        return per_sample(self.scale, v) * (seen - self._gain(self.operator(seen)))
+
+    def solve(self, v: Tensor) -> Tensor:
+        return self._whole.solve(v)
+
+    def logdet(self) -> Tensor:
+        return self._whole.logdet()
+
+    def lerp(self, other: Covariance, weight: float) -> Covariance:
+        return mix(self, other, weight)
+
+    def inv_quad(self, v: Tensor) -> Tensor:
+        return self._whole.inv_quad(v)
+
+    def inv_trace(self) -> Tensor:
+        return self._whole.inv_trace()
+
+    def _gain(self, v: Tensor) -> Tensor:
+        """``C A^T S^{-1} v``, ``[B, *event]``."""
+        return self.prior.matvec(self.operator.adjoint(_solved(self.total, v)))
+
+    @cached_property
+    def _whole(self) -> Covariance:
+        if self.dim <= EXACT_UP_TO:
+            return FullCovariance.of(self)
+        return MatrixFreeCovariance(self.matvec, self.like.new_zeros(self.shape), min(LANCZOS_STEPS, self.dim))
+
+
+def is_matrix_free(covariance: Covariance) -> bool:
+    """Whether a product may take calls of a network."""
+    if isinstance(covariance, SumCovariance):
+        return any(is_matrix_free(term) for term in covariance.terms)
+    if isinstance(covariance, CongruentCovariance):
+        return is_matrix_free(covariance.inner)
+    return isinstance(covariance, MatrixFreeCovariance)
+
+
+def _solved(total: Covariance, v: Tensor) -> Tensor:
+    """``S^{-1} v``, in float64 where S is dense: it is as ill-conditioned as the noise is small."""
+    return total.solve(v.double()).to(v.dtype) if isinstance(total, FullCovariance) else total.solve(v)
+
+
+def _units(like: Tensor) -> list[Tensor]:
+    """The unit vectors of measurements, of the shape of ``like`` each."""
+    unit = torch.eye(like[0].numel(), dtype=like.dtype, device=like.device).reshape(-1, 1, *like.shape[1:])
+    return [row.expand_as(like) for row in unit]

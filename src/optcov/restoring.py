@@ -1,0 +1,157 @@
+"""The fifth verb, `restore`: samples of the posterior of an image given a linear measurement of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optcov.data.pixels import to_uint8
+from optcov.data_range import DataRange
+from optcov.denoiser import Denoiser, device_of
+from optcov.guidance.measurement import MeasurementGuidance, OperatorFactory
+from optcov.inverse import Operator
+from optcov.registry import resolve, settings_of
+from optcov.report.picture import tile
+from optcov.sampler import ImageBar, NoiseStream, Sampler, batches
+from optcov.trajectory import Trajectory
+from optcov.variance.base import VarianceStrategy
+from optcov.verbs import fitted, times_of
+
+__all__ = ["Restoration", "restore"]
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """Samples of a posterior, and what they say.
+
+    Args:
+        samples: ``[count, *event]``, or ``[n, count, *event]`` for n measurements; float32, on the CPU.
+        event_ndim: the number of axes of an event.
+        operator, y, data_range: of the question; y is ``[1 or n, *measurement]``.
+    """
+
+    samples: Tensor
+    event_ndim: int
+    operator: Operator
+    y: Tensor
+    data_range: DataRange
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of the samples, ``[*event]`` or ``[n, *event]``: the estimate of least squared error."""
+        return self.samples.mean(-self.event_ndim - 1)
+
+    @property
+    def std(self) -> Tensor:
+        """The standard deviation of the samples, of the shape of the mean; needs at least two."""
+        return self.samples.std(-self.event_ndim - 1)
+
+    def picture(self, path: str | Path, truth: Tensor | None = None, count: int = 4) -> None:
+        """A PNG with a row for each measurement: truth, measurement, mean, standard deviation and samples.
+
+        Args:
+            path: of the file.
+            truth: images ``[*event]`` or ``[n, *event]``; None to leave them out.
+            count: samples in a row.
+        Raises:
+            ValueError: if data are no images of 1 or 3 channels.
+        """
+        shape = self.samples.shape[-self.event_ndim :]
+        if len(shape) != 3 or shape[0] not in (1, 3):
+            raise ValueError(f"data must be images of 1 or 3 channels for a picture (got shape {tuple(shape)})")
+        samples = self.samples.reshape(len(self.y), -1, *shape)
+        y = self.y.to(samples)
+        seen = self.operator.adjoint(self.operator(torch.ones(len(y), *shape)))
+        shown = torch.where(seen.abs() > 1e-6, self.operator.adjoint(y) / seen, self._unit(-1.0, samples))
+        std = samples.std(1) / samples.std(1).amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+        columns = [shown, samples.mean(1), self.data_range.from_unit(2 * std - 1), *samples[:, :count].unbind(1)]
+        if truth is not None:
+            columns = [truth.reshape(-1, *shape).to(samples), *columns]
+        levels = [to_uint8(self.data_range.to_unit(column)) for column in columns]
+        tile(torch.stack(levels, 1), line=True).save(path)
+
+    def _unit(self, level: float, like: Tensor) -> Tensor:
+        """A level on [-1, 1] in the range of the data, broadcast to images."""
+        return self.data_range.from_unit(torch.full_like(like[:, 0], level))
+
+
+def restore(
+    denoiser: Denoiser,
+    strategy: VarianceStrategy | str,
+    y: Tensor,
+    operator: Operator | OperatorFactory,
+    noise: float | Tensor = 0.05,
+    count: int = 16,
+    num_steps: int = 25,
+    sampler: str | Sampler = "ddpm",
+    trajectory: str | Trajectory | Iterable[float] = "quadratic",
+    estimate: str = "sample",
+    seed: int = 0,
+    *,
+    solver_steps: int = 50,
+    batch_size: int = 256,
+    progress: bool = True,
+    **settings: Any,
+) -> Restoration:
+    """Draw images that a measurement may have come from.
+
+    Args:
+        denoiser: from `optcov.load`.
+        strategy: from `optcov.fit`; one with correlations, such as ``low_rank``, tells pixels that a mask hides of
+            those that it shows.
+        y: a measurement ``A x_0 + noise``, ``[*measurement]``, or several, ``[n, *measurement]``, in the unit of the
+            network's data; for a `Mask` also images, of which the hidden pixels are ignored.
+        operator: A, of `optcov.inverse`.
+        noise: standard deviation of y's noise, in the same unit: positive, one number or one for each value of y.
+        count: samples for each measurement.
+        num_steps, sampler, trajectory: as in `optcov.sample`; the sampler's last stochastic step is not cut.
+        estimate: ``sample`` for samples of the posterior; ``mean`` for reconstructions, which the last step leaves
+            without noise.
+        seed: sample i depends on (seed, i) alone; those of the j-th measurement are i = j count, ....
+        solver_steps: as in `MeasurementGuidance`.
+        batch_size: samples at once, at most.
+        progress: show a bar.
+        settings: of the sampler, such as ``eta=0.5`` of ``ddim``.
+    Returns:
+        The samples, their mean and their standard deviation.
+    Raises:
+        ValueError: in one sentence, if a value has no meaning.
+    """
+    strategy, device = fitted(strategy, denoiser), device_of(denoiser)
+    if isinstance(sampler, str):
+        own = {"cut": None} if "cut" in settings_of("sampler", sampler) else {}
+        settings = {"num_steps": num_steps} | own | settings
+    sampler = resolve("sampler", sampler, **settings)
+    assert isinstance(sampler, Sampler)
+    sampler.check(strategy, denoiser.schedule)
+    operator = operator if isinstance(operator, Operator) else operator(denoiser.data_shape)
+    y = torch.as_tensor(y)
+    given = operator.accept(y)
+    times = times_of(denoiser, strategy, trajectory, sampler.num_steps, seed, None)
+
+    def guidance(rows: Tensor) -> MeasurementGuidance:
+        return MeasurementGuidance(
+            denoiser, operator=operator, y=rows, noise=noise, estimate=estimate, solver_steps=solver_steps
+        )
+
+    guidance(given[:1]).check(strategy)
+    if count < 1:
+        raise ValueError(f"count must be at least 1 (got {count}): give the number of samples")
+    total = len(given) * count
+    samples = torch.empty(total, *denoiser.data_shape)
+    with ImageBar(sampler.num_updates(denoiser.schedule, times), total, disable=not progress) as bar:
+        for indices in batches(total, batch_size):
+            rows = given[torch.tensor(indices).clamp(max=total - 1) // count]  # the last batch may extend beyond
+            stream = NoiseStream(seed, indices, denoiser.data_shape, device)
+            states = sampler.steps(denoiser, strategy, times, stream, guidance=guidance(rows).to(device))
+            for state in bar.watch(states, len(indices)):
+                x_0 = state.x
+            samples[indices.start : indices.stop] = x_0[: total - indices.start]
+    several = () if y.shape in (operator.measurement_shape, operator.event_shape) else (len(given),)
+    samples = samples.reshape(*several, count, *denoiser.data_shape)
+    return Restoration(samples, len(denoiser.data_shape), operator, given.cpu(), denoiser.data_range)
