@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import Field
 
 WITHOUT_ARGUMENTS = {"ABC", "Generic", "Protocol", "nn.Module"}  # base classes whose constructors take no arguments
 Definition = ast.ClassDef | ast.FunctionDef | ast.expr
@@ -61,7 +63,10 @@ class Signature:
         module, _, name = target.rpartition(".")
         found = getattr(importlib.import_module(module), name)
         parameters = inspect.signature(found).parameters
-        hints = get_type_hints(found.__init__ if inspect.isclass(found) else found)
+        try:
+            hints = get_type_hints(found.__init__ if inspect.isclass(found) else found)
+        except NameError:  # a type that is imported for type checkers alone
+            hints = {}
         named = {name: hints.get(name, Any) for name, each in parameters.items() if each.kind is not each.VAR_KEYWORD}
         return cls(inspect.isclass(found), named, len(named) < len(parameters))
 
@@ -148,6 +153,12 @@ def _type(module: str, hint: ast.expr) -> Any:
             inner = hint.slice.elts if isinstance(hint.slice, ast.Tuple) else [hint.slice]
             if ast.unparse(hint.value).endswith("Literal"):
                 return Literal[tuple(ast.literal_eval(each) for each in inner)]
+            if ast.unparse(hint.value).endswith("Annotated"):
+                base, bounds = _type(module, inner[0]), inner[1]
+                if base is Any or not isinstance(bounds, ast.Call) or ast.unparse(bounds.func) != "Within":
+                    return base
+                limits = {str(each.arg): ast.literal_eval(each.value) for each in bounds.keywords}  # of optcov.ranges
+                return Annotated[base, Field(**limits)]
             container = _type(module, hint.value)
             if container is collections.abc.Callable:
                 return Object

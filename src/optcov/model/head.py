@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from optcov.model.blocks import ResidualBlock, SinusoidalEmbedding, TimeMLP, layer, norm, norm_silu
+from optcov.ranges import Size
 
 
 class SimpleHead(nn.Module):
@@ -43,7 +44,7 @@ class ComplexHead(SimpleHead):
         hidden_channels: width of the residual block; None for as many channels as the features have.
     """
 
-    def __init__(self, feature_channels: int, data_shape: tuple[int, ...], hidden_channels: int | None = None) -> None:
+    def __init__(self, feature_channels: int, data_shape: tuple[int, ...], hidden_channels: Size | None = None) -> None:
         hidden = hidden_channels or feature_channels
         super().__init__(hidden, data_shape)
         width = 4 * max(hidden // 4, 8)
@@ -64,7 +65,7 @@ class InputHead(nn.Module):
         hidden_channels: width of its layers.
     """
 
-    def __init__(self, feature_channels: int, data_shape: tuple[int, ...], hidden_channels: int = 32) -> None:
+    def __init__(self, feature_channels: int, data_shape: tuple[int, ...], hidden_channels: Size = 32) -> None:
         super().__init__()
         self.input = layer(feature_channels, hidden_channels, len(data_shape) - 1)
         self.head = ComplexHead(hidden_channels, data_shape)
