@@ -1,1 +1,1 @@
-"""How fast this project is, beside its peers: ``python -m benchmarks --help``."""
+"""Benchmarks that compare the speed of this project with its peers: ``python -m benchmarks --help``."""

@@ -1,4 +1,4 @@
-"""Measure, print a table, and write it with JSON: how fast this project is, beside its peers."""
+"""Measures how fast this project is compared with its peers, prints a table, and writes it as Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from rich.table import Table
 from benchmarks import (
     data_loading,
     denoising_diffusion,
+    foreign,
     gpu,
     guided_covariance,
     guided_digits,
@@ -55,12 +56,17 @@ ROWS: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "sizes": scaling.sizes,
     "gpu": gpu.gpu,
 }
-ALONE = {"guided_covariance": guided_covariance, "guided_digits FILE ...": guided_digits, "precision": precision}
+ALONE = {
+    "foreign FOLDER": foreign,
+    "guided_covariance": guided_covariance,
+    "guided_digits FILE ...": guided_digits,
+    "precision": precision,
+}
 COLUMNS = ("", "setting", "ours", "peer", "unit", "ratio (low to high)", "goal", "MiB ours, peer", "note")
 
 
 def machine() -> dict[str, object]:
-    """What the numbers were measured on."""
+    """The machine on which the numbers were measured."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     cpu = next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
@@ -95,7 +101,7 @@ def number(value: float | None) -> str:
 
 
 def cells(row: Row) -> list[str]:
-    """A row as text."""
+    """Format a row as text."""
     ratio = "" if row.ratio is None else f"{row.ratio:.3g} ({number(row.low)} to {number(row.high)})"
     goal = row.goal + {True: ": met", False: ": missed", None: ""}[row.met]
     peaks = ", ".join("?" if peak is None else f"{peak:.0f}" for peak in (row.peak_ours, row.peak_peer))
@@ -104,7 +110,7 @@ def cells(row: Row) -> list[str]:
 
 
 def markdown(found: dict[str, object], rows: list[Row]) -> str:
-    """The table as Markdown, the machine above it."""
+    """The table as Markdown, preceded by the machine."""
     lines = [", ".join(f"{key} {value}" for key, value in found.items()), ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     return "\n".join(lines + ["| " + " | ".join(cells(row)) + " |" for row in rows]) + "\n"
@@ -115,7 +121,7 @@ def first_line(documented: object) -> str:
 
 
 def listing() -> str:
-    """All there is to measure, for --help."""
+    """List everything that can be measured, for --help."""
     lines = ["rows:", *(f"  {name:28} {first_line(rows)}" for name, rows in ROWS.items())]
     lines += ["", "beside the rows, of quality and not of speed:"]
     lines += [f"  python -m benchmarks.{name}\n{'':31}{first_line(module)}" for name, module in ALONE.items()]
@@ -130,21 +136,21 @@ def parsed() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     default, add = Settings(), parser.add_argument
-    add("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help="what to measure, of those below")
-    add("--quick", action="store_true", help="whether every row works, in two minutes: one small round")
-    add("--rounds", type=int, default=default.rounds, help="turns of each contender, at least 3")
-    add("--seconds", type=float, default=default.seconds, help="after these a row begins no round beyond its third")
-    add("--num-threads", type=int, help="of all rows but those on scaling; PyTorch's choice where left out")
-    add("--batch-size", type=int, help="8 where left out, 128 on a GPU")
-    add("--batch-sizes", type=int, nargs="+", help="of the rows on threads; 1 4 16 64 where left out, to 1024 on a GPU")
-    add("--threads", type=int, nargs="+", help="of the rows on threads; 1 and all where left out")
+    add("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help="which of the rows below to measure")
+    add("--quick", action="store_true", help="check in two minutes that every row works, with one small round")
+    add("--rounds", type=int, default=default.rounds, help="number of turns of each contender, at least 3")
+    add("--seconds", type=float, default=default.seconds, help="after these, no round beyond the third begins")
+    add("--num-threads", type=int, help="threads of all rows except those on scaling; default: PyTorch's choice")
+    add("--batch-size", type=int, help="images per batch; default: 8, or 128 on a GPU")
+    add("--batch-sizes", type=int, nargs="+", help="for the rows on threads; default: 1 4 16 64, up to 1024 on a GPU")
+    add("--threads", type=int, nargs="+", help="for the rows on threads; default: 1 and all")
     add("--steps", type=int, nargs="+", default=default.steps, help="of sampling")
     add("--precisions", nargs="+", choices=("fp32", "bf16"), default=default.precisions)
     add("--device", choices=("cpu", "cuda"), default=default.device)
     add("--compile", action=argparse.BooleanOptionalAction, default=True, help="on a GPU: torch.compile, CUDA graphs")
-    add("--peak-tflops", type=float, help="of the GPU in bf16, for MFU; by its name where left out")
+    add("--peak-tflops", type=float, help="peak of the GPU in bf16, for MFU; default: by its name")
     add("--data", type=Path, default=os.environ.get("OPTCOV_DATA"), help="folder of cifar10 and celeba; OPTCOV_DATA")
-    add("--output", type=Path, help="of table.md and table.json; outputs/benchmarks where left out")
+    add("--output", type=Path, help="folder for table.md and table.json; default: outputs/benchmarks")
     arguments = parser.parse_args()
     if arguments.rounds < 3:
         parser.error(f"--rounds = {arguments.rounds} has no median worth the name: give at least 3")
@@ -154,7 +160,7 @@ def parsed() -> argparse.Namespace:
 
 
 def chosen(arguments: argparse.Namespace) -> Settings:
-    """What the command line left out depends on the device."""
+    """Fill in the settings that the command line left out, which depend on the device."""
     on_gpu = arguments.device == "cuda"
     peak = gpu.peak_flops(torch.cuda.get_device_name()) if on_gpu else None
     settings = Settings(
@@ -187,7 +193,7 @@ def main() -> None:
     failed: list[str] = []
     found = machine()
     if settings.quick:
-        found["quick"] = "small networks, one round: the numbers say nothing of speed"
+        found["quick"] = "small networks, one round: the numbers say nothing about speed"
     console = Console()
     console.print(", ".join(f"{key} {value}" for key, value in found.items()), highlight=False)
     output.mkdir(parents=True, exist_ok=True)
@@ -212,7 +218,7 @@ def main() -> None:
 
 
 def measured(name: str, settings: Settings, failed: list[str]) -> Iterator[Row]:
-    """The rows of a group; where one fails, a row that says so, so that the others are measured all the same."""
+    """Measure the rows of a group; if it fails, yield a row that says so and go on with the others."""
     try:
         for row in ROWS[name](settings):
             if settings.quick:

@@ -1,8 +1,9 @@
 """Beside the package denoising-diffusion-pytorch: its sampling loop, and its own U-Net.
 
-Its U-Net can not hold our weights, nor diffusers': it begins with a 7x7 convolution, normalises after its convolutions
-by RMS and without groups, attends at every level, and has no bias in queries, keys and values.  So that the two are
-compared apart: its loop on our network with the same weights, and its U-Net of about as many operations, in GFLOP/s.
+Its U-Net cannot hold our weights, nor those of diffusers: it begins with a 7x7 convolution, normalises after its
+convolutions by RMS without groups, attends at every level, and has no bias in queries, keys and values.  The two are
+therefore compared separately: its loop with our network and the same weights, and its U-Net, with about as many
+operations as ours, in GFLOP/s.
 """
 
 from __future__ import annotations

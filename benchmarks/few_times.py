@@ -1,12 +1,12 @@
-"""What `var.num_times` misses of all times, by a run's mean network: the curve, and bits/dim of ten steps.
+"""Measures what `var.num_times` loses against all times, on a run's mean network: in the curve and in bits/dim.
 
     python train.py model=unet var=beta hydra.run.dir=RUN
     python benchmarks/few_times.py RUN
 
-A pass over few times measures the same values there as one over all, so that one pass of each kind serves every row,
-and all kinds see the same answers of the network.  Beside the shares of times (and pixels) that are met, what the log
-says of the other half of the measured times, and bits/dim of 100 test images in ten steps, along the optimal trajectory
-of each curve and with its C.  Below the table, these trajectories, and the spectrum of the full curve's ripple.
+A pass over few times measures the same values at these times as a pass over all, so one pass of each kind serves every
+row, and all kinds see the same network outputs.  The table has the share of times (and pixels) that are accurate, what
+the log says about the other half of the measured times, and bits/dim of 100 test images in ten steps, along the optimal
+trajectory of each curve and with its C.  Below it are these trajectories and the spectrum of the full curve's ripple.
 """
 
 import copy

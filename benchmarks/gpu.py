@@ -1,4 +1,4 @@
-"""What only a GPU has: eager, compiled, CUDA graphs; model FLOPs utilisation; waits of the host for the device."""
+"""Rows that need a GPU: eager, compiled, CUDA graphs; model FLOPs utilisation; waits of the host for the device."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Which covariance guided steps want: samples in few steps against those of the same guided chain in many.
+"""Shows which covariance guided steps need: compares samples from few steps with those of the same chain in many steps.
 
-On three overlapping classes, with exact means and (the diagonals of) exact covariances, so that C alone is at stake:
-the guided C_u + w (C_c - C_u), that of the class, that of no class, or none.  The Frechet distance of each class to the
-chain of 200 steps, averaged over classes, in 1e-4.
+The data are three overlapping classes with exact means and (the diagonals of) exact covariances, so only C differs:
+the guided C_u + w (C_c - C_u), that of the class, that of no class, or none.  The score is the Frechet distance of each
+class to the chain of 200 steps, averaged over classes, in units of 1e-4.
 """
 
 import torch

@@ -46,7 +46,7 @@ def make_oracle() -> Callable[..., Denoiser]:
     def make(
         mixture: GaussianMixture, schedule: NoiseSchedule, parameterization: Parameterization | None = None
     ) -> Denoiser:
-        network = OracleNetwork((mixture.dim,), mixture, schedule, parameterization=parameterization)
+        network = OracleNetwork((mixture.dim,), mixture, schedule, parameterization=parameterization, num_features=8)
         return Denoiser(network, schedule, parameterization).eval()
 
     return make

@@ -28,8 +28,8 @@ def denoiser(data: DigitsData) -> Denoiser:
     denoiser = Denoiser(network, schedule)
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=4e-3)
     images = data.normalize(data.train)
-    for _ in range(150):
-        x_0 = images[torch.randint(len(images), (32,))]
+    for _ in range(100):
+        x_0 = images[torch.randint(len(images), (24,))]
         x_t, target, level = noised(denoiser, x_0)
         optimizer.zero_grad()
         denoiser.loss(denoiser(x_t, level), target).mean().backward()
@@ -38,9 +38,9 @@ def denoiser(data: DigitsData) -> Denoiser:
 
 
 def test_analytic_is_below_beta_is_below_beta_tilde(denoiser: Denoiser, data: DigitsData):
-    analytic = Analytic(denoiser, imperfect_mean=True, num_images=64, num_times=20)
-    analytic.calibrate(denoiser, [data.calibration(64)])
-    metric = VariationalNLL(num_images=100)
+    analytic = Analytic(denoiser, imperfect_mean=True, num_images=32, num_times=20)
+    analytic.calibrate(denoiser, [data.calibration(32)])
+    metric = VariationalNLL(num_images=60)
 
     def bits(strategy: VarianceStrategy, times: torch.Tensor) -> float:
         return metric.measure(denoiser, strategy, times, metric.images(data), 1, 512).value

@@ -37,7 +37,7 @@ from optcov.likelihood import VariationalBound
 from optcov.oracle import GaussianMixture, OracleNetwork
 from optcov.sampler import DDIMSampler, DDPMSampler, NoiseStream, PredictorCorrectorSampler, Sampler
 from optcov.schedule import LinearSchedule
-from optcov.trajectory import EvenTrajectory
+from optcov.trajectory import EvenTrajectory, OptimalNLLTrajectory
 from optcov.variance.base import Closed, StepModel
 from optcov.variance.profile import variance_profile
 
@@ -130,7 +130,9 @@ def noise(count: int = COUNT, dim: int = 2, seed: int = 0) -> NoiseStream:
 
 
 def make_denoiser(mixture: GaussianMixture, data_range: DataRange, classes: bool = False) -> Denoiser:
-    network = OracleNetwork((mixture.dim,), mixture, SCHEDULE, num_classes=len(mixture.weights) if classes else None)
+    network = OracleNetwork(
+        (mixture.dim,), mixture, SCHEDULE, num_classes=len(mixture.weights) if classes else None, num_features=1
+    )
     return Denoiser(network, SCHEDULE, data_range=data_range).eval()
 
 
@@ -285,6 +287,20 @@ def test_the_variance_profile_is_that_of_the_matrix(
     assert list(found) == list(dense)
     for name, column in found.items():
         assert_close(column, dense[name], rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@kinds
+@cases
+def test_the_trajectory_of_the_least_bound_is_that_of_the_matrix(
+    mixture: GaussianMixture, kind: Kind, strategy: type[Exact], data_range: DataRange
+):
+    denoiser = make_denoiser(mixture, data_range)
+    x_0 = mixture.sample(COUNT, torch.Generator().manual_seed(1))
+    found, dense = OptimalNLLTrajectory(num_candidates=10), OptimalNLLTrajectory(num_candidates=10)
+    for trajectory, each in ((found, kind), (dense, full_of(kind))):
+        trajectory.fit(denoiser, strategy(denoiser, each), [x_0])
+    for num_steps in range(1, 8):
+        assert torch.equal(found.times(SCHEDULE, num_steps), dense.times(SCHEDULE, num_steps))
 
 
 @kinds

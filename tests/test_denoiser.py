@@ -9,10 +9,11 @@ from optcov.data_range import DataRange
 from optcov.denoiser import Denoiser, Prediction
 from optcov.model import UNet
 from optcov.oracle import GaussianMixture, OracleNetwork
-from optcov.parameterization import EDM, X0, Eps, Parameterization, V, Velocity
+from optcov.parameterization import EDM, X0, Eps, Parameterization, Score, V, Velocity
 from optcov.schedule import (
     CosineSchedule,
     FlowSchedule,
+    FunctionSchedule,
     LinearSchedule,
     NoiseLevels,
     NoiseSchedule,
@@ -20,14 +21,21 @@ from optcov.schedule import (
     VPSchedule,
 )
 
-PATHS = [LinearSchedule(1000), CosineSchedule(17), FlowSchedule(1000), FlowSchedule(7), VESchedule(1000)]
-PARAMETERIZATIONS = [Eps(), X0(), V(), Velocity(), EDM(), EDM(1.7)]
+PATHS = [
+    LinearSchedule(1000),
+    CosineSchedule(17),
+    FlowSchedule(1000),
+    FlowSchedule(7),
+    VESchedule(1000),
+    FunctionSchedule(lambda t: 1 / (1 + t), lambda t: 20 * t),
+]
+PARAMETERIZATIONS = [Eps(), Score(), X0(), V(), Velocity(), EDM(), EDM(1.7)]
 
 
 def fits(parameterization: Parameterization, path: NoiseSchedule) -> bool:
     if isinstance(parameterization, V):
         return isinstance(path, VPSchedule)
-    return not (isinstance(parameterization, Eps) and isinstance(path, FlowSchedule))
+    return not (isinstance(parameterization, Eps | Score) and isinstance(path, FlowSchedule))
 
 
 def name(value: object) -> str:
@@ -64,6 +72,8 @@ def published(parameterization: Parameterization, m: Tensor, e: Tensor, alpha: T
     """The target of clean data and noise, by the definition of its paper."""
     if isinstance(parameterization, Eps):
         return e
+    if isinstance(parameterization, Score):  # arXiv:2011.13456, Eq. 29: grad log q(x_t | x_0), whose mean is the score
+        return -e / sigma
     if isinstance(parameterization, X0):
         return m
     if isinstance(parameterization, V):  # arXiv:2202.00512, Sec. 4
@@ -98,6 +108,7 @@ def test_parameterizations_agree_on_the_oracle(
     assert_close(prediction.eps, e, rtol=1e-8, atol=1e-9)
     assert_close(alpha * prediction.x0 + sigma * prediction.eps, x_t, rtol=1e-9, atol=1e-9)
     assert_close(denoiser.target(m, e, level), output, rtol=1e-7, atol=1e-8)
+    assert_close(denoiser.loss(prediction, 0.9 * output), 0.01 * (output**2).sum(1), rtol=1e-9, atol=0)
     assert prediction.features is network.features
     assert prediction.output is output
     assert prediction.x_t is x_t

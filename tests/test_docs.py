@@ -138,7 +138,7 @@ def test_every_target_of_the_config_can_be_imported():
         assert callable(get_object(target))
 
 
-@pytest.mark.filterwarnings("ignore:the network fits these images better")  # smaller Gaussian data suit any shrinkage
+@pytest.mark.filterwarnings("error:the network fits these images better")
 def test_the_readme_fits_a_network_of_others(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """On Gaussian data, of which the network is exact."""
     variance, schedule = 0.09, LinearSchedule(1000)

@@ -8,7 +8,15 @@ from torch.testing import assert_close
 
 from optcov.denoiser import Denoiser
 from optcov.oracle import GaussianMixture, OracleNetwork
-from optcov.schedule import CosineSchedule, LinearSchedule, NoiseSchedule
+from optcov.parameterization import EDM, Velocity
+from optcov.schedule import (
+    CosineSchedule,
+    FlowSchedule,
+    LinearSchedule,
+    NoiseSchedule,
+    VESchedule,
+    VPSDESchedule,
+)
 
 MEANS = torch.tensor([[-0.5, 0.2], [0.4, 0.5], [0.3, -0.6]], dtype=torch.float64)
 COVARIANCES = torch.tensor(
@@ -159,3 +167,24 @@ def test_mixture_refuses_what_is_no_mixture(means, covariances, weights):
 def test_network_refuses_other_shapes(mixture: GaussianMixture, shape: tuple[int, ...]):
     with pytest.raises(ValueError, match="2"):
         OracleNetwork(shape, mixture, CosineSchedule(10))
+
+
+@pytest.mark.parametrize(
+    "path", [CosineSchedule(1000), FlowSchedule(7), VESchedule(1000), VPSDESchedule(37)], ids=lambda p: type(p).__name__
+)
+def test_single_precision_loses_nothing_but_its_own_rounding(mixture: GaussianMixture, path: NoiseSchedule):
+    """Not to the time either, which the network is fed in the precision of x_t, on the grid or between its nodes."""
+    total = path.num_steps
+    n = torch.tensor([1, 1.63, total / 2, total - 0.37, total], dtype=torch.float64)
+    level = path.levels(n / total)
+    alpha, sigma = level.alpha[:, None], level.sigma[:, None]
+    x_t = (alpha * mixture.sample(5, torch.Generator().manual_seed(0)) + sigma * 0.7).float()
+    m, _ = mixture.posterior(x_t.double(), level.alpha, level.sigma)
+    e = (x_t.double() - alpha * m) / sigma
+    for parameterization in (Velocity(), EDM()):
+        network = OracleNetwork((2,), mixture, path, parameterization=parameterization, num_features=3)
+        prediction = Denoiser(network, path, parameterization)(x_t, level)
+        assert prediction.features.shape == (5, network.feature_channels) == (5, 3)
+        assert prediction.features.dtype == prediction.x0.dtype == prediction.eps.dtype == torch.float32
+        assert_close(prediction.x0.double(), m, rtol=0, atol=5e-7)
+        assert_close(prediction.eps.double(), e, rtol=0, atol=1e-6)

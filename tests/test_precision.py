@@ -44,7 +44,7 @@ from optcov.guidance import ClassifierFreeGuidance
 from optcov.kernel import ReverseKernel
 from optcov.likelihood import VariationalBound, gaussian_kl, gaussian_kl_between, pixel_log_mass
 from optcov.oracle import GaussianMixture, OracleNetwork
-from optcov.parameterization import EDM, X0, Eps, Parameterization, V, Velocity
+from optcov.parameterization import EDM, X0, Eps, Parameterization, Score, V, Velocity
 from optcov.sampler import (
     DPMSolverPPSampler,
     DPMSolverSampler,
@@ -235,7 +235,9 @@ def scalars(its: Path) -> tuple[Tensor, Exact, Exact]:
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "flow", "ve"])
-@pytest.mark.parametrize("parameterization", [X0(), Eps(), V(), Velocity(), EDM()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "parameterization", [X0(), Eps(), Score(), V(), Velocity(), EDM()], ids=lambda p: type(p).__name__
+)
 def test_parameterizations_are_exact(name: str, parameterization: Parameterization):
     """x_0, eps and Cov[x_0] from a target that is known exactly; errors relative to the parts of a sum."""
     its = path(name, 1000)
@@ -251,6 +253,7 @@ def test_parameterizations_are_exact(name: str, parameterization: Parameterizati
     target, c_out = {
         X0: lambda: (x_0 + 0 * alpha, 1 + 0 * alpha),
         Eps: lambda: (eps + 0 * alpha, sigma / alpha),
+        Score: lambda: (-eps / sigma, sigma**2 / alpha),
         V: lambda: (alpha * eps - sigma * x_0, sigma),
         Velocity: lambda: (eps - x_0 + 0 * alpha, sigma / (alpha + sigma)),
         EDM: lambda: ((sigma / half * x_0 - alpha * half * eps) / total, sigma * half / total),
@@ -261,7 +264,12 @@ def test_parameterizations_are_exact(name: str, parameterization: Parameterizati
     assert float((found - rounded(target)).abs().max()) <= TOLERANCE
     x_t, target = rounded(x_t)[:, None], rounded(target)[:, None]
     # x_t = alpha x_0 + sigma eps determines each no better than rounding of x_t does: relative to the parts of a sum
-    sizes = [1 + 2 * rounded(sigma / alpha) if isinstance(parameterization, Eps) else 1, 1 + 1 / rounded(sigma)]
+    of_noise = isinstance(parameterization, Eps | Score)
+    # of what a network says, the noise is known to rounding: no difference of x_t and x_0 that sigma_t divides
+    sizes = [
+        1 + 2 * rounded(sigma / alpha) if of_noise else 1,
+        1 + 1 / rounded(sigma) if isinstance(parameterization, X0) else 2,
+    ]
     for found, wanted, size in zip(
         (parameterization.x0(x_t, target, level), parameterization.eps(x_t, target, level)),
         (x_0, eps),
@@ -616,7 +624,7 @@ def test_the_oracles_moments_are_exact(name: str):
     x_t = (level.alpha * 0.2 + level.sigma * 0.7)[:, None]
     mean, covariance = mixture.posterior(x_t, level.alpha, level.sigma)
     density, score = (of(x_t, level.alpha, level.sigma) for of in (mixture.log_density, mixture.score))
-    network = OracleNetwork((1,), mixture, its.schedule, parameterization=Eps())
+    network = OracleNetwork((1,), mixture, its.schedule, parameterization=Eps(), num_features=1)
     eps = Denoiser(network, its.schedule)(x_t, level).eps
     for row, n in enumerate(nodes):
         alpha, sigma_sq = its.exact.alpha[n], its.exact.sigma_sq[n]

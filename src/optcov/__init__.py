@@ -4,15 +4,16 @@ denoiser = optcov.load(network, ...)                        # any callable (x, t
 strategy = optcov.fit("sn_dpm", denoiser, images)
 samples = optcov.sample(denoiser, strategy, num_steps=10, count=64)
 bits = optcov.bits_per_dim(denoiser, strategy, images)
+strategy.save_pretrained(folder)                            # and optcov.load_strategy(folder) again
 """
 
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["bits_per_dim", "fit", "load", "sample"]
+__all__ = ["bits_per_dim", "fit", "load", "load_strategy", "sample"]
 
 if TYPE_CHECKING:
-    from optcov.verbs import bits_per_dim, fit, load, sample
+    from optcov.verbs import bits_per_dim, fit, load, load_strategy, sample
 
 
 def __getattr__(name: str) -> Any:

@@ -181,7 +181,8 @@ class Denoiser(nn.Module):
             output, _ = self._call(x_t, prediction.level, prediction.condition)
             return self.parameterization.x0(x_t, output.to(x_t.dtype), prediction.level)
 
-        product: Tensor = torch.func.jvp(x0_of, (prediction.x_t,), (v,))[1]
+        at = prediction.x_t.contiguous()  # one point for many samples may be a view, which has no dual
+        product: Tensor = torch.func.jvp(x0_of, (at,), (v,))[1]
         return product
 
     def vjp(self, prediction: Prediction, v: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def train(
     labels: Tensor | None = None,
     label_dropout: float = 0.0,
     batch_size: int = 64,
-    lr: float = 1e-3,
+    lr: float = 1e-2,
     seed: int = 0,
     progress: bool = True,
 ) -> list[float]:

@@ -74,8 +74,8 @@ class Config(BaseModel):
         Part,
         Key(
             TRAINING,
-            dict.fromkeys(("cache_dir", "download", "mirrors*", "checksums*"), PLACE)
-            | {"root": GIVEN, "skip_corrupt": GIVEN},
+            dict.fromkeys(("*cache_dir", "*download", "*mirrors*", "*checksums*"), PLACE)
+            | dict.fromkeys(("*root", "*skip_corrupt", "autoencoder"), GIVEN),
         ),
     ]
     label_dropout: Annotated[float, Field(ge=0, lt=1), Key(TRAINING)]

@@ -102,12 +102,12 @@ class GaussianMixture:
             components: component of each sample, int64 ``[B]`` in 0..K, where K means unknown; None if all are unknown.
         """
         alpha, sigma = alpha.double().expand(len(x_t)), sigma.double().expand(len(x_t))
-        log_joint = self._log_joint(x_t, alpha, sigma)
+        axes, rotated, total = self._rotate(x_t, alpha, sigma)
+        log_joint = self._log_joint(rotated, total)
         if components is not None:
             other = components[:, None] != torch.arange(len(self.weights), device=x_t.device)
             log_joint = log_joint.masked_fill(other & (components < len(self.weights))[:, None], -math.inf)
         responsibility = log_joint.softmax(1)
-        axes, rotated, total = self._rotate(x_t, alpha, sigma)
         gain = alpha[:, None, None] * self.variances.to(x_t.device) / total  # of E[x_0 | x_t, k], along the axes
         means = self.means.to(x_t.device) + torch.einsum("kij,bkj->bki", axes, gain * rotated)
         kept = sigma[:, None, None] ** 2 * self.variances.to(x_t.device) / total  # = s_k - alpha^2 s_k^2 / a_k
@@ -119,7 +119,8 @@ class GaussianMixture:
 
     def log_density(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """``log q(x_t)`` in nats, ``[B]``; the arguments are as in `posterior`."""
-        return self._log_joint(x_t, alpha.double().expand(len(x_t)), sigma.double().expand(len(x_t))).logsumexp(1)
+        _, rotated, total = self._rotate(x_t, alpha.double().expand(len(x_t)), sigma.double().expand(len(x_t)))
+        return self._log_joint(rotated, total).logsumexp(1)
 
     def score(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """``grad log q(x_t) = -(x_t - alpha E[x_0|x_t]) / sigma^2``, ``[B, d]`` (Tweedie); ``sigma > 0``."""
@@ -134,11 +135,10 @@ class GaussianMixture:
         total = alpha[:, None, None] ** 2 * self.variances.to(x_t.device) + sigma[:, None, None] ** 2
         return axes, torch.einsum("kij,bki->bkj", axes, centred), total
 
-    def _log_joint(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """``log w_k + log N(x_t; alpha mu_k, A_k)``, ``[B, K]``."""
-        _, rotated, total = self._rotate(x_t, alpha, sigma)
+    def _log_joint(self, rotated: Tensor, total: Tensor) -> Tensor:
+        """``log w_k + log N(x_t; alpha mu_k, A_k)``, ``[B, K]``, from `_rotate`."""
         exponent = (rotated**2 / total + total.log()).sum(2) + self.dim * math.log(2 * math.pi)
-        return self.weights.log().to(x_t.device) - exponent / 2
+        return self.weights.log().to(rotated.device) - exponent / 2
 
 
 class OracleNetwork(nn.Module):
@@ -154,6 +154,7 @@ class OracleNetwork(nn.Module):
         time_offset: the denoiser's time offset.
         num_classes: the number of components, to treat each component as a class; None for an unconditional network.
         parameterization: the denoiser's parameterization.
+        num_features: the number of features.
     Raises:
         ValueError: if the data are not vectors of the mixture's dimension, or ``num_classes`` is not the number of
             components.
@@ -167,6 +168,7 @@ class OracleNetwork(nn.Module):
         time_offset: int = 0,
         num_classes: int | None = None,
         parameterization: Parameterization | None = None,
+        num_features: int = 256,
     ) -> None:
         super().__init__()
         if tuple(data_shape) != (mixture.dim,):
@@ -179,7 +181,7 @@ class OracleNetwork(nn.Module):
                 "use the components as classes, or set conditional=false"
             )
         self.data_shape, self.num_classes = (mixture.dim,), num_classes
-        self.feature_channels = 256
+        self.feature_channels = num_features
         generator = torch.Generator().manual_seed(0)
         self.frequencies: Tensor
         self.phases: Tensor

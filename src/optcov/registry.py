@@ -57,7 +57,7 @@ def settings_of(group: str, name: str) -> list[str]:
 
 
 def node(group: str, name: str) -> dict[str, Any]:
-    """What an option's file says, on top of what those options of its group say that it names in ``defaults``."""
+    """The content of an option's file, merged over the options of the same group that its ``defaults`` list names."""
     content = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
     assert isinstance(content, dict)
     below = (node(group, base) for base in content.pop("defaults", []) if isinstance(base, str) and base != "_self_")

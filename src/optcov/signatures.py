@@ -43,7 +43,7 @@ class Signature:
     @classmethod
     @cache
     def read(cls, target: str) -> Signature | None:
-        """Signature of ``package.module.Name``, defined in that package; None if the source does not show it."""
+        """Read the signature of ``package.module.Name``, defined in that package; None if the source lacks it."""
         module, _, name = target.rpartition(".")
         match _find(module, name):
             case (home, ast.FunctionDef() as function):

@@ -18,6 +18,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "schedule": ("optcov.schedule.",),
     "parameterization": ("optcov.parameterization.",),
     "data": ("optcov.data.",),
+    "data.*": ("optcov.data.",),
     "optimizer": ("torch.optim.", "optcov.training.muon.Muon"),
     "callbacks.*": ("optcov.training.EMA", "optcov.training.tracking.Tracking", "lightning.pytorch.callbacks."),
     "trainer": ("lightning.Trainer", "lightning.pytorch.Trainer"),

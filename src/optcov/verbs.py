@@ -1,7 +1,7 @@
-"""The verbs of a notebook: `load`, `fit`, `sample`, `bits_per_dim`, on any network.
+"""The functions for notebooks, which work on any network: `load`, `fit`, `sample` and `bits_per_dim`.
 
-They take names (those of ``conf/``) or objects, and need neither Lightning nor Hydra.  Images go in and samples come
-out in the network's own range.
+They take objects or the names of options in ``conf/``, and need neither Lightning nor Hydra.  Images and samples are in
+the network's own range.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from optcov.sampler import sample as draw
 from optcov.seeds import Stream, derive_seed
 from optcov.trajectory import ListTrajectory, Trajectory
 from optcov.variance.base import Calibrated, Trained, VarianceStrategy
+from optcov.variance.saved import check_fits, load_strategy
 
-__all__ = ["bits_per_dim", "fit", "load", "sample"]
+__all__ = ["bits_per_dim", "fit", "load", "load_strategy", "sample"]
 
 
 def fit(
@@ -38,29 +39,30 @@ def fit(
     labels: Tensor | None = None,
     label_dropout: float = 0.1,
     batch_size: int = 64,
-    lr: float = 1e-3,
+    lr: float = 1e-2,
     seed: int = 0,
     progress: bool = True,
     **settings: Any,
 ) -> VarianceStrategy:
-    """Fit a variance strategy to a denoiser: one pass over images, or gradient steps, or nothing, as it needs.
+    """Fit a variance strategy to a denoiser, by one pass over images, by gradient steps, or not at all, as it requires.
 
     Args:
-        strategy: a name, one of the options of ``var``, or an object, which is fitted in place.
-        denoiser: from `load`; it is not changed.
-        images: see `Images`; not needed by strategies that have nothing to fit.
-        steps: gradient steps of a strategy that is trained; 2000 where None.
-        labels: of the images, int64 ``[n]``, for a denoiser that knows classes.
-        label_dropout: share of labels that are hidden from it in training.
-        batch_size: images a gradient step.
+        strategy: the name of an option of ``var``, or an object, which is fitted in place.
+        denoiser: a denoiser from `load`; it is not changed.
+        images: clean data, see `Images`; not needed by strategies that have nothing to fit.
+        steps: number of gradient steps for a strategy that is trained; None for 2000.
+        labels: class of each image, int64 ``[n]``; only for class-conditional denoisers.
+        label_dropout: share of labels hidden during training.
+        batch_size: images per gradient step.
         lr: learning rate of Adam, which falls to 0 over the last third of the steps.
-        seed: of new weights, order, times and noise.
-        progress: show bars.
-        settings: of the strategy, such as ``num_images=256`` of ``analytic``; ``head="complex"`` of a trained one.
+        seed: seed of initial weights, order, times and noise.
+        progress: whether to show progress bars.
+        settings: settings of the strategy, such as ``num_images=256`` for ``analytic`` or ``head="complex"`` for a
+            trained strategy.
     Returns:
         The strategy, in eval mode, on the denoiser's device.
     Raises:
-        ValueError: in one sentence, if a value has no meaning.
+        ValueError: if a value is not valid; the message is one sentence.
     """
     device = device_of(denoiser.eval())
     if isinstance(strategy, str):
@@ -73,7 +75,7 @@ def fit(
         resolve("strategy", strategy, **settings)
     assert isinstance(strategy, VarianceStrategy)
     strategy.to(device).eval()
-    if not _needs_fit(strategy):
+    if not strategy.needs_fit:
         if steps is not None:
             raise ValueError(
                 f"steps must be left out for {type(strategy).__name__} (got {steps}): it needs no training"
@@ -134,23 +136,23 @@ def sample(
     """Draw samples.
 
     Args:
-        denoiser: from `load`.
-        strategy: from `fit`, or the name of one that has nothing to fit; None for ``beta_tilde``.
-        num_steps: K, the times visited; network calls of the one-call-a-step samplers.
-        count: how many samples.
-        sampler: a name, one of the options of ``sampler``, or an object, whose ``num_steps`` then counts.
-        trajectory: which times: a name, an object, or the K times themselves, ascending in (0, 1].
-        seed: sample i depends on (seed, i) alone, whatever the batch size.
-        labels: one class for all samples, or the class of each, ``[count]``, for a denoiser that knows classes.
-        guidance: a name, one of the options of ``guidance``, or an object; None for none.
-        images: see `Images`; for trajectories that are measured, such as ``optimal``.
-        batch_size: samples at once, at most.
-        progress: show a bar.
-        settings: of the sampler, such as ``eta=0.5`` of ``ddim``.
+        denoiser: a denoiser from `load`.
+        strategy: a strategy from `fit`, or the name of one that has nothing to fit; None for ``beta_tilde``.
+        num_steps: K, the number of times visited; most samplers make one network call at each.
+        count: number of samples.
+        sampler: the name of an option of ``sampler``, or an object, whose ``num_steps`` then applies.
+        trajectory: the times: the name of an option, an object, or the K times themselves, ascending in (0, 1].
+        seed: sample i depends only on (seed, i), whatever the batch size.
+        labels: one class for all samples, or the class of each, ``[count]``; only for class-conditional denoisers.
+        guidance: the name of an option of ``guidance``, or an object; None for no guidance.
+        images: clean data, see `Images`; only for trajectories that are measured, such as ``optimal``.
+        batch_size: maximum number of samples drawn at once.
+        progress: whether to show a progress bar.
+        settings: settings of the sampler, such as ``eta=0.5`` for ``ddim``.
     Returns:
-        float32 ``[count, *event]`` in the denoiser's range, nominally, on the CPU.
+        float32 ``[count, *event]``, nominally in the denoiser's range, on the CPU.
     Raises:
-        ValueError: in one sentence, if a value has no meaning.
+        ValueError: if a value is not valid; the message is one sentence.
     """
     strategy = _fitted(strategy, denoiser)
     if isinstance(sampler, str):
@@ -185,21 +187,21 @@ def bits_per_dim(
     progress: bool = True,
     **settings: Any,
 ) -> Score:
-    """The variational bound on ``-log2 p(x_0)`` per dimension.
+    """Compute the variational bound on ``-log2 p(x_0)`` per dimension.
 
     Args:
         denoiser, strategy, num_steps, trajectory, seed, batch_size, progress: as in `sample`.
-        images: see `Images`; for bits, on the grey levels of the denoiser's range, which set the bin of each pixel.
+        images: see `Images`; for bits, data on the grey levels of the denoiser's range, which define each pixel's bin.
         unit: ``bits`` for the probability of data on grey levels; ``nats`` for the density of continuous data, such as
-            latents, which has no bins and no decoder: the last term is the density of x_0 given x_1, and the value may
-            be negative.  The two do not compare.
-        labels: of the images, int64 ``[n]``, for a denoiser that knows classes.
-        settings: of the metric ``nll``, such as ``clip_x0=False``.
+            latents.  These have no bins and no decoder: the last term is the density of x_0 given x_1, and the value
+            may be negative.  The two units are not comparable.
+        labels: class of each image, int64 ``[n]``; only for class-conditional denoisers.
+        settings: settings of the metric ``nll``, such as ``clip_x0=False``.
     Returns:
-        ``value`` and ``standard_error``, in bits/dim or nats/dim, in ``details`` the mean of each term, and these as
-        rows by ``table()``.
+        ``value`` and ``standard_error``, in bits/dim or nats/dim; ``details`` has the mean of each term, and
+        ``table()`` gives them as rows.
     Raises:
-        ValueError: in one sentence, if a value has no meaning, or data have no grey levels.
+        ValueError: if a value is not valid, or the data have no grey levels; the message is one sentence.
     """
     from optcov.metric.nll import BitsPerDim, VariationalDensity, VariationalNLL
 
@@ -219,7 +221,7 @@ def bits_per_dim(
 
 
 def _with_head(name: str, denoiser: Denoiser, settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with the head that a network wants which has no feature map; others have that of the option."""
+    """Add to the settings the head for a network without a feature map; other networks keep the option's head."""
     head = getattr(denoiser.network, "default_head", None)
     if head is None or "head" in settings:
         return settings
@@ -228,25 +230,19 @@ def _with_head(name: str, denoiser: Denoiser, settings: dict[str, Any]) -> dict[
     return settings | {"head": resolve("head", head)}
 
 
-def _needs_fit(strategy: VarianceStrategy) -> bool:
-    """Whether a new strategy knows nothing yet."""
-    return isinstance(strategy, Calibrated) or (
-        isinstance(strategy, Trained) and any(True for _ in strategy.parameters())
-    )
-
-
 def _fitted(strategy: VarianceStrategy | str | None, denoiser: Denoiser) -> VarianceStrategy:
-    """A strategy that can be used at once, in eval mode, on the denoiser's device."""
+    """A strategy that is ready for use, in eval mode, on the denoiser's device."""
     denoiser.eval()
     if strategy is None or isinstance(strategy, str):
         name = strategy or "beta_tilde"
         strategy = resolve("var", name, denoiser=denoiser, **_with_head(name, denoiser, {}))
         assert isinstance(strategy, VarianceStrategy)
-        if _needs_fit(strategy):
+        if strategy.needs_fit:
             raise ValueError(
                 f"strategy must be fitted (got the name {name!r}): give optcov.fit({name!r}, denoiser, images)"
             )
     assert isinstance(strategy, VarianceStrategy)
+    check_fits(denoiser, strategy)
     return strategy.to(device_of(denoiser)).eval()
 
 
@@ -258,7 +254,7 @@ def _times(
     seed: int,
     images: Images | None,
 ) -> Tensor:
-    """The times of a trajectory, float64 ``[K]``; one that is made here by its name is fitted if it needs to be."""
+    """The times of a trajectory, float64 ``[K]``; a trajectory given by name is fitted if it needs to be."""
     if isinstance(trajectory, str):
         name, trajectory = trajectory, resolve("trajectory", trajectory)
         assert isinstance(trajectory, Trajectory)
@@ -278,14 +274,14 @@ def _times(
 
 
 def _labels(denoiser: Denoiser, labels: Tensor | None, count: int) -> Tensor | None:
-    """Labels that the denoiser can be given."""
+    """Check the labels and return them as int64 on the CPU."""
     if labels is None:
         return None
     if denoiser.num_classes is None:
-        raise ValueError("labels must be left out (got some): the network knows no classes")
+        raise ValueError("labels must be left out (got labels): the network knows no classes")
     labels = torch.as_tensor(labels).cpu().long()
     if labels.shape != (count,):
-        raise ValueError(f"labels must be one a sample, [{count}] (got {list(labels.shape)})")
+        raise ValueError(f"labels must be one per sample, [{count}] (got {list(labels.shape)})")
     if int(labels.min()) < 0 or int(labels.max()) > denoiser.num_classes:
         raise ValueError(
             f"labels must lie between 0 and {denoiser.num_classes - 1}, or be {denoiser.num_classes}, the null label "
@@ -295,10 +291,10 @@ def _labels(denoiser: Denoiser, labels: Tensor | None, count: int) -> Tensor | N
 
 
 def _check_grey_levels(denoiser: Denoiser, x_0: Tensor) -> None:
-    """Refuse data that lie between the grey levels, whose bins would mean nothing.
+    """Refuse data that lie between grey levels, because their bins would be meaningless.
 
     Raises:
-        ValueError: in one sentence.
+        ValueError: if there are such data; the message is one sentence.
     """
     data_range = denoiser.data_range
     check_grey_levels(data_range)

@@ -226,5 +226,5 @@ def test_the_range_of_standardised_channels():
 
 def test_an_unstated_range_is_said():
     call = network(mixture(DataRange()), LINEAR, Eps(), TIME_OF["n"])
-    with pytest.warns(UserWarning, match=r"data_range was not stated: the data are taken to lie in \[-1, 1\]"):
+    with pytest.warns(UserWarning, match=r"data_range was not stated: assuming that the data lie in \[-1, 1\]"):
         optcov.load(call, shape=SHAPE, schedule="linear", prediction="eps", time="n", check=False)

@@ -146,7 +146,7 @@ def test_an_unconditional_network_is_identified_as_before():
         (["conditional=maybe"], ["conditional", "maybe"]),
         ([*CONDITIONAL, "guidance.weight=.inf"], ["guidance.weight", "inf"]),
         ([*CONDITIONAL, "guidance.weight=strong"], ["guidance.weight", "strong"]),
-        ([*CONDITIONAL, "metric=nll"], ["metric = nll ", "(got classifier_free)", "guidance=none"]),
+        ([*CONDITIONAL, "metric=nll"], ["metric = nll ", "(got ClassifierFreeGuidance)", "guidance=none"]),
         (["guidance=classifier", "metric=[fd_pixel,nll_ode]"], ["metric = nll_ode", "guidance=none"]),
         (["guidance=classifier", "guidance.classifier.channels=3"], ["guidance.classifier.channels", "3"]),
         (["+model.num_classes=5"], ["model.num_classes must", "(got 5)", "conditional=true"]),

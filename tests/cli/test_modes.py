@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageSequence
 from torch import Tensor, nn
 
+from optcov.data import DigitsData
 from optcov.data.base import DataSource, Split
 from optcov.data.pixels import from_uint8, to_uint8
 from optcov.denoiser import Denoiser
@@ -57,7 +58,7 @@ def table(path: Path, rows: int, columns: int) -> Tensor:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_tiles_are_in_place(channels: int):
     images = torch.rand(2, 3, channels, 64, 64) * 2 - 1
-    picture = to_picture(images)
+    picture = to_picture(images, DigitsData())
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(130, 195, channels)
     assert torch.equal(pixels[65:129, 130:194].permute(2, 0, 1), to_uint8(images[1, 2]))
 

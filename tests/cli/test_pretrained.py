@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,13 @@ import pytest
 import torch
 from command_line import CLI, TINY, composed, contents, results, weights
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors.torch import save_file
 
 import optcov
 from optcov.adapter.pretrained import sha256_of
+from optcov.cli.build import build
 from optcov.cli.errors import ConfigError
+from optcov.cli.fit import plan_fits
 from optcov.cli.pretrained import open_pretrained
 from optcov.cli.run_folder import Saved
 from optcov.data import DigitsData
@@ -35,7 +37,12 @@ class Grey(torch.nn.Module):
         return self.level.expand_as(x)
 
 
-grey = Grey()
+class Wide(Grey):
+    def forward(self, x, time):
+        return super().forward(torch.cat([x, x], 1), time)
+
+
+grey, wide = Grey(), Wide()
 """
 GREY = ["parameterization=x0", "schedule=linear", "model.time=t", "model.data_range=[0,1]"]
 
@@ -60,85 +67,6 @@ def pipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def mine(run: CLI, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module with a network of the user's own."""
-    place = run.folder / "grey_network.py"
-    place.write_text(NETWORK)
-    monkeypatch.syspath_prepend(str(run.folder))
-    monkeypatch.delitem(sys.modules, "grey_network", raising=False)
-    return place
-
-
-def pretrained(run: CLI, source: Any, *arguments: str, folder: str = "run") -> Path:
-    """A run of a network that is given."""
-    run.raw("model=pretrained", f"model.source={source}", *QUICK, f"hydra.run.dir={folder}", *arguments)
-    return run.folder / folder
-
-
-def test_a_folder_of_diffusers_is_fitted_once_sampled_and_evaluated(
-    run: CLI, pipe: Path, count_calls: Callable[[Any, str], list[tuple[Any, ...]]]
-):
-    before = contents(pipe)
-    first = pretrained(run, pipe, "var=sn_dpm")
-    found = results(first)
-    assert (found["model"], found["schedule"], found["nfe"]) == ("pretrained", "cosine", 3)
-    saved = Saved.read(first).values
-    assert saved["model"]["sha256"] == sha256_of(optcov.load(pipe, data_range=(-1, 1), check=False))
-    assert (saved["model"]["time"], saved["model"]["data_range"]) == ("n-1", [-1.0, 1.0])
-    assert saved["schedule"]["num_steps"] == 50
-    assert not (first / "checkpoints" / "mean.safetensors").exists()
-    assert not (run.folder / "outputs" / "cache" / "mean").exists()
-
-    from optcov.cli import fit
-
-    trained = count_calls(fit, "run_stage")
-    again = pretrained(run, pipe.parent / "pipe", "sampler=ddim", "var=sn_dpm", folder="again")
-    assert not trained
-    assert results(again)["metrics"] != found["metrics"]
-    assert results(run("run=run", task="evaluate", tiny=False))["metrics"] == found["metrics"]
-    assert contents(pipe) == before
-
-    other = shutil.copytree(pipe, run.folder / "other")
-    file = other / "unet" / "diffusion_pytorch_model.safetensors"
-    from safetensors.torch import save_file
-
-    save_file({name: value + 0.01 for name, value in weights(file).items()}, file, {"format": "pt"})
-    assert "model.sha256" in run.refused("run=run", f"model.source={other}", task="sample", tiny=False)
-    changed = pretrained(run, other, "var=sn_dpm", folder="changed")
-    assert len(trained) == 1  # another network, which has a head of its own
-    assert not torch.equal(
-        *(weights(each / "checkpoints" / "variance.safetensors")["head.output.bias"] for each in (first, changed))
-    )
-
-
-def test_code_is_followed_from_the_users_own_command_line_alone(run: CLI, mine: Path):
-    """And its data lie in [0, 1], where its constant answer is grey 128."""
-    folder = pretrained(run, "grey_network:grey", *GREY, "var=analytic_imperfect", "var.num_images=4")
-    sentence = run.refused("run=run", task="sample", tiny=False)
-    assert sentence.startswith("model.source of run = run must be a folder or a file (got grey_network:grey)")
-    assert "\n" not in sentence
-    drawn = run("run=run", "model.source=grey_network:grey", "num_samples=2", task="sample", tiny=False)
-    with np.load(drawn / "samples.npz") as file:
-        assert set(np.unique(file[file.files[0]])) <= {127, 128}
-    assert "var=npr_dpm model=pretrained model.source=" in run.refused(
-        "run=run", "var=npr_dpm", "trust=['grey_network:grey']", task="sample", tiny=False
-    )
-    assert results(folder)["head"] == "input"  # for it has no feature map
-
-
-def test_a_state_dict_fills_the_network_beside_it(run: CLI, mine: Path):
-    torch.save({"ema": {"module.level": torch.full((1,), 0.25)}}, run.folder / "weights.pt")
-    folder = pretrained(
-        run, "weights.pt", "model.network={_target_:grey_network.Grey,width:1}", *GREY, "var=beta_tilde"
-    )
-    assert run.refused("run=run", task="sample", tiny=False).startswith("model.network._target_ of run = run")
-    drawn = run("run=run", "trust=[grey_network.Grey]", "num_samples=2", task="sample", tiny=False)
-    with np.load(drawn / "samples.npz") as file:
-        assert set(np.unique(file[file.files[0]])) <= {63, 64}
-    assert results(folder)["parameterization"] == "x0"
-
-
 @pytest.fixture(scope="module")
 def config(pipe: Path) -> Config:
     """Of the pipeline, checked but not opened."""
@@ -158,6 +86,91 @@ def asked(config: Config, key: str, value: Any) -> Config:
     return config.model_copy(update=given)
 
 
+@pytest.fixture
+def mine(run: CLI, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module with a network of the user's own."""
+    place = run.folder / "grey_network.py"
+    place.write_text(NETWORK)
+    monkeypatch.syspath_prepend(str(run.folder))
+    monkeypatch.delitem(sys.modules, "grey_network", raising=False)
+    return place
+
+
+def pretrained(run: CLI, source: Any, *arguments: str, folder: str = "run") -> Path:
+    """A run of a network that is given."""
+    run.raw("model=pretrained", f"model.source={source}", *QUICK, f"hydra.run.dir={folder}", *arguments)
+    return run.folder / folder
+
+
+def test_a_folder_of_diffusers_is_fitted_and_evaluated(run: CLI, pipe: Path):
+    before = contents(pipe)
+    first = pretrained(run, pipe, "var=sn_dpm")
+    found = results(first)
+    assert (found["model"], found["schedule"], found["nfe"]) == ("pretrained", "cosine", 3)
+    saved = Saved.read(first).values
+    assert saved["model"]["sha256"] == sha256_of(optcov.load(pipe, data_range=(-1, 1), check=False))
+    assert (saved["model"]["time"], saved["model"]["data_range"]) == ("n-1", [-1.0, 1.0])
+    assert saved["schedule"]["num_steps"] == 50
+    assert not (first / "checkpoints" / "mean.safetensors").exists()
+    assert not (run.folder / "outputs" / "cache" / "mean").exists()
+    assert results(run("run=run", task="evaluate", tiny=False))["metrics"] == found["metrics"]
+    assert contents(pipe) == before
+
+
+def test_heads_are_found_again_by_weights_and_not_by_place(config: Config, pipe: Path, tmp_path: Path):
+    moved = Path(shutil.copytree(pipe, tmp_path / "moved"))
+    other = Path(shutil.copytree(pipe, tmp_path / "other"))
+    file = other / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: value + 0.01 for name, value in weights(file).items()}, file, {"format": "pt"})
+
+    def identity(place: Path) -> Any:
+        given = open_pretrained(asked(config, "model.source", str(place)))
+        assert given is not None
+        plan = plan_fits(given.config, build(given.config, given))
+        assert plan.mean is None
+        return plan.variance
+
+    assert identity(moved) == identity(pipe) != identity(other)
+    kept = open_pretrained(config)
+    assert kept is not None
+    with pytest.raises(ConfigError, match=r"model\.source must be a place of the weights with model\.sha256 = "):
+        open_pretrained(asked(kept.config, "model.source", str(other)))
+
+
+def test_code_is_followed_from_the_users_own_command_line_alone(run: CLI, mine: Path):
+    """And its data lie in [0, 1], where its constant answer is grey 128."""
+    folder = pretrained(run, "grey_network:grey", *GREY, "var=analytic_imperfect", "var.num_images=4")
+    sentence = run.refused("run=run", task="sample", tiny=False)
+    assert sentence.startswith("model.source of run = run must be a folder or a file (got grey_network:grey)")
+    assert "\n" not in sentence
+    drawn = run("run=run", "model.source=grey_network:grey", "num_samples=2", task="sample", tiny=False)
+    with np.load(drawn / "samples.npz") as file:
+        assert set(np.unique(file[file.files[0]])) <= {127, 128}
+    assert "var=npr_dpm model=pretrained model.source=" in run.refused(
+        "run=run", "var=npr_dpm", "trust=['grey_network:grey']", task="sample", tiny=False
+    )
+    assert results(folder)["head"] == "input"  # for it has no feature map
+
+
+def test_a_variance_that_the_network_answers_with_needs_no_fit(run: CLI, mine: Path):
+    settings = ["model.learned_sigma=true", "var=iddpm", "num_samples=2", "~metric.fd_pixel"]
+    folder = pretrained(run, "grey_network:wide", *GREY, *settings)
+    assert not (folder / "checkpoints").exists()
+    assert run("run=run", "model.source=grey_network:wide", "num_samples=2", task="sample", tiny=False).is_dir()
+
+
+def test_a_state_dict_fills_the_network_beside_it(run: CLI, mine: Path):
+    torch.save({"ema": {"module.level": torch.full((1,), 0.25)}}, run.folder / "weights.pt")
+    folder = pretrained(
+        run, "weights.pt", "model.network={_target_:grey_network.Grey,width:1}", *GREY, "var=beta_tilde"
+    )
+    assert run.refused("run=run", task="sample", tiny=False).startswith("model.network._target_ of run = run")
+    drawn = run("run=run", "trust=[grey_network.Grey]", "num_samples=2", task="sample", tiny=False)
+    with np.load(drawn / "samples.npz") as file:
+        assert set(np.unique(file[file.files[0]])) <= {63, 64}
+    assert results(folder)["parameterization"] == "x0"
+
+
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
@@ -166,7 +179,7 @@ def asked(config: Config, key: str, value: Any) -> Config:
         ("model.time", "n", "model.time must be n-1, as model.source states (got n)"),
         ("model.time", "soon", "model.time: time must be one of 'n', 'n-1'"),
         ("time_offset", -1, "time_offset must be 0 for model=pretrained (got -1)"),
-        ("conditional", True, "model: the network must answer to (x, time, labels)"),
+        ("conditional", True, "model: network must accept (x, time, labels)"),
         ("mean_ckpt", "x", "mean_ckpt must be left out (got x)"),
         ("model.sha256", "a", "model.source must be a place of the weights with model.sha256 = a"),
         ("model.features", "nowhere", "model.features must name a module"),
@@ -230,8 +243,12 @@ def test_a_refusal_leaves_nothing_behind(run: CLI):
     assert not list(run.folder.iterdir()) or not (run.folder / "outputs" / "cache").exists()
 
 
-def test_conventions_that_fit_worse_are_said(run: CLI, mine: Path, capsys: pytest.CaptureFixture[str]):
+def test_conventions_that_fit_worse_are_said(config: Config, mine: Path, caplog: pytest.LogCaptureFixture):
     """The constant 0.5 is nearer to digits in any other form than to those of which black is -1."""
-    wrong = [*GREY[:-1], "model.data_range=[-1,1]", "model.check=true", "num_samples=2", "~metric.fd_pixel"]
-    pretrained(run, "grey_network:grey", "var=beta_tilde", *wrong)
-    assert "the network fits these images better with" in capsys.readouterr().out
+    for key, value in {"model.source": "grey_network:grey", "model.check": True, "model.time": "t"}.items():
+        config = asked(config, key, value)
+    for group, option in {"schedule": "linear", "parameterization": "x0"}.items():
+        config = asked(config, group, option)
+    overrides = ["schedule=linear", "parameterization=x0"]
+    open_pretrained(config.model_copy(update={"overrides": overrides}))
+    assert "the network fits these images better with" in caplog.text

@@ -610,6 +610,8 @@ def test_bases_are_orthonormal(name: str):
     assert_close(basis.analyse(x).flatten(1), x.flatten(1) @ vectors, **EXACT)
     spread = (vectors @ variance.flatten().diag() @ vectors.T).diagonal()
     assert_close(basis.spread(variance).flatten(), spread, **EXACT)
+    gathered = (vectors.T @ variance.flatten().diag() @ vectors).diagonal()
+    assert_close(basis.gather(variance).flatten(), gathered, **EXACT)
 
 
 def test_principal_axes_are_those_of_the_data():
@@ -681,7 +683,7 @@ def test_how_far_an_indefinite_estimate_is_moved():
     [
         (lambda: LowRankCovariance(torch.ones(1, 2), torch.ones(1, 3, 2)), "rank must be at most the dimension 2"),
         (lambda: LowRankCovariance(torch.ones(1, 2), torch.ones(1, 1, 3)), r"factor must have shape \[B, rank"),
-        (lambda: BasisCovariance(DCT((1, 4, 4)), torch.ones(1, 1, 4, 5)), r"basis must be one of events \(1, 4, 5\)"),
+        (lambda: BasisCovariance(DCT((1, 4, 4)), torch.ones(1, 1, 4, 5)), r"basis must be for events \(1, 4, 5\)"),
         (lambda: DCT((3, 4, 4), torch.eye(2)), r"channels must be an orthonormal basis \[3, 3\]"),
         (lambda: PCA(torch.eye(3), (2,)), r"axes must have shape \[2, 2\]"),
         (lambda: PCA.of(torch.ones(3, 5000)), "at most 4096 dimensions"),

@@ -103,7 +103,7 @@ def exact_terms(name: str, strategy: VarianceStrategy, nodes: list[int], betas: 
         variance = (p * (means**2 + (1 - bar[t]) * VARIANCES / total)).sum(-1) - mean**2
         return np.exp(density), mean, variance
 
-    x = np.linspace(-6, 6, 24_001)
+    x = np.linspace(-6, 6, 6001)
     terms = []
     for s, t in itertools.pairwise(nodes):
         density, _, posterior = conditional(x, t)
@@ -134,7 +134,7 @@ def exact_terms(name: str, strategy: VarianceStrategy, nodes: list[int], betas: 
 @functools.cache
 def line(total: int) -> tuple[Denoiser, Array]:
     schedule = LinearSchedule(total)
-    denoiser = Denoiser(OracleNetwork((1,), LINE, schedule), schedule).eval()
+    denoiser = Denoiser(OracleNetwork((1,), LINE, schedule, num_features=1), schedule).eval()
     return denoiser, np.linspace(1e-4, 0.02, total) * 1000 / total
 
 
@@ -147,7 +147,7 @@ def test_every_term_is_exact_on_a_mixture(name: str, trajectory: Trajectory, num
     denoiser, betas = line(100)
     strategy = STRATEGIES[name](denoiser)
     times = trajectory.times(denoiser.schedule, num_steps)
-    count = 4000
+    count = 2000
     x_0 = LINE.sample(count, torch.Generator().manual_seed(1))
     bound = VariationalBound(denoiser, strategy, clip_x0=False)
     terms = bound.terms(x_0, times, NoiseStream(2, range(count), (1,), dtype=torch.float64))
@@ -183,7 +183,7 @@ def make_sparse_analytic(denoiser: Denoiser, num_steps: int) -> VarianceStrategy
     schedule = denoiser.schedule
     g = torch.Generator().manual_seed(5)
     for t in EvenTrajectory().times(schedule, num_steps):
-        x_0 = denoiser.network.mixture.sample(20_000, g)
+        x_0 = denoiser.network.mixture.sample(4000, g)
         level = denoiser.levels(t)
         x_t = denoiser.diffuse(x_0, torch.randn(x_0.shape, dtype=x_0.dtype, generator=g), level)
         _, covariance = denoiser.network.mixture.posterior(x_t, level.alpha, level.sigma)
@@ -201,7 +201,7 @@ def test_every_number_of_steps_is_finite(make_oracle, name: str, make: Callable[
     levels = torch.tensor([0, 1, 127, 200, 254, 255])
     x_0 = (levels / 127.5 - 1)[:, None]
     for trajectory in (EvenTrajectory(), DDIMStrideTrajectory()):
-        for num_steps in (1, 2, 3, 10, 20, 21):
+        for num_steps in (1, 2, 20, 21):
             times = trajectory.times(denoiser.schedule, num_steps)
             terms = VariationalBound(denoiser, strategy).terms(x_0.double(), times, stream(6))
             assert terms.isfinite().all()
@@ -255,7 +255,7 @@ class Signs:
 
 
 def gaussian_oracle(path: NoiseSchedule) -> Denoiser:
-    return Denoiser(OracleNetwork((2,), GAUSSIAN, path, parameterization=X0()), path, X0()).eval()
+    return Denoiser(OracleNetwork((2,), GAUSSIAN, path, parameterization=X0(), num_features=1), path, X0()).eval()
 
 
 def times_of(path: NoiseSchedule, count: int) -> Tensor:
@@ -348,20 +348,19 @@ def test_the_bound_converges_to_the_exact_value(path: NoiseSchedule, strategy: t
     """From above, at first order in 1/K, whatever the covariance; the exact covariance is there at K = 1."""
     denoiser = gaussian_oracle(path)
     exact = bound_of(denoiser, Exact(denoiser), times_of(path, 1)).mean(1).sum()
-    excess = [
+    coarse, fine = (
         float(bound_of(denoiser, strategy(denoiser), times_of(path, num_steps)).mean(1).sum() - exact)
-        for num_steps in (60, 120, 240)
-    ]
-    for (coarse, fine), tolerance in zip(itertools.pairwise(excess), (0.3, 0.15), strict=True):
-        assert coarse / fine == pytest.approx(2, abs=tolerance), excess
+        for num_steps in (60, 120)
+    )
+    assert coarse / fine == pytest.approx(2, abs=0.3)  # 1.8 at the least: the next order at 1/60
 
 
 @every_path
 def test_the_decoder_is_the_mean_log_mass(path: NoiseSchedule):
     """``x_0 - m`` has the variance of ``x_0 | x_t``: its mean log mass in one dimension, by quadrature."""
     mixture = GaussianMixture([[0.3]], [0.01])
-    denoiser = Denoiser(OracleNetwork((1,), mixture, path, parameterization=X0()), path, X0()).eval()
-    z = torch.linspace(-7, 7, 281, dtype=torch.float64)  # the trapezoidal rule converges beyond all orders
+    denoiser = Denoiser(OracleNetwork((1,), mixture, path, parameterization=X0(), num_features=1), path, X0()).eval()
+    z = torch.linspace(-7, 7, 141, dtype=torch.float64)  # the trapezoidal rule converges beyond all orders
     x_0, eps = torch.cartesian_prod(z, z).T[..., None]
     weight = (-(x_0**2 + eps**2) / 2).exp()[:, 0]
 

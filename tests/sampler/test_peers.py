@@ -62,7 +62,7 @@ class Recorder(nn.Module):
         self, mixture: GaussianMixture, schedule: NoiseSchedule, parameterization: Parameterization | None = None
     ) -> None:
         super().__init__()
-        self.network = OracleNetwork((DIM,), mixture, schedule, parameterization=parameterization)
+        self.network = OracleNetwork((DIM,), mixture, schedule, parameterization=parameterization, num_features=1)
         self.data_shape, self.feature_channels = (DIM,), self.network.feature_channels
         self.asked: list[Tensor] = []
 

@@ -1,6 +1,6 @@
 """Schedules against their published formulas, written here a second time, and against quadrature of the SDE."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -8,12 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
+from torch import Tensor
 from torch.testing import assert_close
 
 from optcov.schedule import (
     BetaSchedule,
     CosineSchedule,
     DiscreteSchedule,
+    FunctionSchedule,
     LinearSchedule,
     NoiseSchedule,
     SqrtLinearSchedule,
@@ -226,3 +228,43 @@ def test_time_is_the_inverse_of_log_snr(schedule: NoiseSchedule):
     assert schedule.time(schedule.log_snr(t[schedule.num_steps - 1]) - 5) == 1  # noisier than the schedule ever is
     assert schedule.time(torch.tensor(torch.inf)) == 0
     assert schedule.time(schedule.log_snr(t)[:, None]).shape == (len(t), 1)
+
+
+def test_a_path_of_two_functions_is_that_path():
+    schedule = FunctionSchedule(lambda t: 1 / (1 + t), lambda t: 0.01 + 2 * t, num_steps=50)
+    assert schedule.num_steps == 50
+    t = torch.tensor([0.0, 1e-3, 0.3, 1.0], dtype=torch.float64)
+    assert_close(schedule.alpha(t), 1 / (1 + t), rtol=1e-15, atol=0)
+    assert schedule.sigma(t).tolist() == [0.0, *(0.01 + 2 * t[1:]).tolist()]  # no noise at t = 0, as of a sigma_min
+    assert_close(schedule.time(schedule.log_snr(t)), t, rtol=1e-12, atol=1e-12)
+    assert schedule.time(torch.tensor([-100.0, 100.0])).tolist() == pytest.approx([1.0, 0.0], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "sigma", "says"),
+    [
+        (
+            lambda t: 1 - t,
+            lambda t: t[:1],
+            r"be two functions of time .*\(got shapes \[1001\] and \[1\] for \[1001\]\)",
+        ),
+        (lambda t: t[:1], lambda t: t, r"be two functions of time .*\(got shapes \[1\] and \[1001\] for \[1001\]\)"),
+        (lambda t: 1 - t, lambda t: t / (1 - t), "be two functions of time that return finite numbers"),
+        (lambda t: 1 - t.log(), lambda t: t, "be two functions of time that return finite numbers"),
+        (lambda t: t, lambda t: 1 - t, r"start from clean data, .*\(got 0 and 1\)"),  # the other way round
+        (lambda t: 0.9 * (1 - t), lambda t: t, r"start from clean data, .*\(got 0\.9 and 0\)"),
+        (lambda t: 1 - t, lambda t: 0.1 + t, r"start from clean data, .*\(got 1 and 0\.1\)"),
+        (lambda t: 1 - t, lambda t: t - 0.01, r"start from clean data, .*\(got 1 and -0\.01\)"),
+        (lambda t: 1 - 1.5 * t, lambda t: t, r"have an alpha that never .*\(got alpha from -0\.5 to 1 and"),
+        (lambda t: 1 + t, lambda t: t, r"have an alpha that never .*\(got alpha from 1 to 2 and"),
+        (lambda t: 1 - t, lambda t: t * (1 - t), r"have an alpha .* sigma that increases .*sigma from 0 to 0\.25\)"),
+        (
+            lambda t: 1 - t,
+            lambda t: t.clamp(max=0.5),
+            r"have an alpha .* sigma that increases .*sigma from 0 to 0\.5\)",
+        ),
+    ],
+)
+def test_refuses_functions_of_no_path(alpha: Callable[[Tensor], Tensor], sigma: Callable[[Tensor], Tensor], says: str):
+    with pytest.raises(ValueError, match=rf"^schedule must {says}"):
+        FunctionSchedule(alpha, sigma)

@@ -79,8 +79,7 @@ def exact_costs(schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
 
 
 def oracle(schedule: NoiseSchedule, parameterization: type[Parameterization] = Eps) -> Denoiser:
-    network = OracleNetwork((1,), LINE, schedule, parameterization=parameterization())
-    network.frequencies, network.phases = network.frequencies[:, :1], network.phases[:1]  # features that nobody reads
+    network = OracleNetwork((1,), LINE, schedule, parameterization=parameterization(), num_features=1)
     return Denoiser(network, schedule, parameterization()).eval()
 
 

@@ -55,8 +55,7 @@ class Shifted(nn.Module):
 def exact_denoiser(
     mixture: GaussianMixture, schedule: NoiseSchedule, parameterization: type[Parameterization], bias: float = 0.0
 ) -> Denoiser:
-    network = OracleNetwork((2,), mixture, schedule, parameterization=parameterization())
-    network.frequencies, network.phases = network.frequencies[:, :1], network.phases[:1]  # features that nobody reads
+    network = OracleNetwork((2,), mixture, schedule, parameterization=parameterization(), num_features=1)
     return Denoiser(Shifted(network, bias * BIAS), schedule, parameterization()).eval()
 
 

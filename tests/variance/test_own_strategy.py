@@ -72,7 +72,9 @@ def oracle(
     mixture: GaussianMixture, schedule: NoiseSchedule, parameterization: type[Parameterization], classes: bool = False
 ) -> Denoiser:
     num_classes = len(mixture.weights) if classes else None
-    network = OracleNetwork((2,), mixture, schedule, num_classes=num_classes, parameterization=parameterization())
+    network = OracleNetwork(
+        (2,), mixture, schedule, num_classes=num_classes, parameterization=parameterization(), num_features=1
+    )
     return Denoiser(network, schedule, parameterization()).eval()
 
 

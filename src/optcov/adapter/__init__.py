@@ -1,4 +1,4 @@
-"""Networks of others: where they come from, what they mean, and how they are asked."""
+"""Third-party networks: how they are found, what their conventions are, and how they are called."""
 
 from optcov.adapter.load import load
 from optcov.adapter.pretrained import Pretrained

@@ -1,10 +1,11 @@
-"""Does a network mean what was stated of it?  Its error on noised data, against that of neighbouring conventions.
+"""Checks the stated conventions of a network by comparing its error on noised data with that of other conventions.
 
-What is compared is ``||eps - eps_net||^2`` on the same images and noise.  Whatever a network predicts, its best answer
-is the same conditional mean ``E[eps|x_t]``, so that the errors of two readings, or of two time feeds, differ by how far
-they lie from it.  Data of another range are another question at equal t: ``x_t / alpha_t = x_0 + eps / SNR^{1/2}``, so
-that data on half the scale at four times the SNR are the same question.  Errors of two ranges are therefore compared
-where ``SNR w^2`` is equal, w being half the width of the range; eps and its conditional mean are equal there, too.
+The error is `||eps - eps_net||^2` on the same images and noise.  Whatever a network predicts, its best prediction is
+the same conditional mean `E[eps|x_t]`, so the errors of two interpretations, or of two time feeds, differ by their
+distances from it.  Data with another range pose a different problem at the same t: since
+`x_t / alpha_t = x_0 + eps / SNR^{1/2}`, data on half the scale pose the same problem at four times the SNR.  Two
+ranges are therefore compared at equal `SNR w^2`, where w is half the width of the range; eps and its conditional mean
+are equal there as well.
 """
 
 from __future__ import annotations
@@ -24,22 +25,23 @@ from optcov.data_range import DataRange
 from optcov.denoiser import Denoiser, device_of
 from optcov.parameterization import X0, Eps, Parameterization, Score, V, Velocity
 from optcov.schedule.levels import NoiseLevels
+from optcov.seeds import Stream, derive_seed
 
 FIRST_STEPS = 4  # n = 1..4, where the feeds n and n - 1 differ most
-LOG_SNR = (6.0, 4.0, 2.0, 0.0)  # of data on [-1, 1]; in more noise an imperfect network prefers times of its own
-PIXELS = 16384  # at each level, over all images: the error of a comparison
-SECONDS = 20.0  # what a check may take, on an idle machine; it looks at fewer images where it would take longer
+LOG_SNR = (6.0, 4.0, 2.0, 0.0)  # for data on [-1, 1]; at more noise, an imperfect network may prefer other times
+PIXELS = 16384  # per level, over all images; determines the accuracy of a comparison
+SECONDS = 20.0  # longest time for a check on an idle machine; a slow network is checked on fewer images
 RANGES = ((-1.0, 1.0), (0.0, 1.0), (-0.5, 0.5))
-SMALLEST_GAIN = {"time": 0.001, "prediction": 0.02, "range": 0.05}  # a share of the error
-SMALLEST_GAIN_ON_SMOOTH = 0.3  # images that are none of the data suit other conventions by chance
+SMALLEST_GAIN = {"time": 0.001, "prediction": 0.02, "range": 0.05}  # as a share of the error
+SMALLEST_GAIN_ON_SMOOTH = 0.3  # images unlike the data may fit another convention better by chance
 
 
 @dataclass(frozen=True)
 class Convention:
-    """One way to ask a network and to read its answer.
+    """One way to call a network and to interpret its output.
 
     Args:
-        kind: what differs from the stated one, a key of `SMALLEST_GAIN`.
+        kind: how it differs from the stated convention, a key of `SMALLEST_GAIN`.
         words: the argument of `load` that states it.
         time, parameterization, data_range: as in `Denoiser`.
     """
@@ -55,11 +57,11 @@ def check_conventions(denoiser: Denoiser, images: Any = None, labels: Tensor | N
     """Warn if a network fits data better under another convention than the stated one.
 
     Args:
-        denoiser: with the stated conventions.
-        images: clean data in its range; smooth random images where None, which show gross mistakes only.
-        labels: of the images, int64 ``[n]``.
+        denoiser: the denoiser with the stated conventions.
+        images: clean data in its range; None for smooth random images, which reveal only gross mistakes.
+        labels: class of each image, int64 `[n]`.
     Returns:
-        The sentence of the warning; None if nothing fits better.
+        The text of the warning; None if no other convention fits better.
     """
     known, began = images is not None, clock.thread_time()
     count = min(256, max(16, PIXELS // math.prod(denoiser.data_shape)))
@@ -101,12 +103,12 @@ def check_conventions(denoiser: Denoiser, images: Any = None, labels: Tensor | N
 
 @dataclass
 class Trial:
-    """Images and noise on which conventions are tried; a network is asked once for all readings of its answers.
+    """Images and noise on which conventions are tried; one network call serves all interpretations of its output.
 
     Args:
-        denoiser: with the stated conventions.
-        x_0: data in its range, ``[n, *event]``.
-        condition: labels ``[n]``, for a network that knows classes.
+        denoiser: the denoiser with the stated conventions.
+        x_0: data in its range, `[n, *event]`.
+        condition: class of each image, `[n]`; only for class-conditional networks.
     """
 
     denoiser: Denoiser
@@ -115,11 +117,11 @@ class Trial:
     asked: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
 
     def first(self, count: int) -> Trial:
-        """The same with fewer images."""
+        """The same trial with only the first `count` images."""
         return Trial(self.denoiser, self.x_0[:count], None if self.condition is None else self.condition[:count])
 
     def levels(self, data_range: DataRange) -> dict[str, NoiseLevels]:
-        """Where errors are compared, by names that mean the same question for data of any range."""
+        """The levels at which errors are compared; equal names pose the same problem for data of any range."""
         schedule = self.denoiser.schedule
         found = {}
         if data_range == self.denoiser.data_range:
@@ -136,12 +138,13 @@ class Trial:
 
     @torch.no_grad()
     def errors(self, convention: Convention) -> dict[str, Tensor]:
-        """``||eps - eps_net||^2 / d`` of each image at each level, float64 ``[n]`` on the CPU."""
+        """`||eps - eps_net||^2 / d` for each image, by level; float64 `[n]` on the CPU."""
         meaning, found = convention.parameterization, {}
         asked = Denoiser(self.denoiser.network, self.denoiser.schedule, meaning, time=convention.time)
         x_0 = convention.data_range.from_unit(self.denoiser.data_range.to_unit(self.x_0))
         for i, (name, level) in enumerate(self.levels(convention.data_range).items()):
-            generator = torch.Generator().manual_seed(i)
+            seed = derive_seed(0, Stream.CURVE, i)  # none that a user may have drawn the images with
+            generator = torch.Generator().manual_seed(seed)
             eps = torch.randn(x_0.shape, generator=generator).to(x_0.device)
             x_t = asked.diffuse(x_0, eps, level)
             key = (name, convention.time, convention.data_range, meaning if meaning.c_in(level) is not None else None)
@@ -153,7 +156,7 @@ class Trial:
 
 
 def _neighbours(denoiser: Denoiser, stated: Convention, known: bool) -> list[Convention]:
-    """Conventions that differ from the stated one in one place, the costly ones last."""
+    """The conventions that differ from the stated one in a single respect, the expensive ones last."""
     found = []
     meanings: list[tuple[str, Parameterization]] = [
         ("eps", Eps()), ("x0", X0()), ("v", V()), ("velocity", Velocity()), ("score", Score())
@@ -181,7 +184,7 @@ def _neighbours(denoiser: Denoiser, stated: Convention, known: bool) -> list[Con
 
 
 def smooth(denoiser: Denoiser, count: int) -> Tensor:
-    """Random images of low frequencies in the denoiser's range, ``[count, *event]``; noise of the path's scale else."""
+    """Random images of low frequencies in the denoiser's range, `[count, *event]`; noise of the path's scale else."""
     shape = denoiser.data_shape
     generator = torch.Generator().manual_seed(0)
     if len(shape) != 3:

@@ -1,4 +1,4 @@
-"""What a source says of its own conventions."""
+"""The conventions that a source states about itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from optcov.parameterization import Parameterization
 
 @dataclass(frozen=True)
 class Conventions:
-    """What a source says of itself; None where it says nothing."""
+    """The conventions that a source states about itself; None for those it does not state."""
 
     shape: tuple[int, ...] | None = None
     prediction: str | Parameterization | None = None

@@ -1,4 +1,4 @@
-"""Networks of diffusers: pipelines, folders and modules, with what their configs say.  diffusers is an extra."""
+"""Reads networks of diffusers (pipelines, folders and modules) and their configs.  diffusers is an optional extra."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Diffusers(nn.Module):
 
 
 def of_object(source: Any) -> tuple[Any, Conventions]:
-    """The network in a pipeline or module, and what it says of itself."""
+    """The network in a pipeline or module, and the conventions that its configs state."""
     scheduler = getattr(source, "scheduler", None)
     network = next((getattr(source, name) for name in NETWORKS if getattr(source, name, None) is not None), source)
     if not isinstance(network, nn.Module) or not hasattr(network, "config"):
@@ -51,7 +51,7 @@ def of_object(source: Any) -> tuple[Any, Conventions]:
 
 
 def of_folder(folder: Path) -> tuple[Any, Conventions]:
-    """The network of a saved pipeline, or a saved network, and what its configs say."""
+    """Load the network of a saved pipeline, or a saved network, and the conventions that its configs state."""
     try:
         import diffusers
     except ImportError as error:
@@ -120,10 +120,10 @@ def _of_scheduler(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def schedule_of(config: dict[str, Any]) -> NoiseSchedule:
-    """The schedule of a scheduler's config.
+    """Make the schedule of a scheduler's config.
 
     Raises:
-        ValueError: if it is of no known kind.
+        ValueError: if its kind is not known.
     """
     name, count = str(config.get("_class_name", "")), int(config.get("num_train_timesteps", 1000))
     if "FlowMatch" in name:

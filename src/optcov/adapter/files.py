@@ -1,4 +1,4 @@
-"""Weights and folders of others, read as data: safetensors, ``torch.save`` files without pickled objects, configs."""
+"""Reads third-party weights and folders as data: safetensors, ``torch.save`` files without pickled objects, configs."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ PICKLES = (".pkl", ".pickle", ".joblib")
 
 
 def open_source(source: str | Path, network: nn.Module | None) -> tuple[Any, Conventions]:
-    """What a path or ``module:name`` stands for, and what it says of itself.
+    """Open the network at a path or ``module:name``, and read the conventions it states.
 
     Args:
-        source: the place.
-        network: the module that a file of weights belongs to, which is filled.
+        source: the path or ``module:name``.
+        network: the module to which a file of weights belongs; it is filled with the weights.
     Raises:
-        ValueError: in one sentence, if nothing there can be used.
+        ValueError: if nothing there can be used; the message is one sentence.
     """
     path = Path(source)
     if not path.exists():
@@ -64,7 +64,7 @@ def open_source(source: str | Path, network: nn.Module | None) -> tuple[Any, Con
         state_dict(path)  # says why not
     if network is None:
         raise ValueError(
-            f"network must be given for a file of weights, {path.name}: give the module that they belong to"
+            f"network must be given for a file of weights, {path.name}: give the module to which they belong"
         )
     load_weights(network, state_dict(path), path.name)
     return network, Conventions()
@@ -95,18 +95,18 @@ def _of_folder(folder: Path) -> tuple[Any, Conventions]:
 
 
 def state_dict(path: Path) -> dict[str, Tensor]:
-    """The weights in a file, averaged ones where there are both; nothing in the file runs.
+    """Read the weights in a file, preferring averaged weights; nothing in the file is executed.
 
-    The layouts of common training scripts are known: a state dict, one under a key such as ``state_dict`` or ``ema``,
-    and lists of shadow parameters beside the raw weights (score SDEs), which follow the order of the parameters.
+    It knows the layouts of common training scripts: a state dict; a state dict under a key such as ``state_dict`` or
+    ``ema``; and lists of shadow parameters beside the raw weights (score SDEs), in the order of the parameters.
 
     Raises:
-        ValueError: in one sentence, if the file is a pickle of objects, damaged, or holds no weights.
+        ValueError: if the file is a pickle of objects, damaged, or holds no weights; the message is one sentence.
     """
     if path.suffix in PICKLES:
         raise ValueError(
-            f"source = {path.name} must not be a pickle, which can run anything when it is opened: open it with its "
-            "own code where you trust it, and save its weights, for one of EDM by "
+            f"source = {path.name} must not be a pickle, which can run any code when it is opened: if you trust it, "
+            "open it with its own code and save its weights, for EDM's files by "
             "torch.save(pickle.load(file)['ema'].model.state_dict(), 'edm.pt')"
         )
     try:
@@ -115,8 +115,8 @@ def state_dict(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path.name} must hold tensors alone (it holds other objects, which are not opened): save "
-            "torch.save(network.state_dict(), ...) where you trust it"
+            f"{path.name} must hold only tensors (it holds other objects, which are not opened): if you trust it, open "
+            "it yourself and use torch.save(network.state_dict(), ...)"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()
@@ -150,7 +150,7 @@ def _weights(content: Any, name: str) -> dict[str, Tensor]:
 
 
 def _shadows(content: Mapping[str, Any], shadows: list[Tensor], name: str) -> dict[str, Tensor]:
-    """Averages kept as a list in the order of the parameters, put into the raw weights; see `load_weights`."""
+    """Put averages stored as a list, in the order of the parameters, into the raw weights; see `load_weights`."""
     raw = next((_weights(content[key], name) for key in RAW if isinstance(content.get(key), Mapping)), None)
     if raw is None:
         raise ValueError(f"{name} must hold the weights that its averages belong to: save the model's state dict, too")
@@ -164,7 +164,7 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], name: str) -> N
     """Fill a network from a state dict, whatever prefix its names have.
 
     Raises:
-        ValueError: naming the first weights that are missing, unexpected, or of another shape.
+        ValueError: if weights are missing, unexpected, or of another shape; the message names the first of them.
     """
     shadows = [weights.pop(f"{SHADOW}{i}") for i in range(sum(key.startswith(SHADOW) for key in weights))]
     own = network.state_dict()
@@ -191,14 +191,14 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], name: str) -> N
     if shadows:
         trained = [each for each in network.parameters() if each.requires_grad]
         if [each.shape for each in trained] != [each.shape for each in shadows]:
-            raise ValueError(f"{name} must hold one average a parameter (got {len(shadows)} for {len(trained)})")
+            raise ValueError(f"{name} must hold one average per parameter (got {len(shadows)} for {len(trained)})")
         with torch.no_grad():
             for parameter, shadow in zip(trained, shadows, strict=True):
                 parameter.copy_(shadow)
 
 
 def _without_prefix(weights: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
-    """Weights by the names that a network has, if stripping or choosing a prefix leads there."""
+    """Rename weights to a network's names, if stripping or choosing a prefix achieves it."""
     if own <= weights.keys():
         return weights
     heads = {key.partition(".")[0] + "." for key in weights}
@@ -216,12 +216,12 @@ def _without_prefix(weights: dict[str, Tensor], own: set[str]) -> dict[str, Tens
 
 
 def _is_extra(unexpected: list[str], own: Mapping[str, Tensor]) -> bool:
-    """Whether the names that are left over lie beside the network: none shares a first name with its weights."""
+    """Whether the unused names belong to something beside the network: none shares a first name with its weights."""
     return not {key.partition(".")[0] for key in unexpected} & {key.partition(".")[0] for key in own}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A config file.
+    """Read a config file.
 
     Raises:
         ValueError: if it is missing or damaged.
@@ -238,7 +238,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def named(place: str) -> Any:
-    """What ``module:name`` stands for.
+    """Import what ``module:name`` names.
 
     Raises:
         ValueError: if it cannot be imported.

@@ -1,4 +1,4 @@
-"""Images as users have them, in the range of a network."""
+"""Converts images in the forms that users have them to the range of a network."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optcov.data.base import DataSource
 from optcov.denoiser import Denoiser
 
-Images = Tensor | np.ndarray[Any, Any] | Iterable[Any]
-"""Data ``[n, *event]``: float in the denoiser's range, or uint8 grey levels; an iterable of such batches, or of
-``(batch, labels)``, of which the labels are ignored."""
+Images = Tensor | np.ndarray[Any, Any] | DataSource | Iterable[Any]
+"""Data ``[n, *event]``: float in the denoiser's range, or uint8 grey levels; the training split of a source of
+`optcov.data`; an iterable of batches, of single images, or of either with labels, ``(batch, labels)``, which are
+ignored."""
 
 
 def data(denoiser: Denoiser, images: Images) -> Tensor:
-    """Images as float32 ``[n, *event]`` in the denoiser's range, on the CPU.
+    """Convert images to float32 ``[n, *event]`` in the denoiser's range, on the CPU.
 
     Raises:
-        ValueError: if they have another shape, lie outside of the range, or are not finite.
+        ValueError: if they have another shape, lie outside the range, or are not finite.
     """
-    if isinstance(images, np.ndarray):
+    shape, data_range = denoiser.data_shape, denoiser.data_range
+    if isinstance(images, DataSource):
+        raw = images.train
+        images = raw if raw.dtype == torch.uint8 else data_range.from_unit(images.normalize(raw))
+    elif isinstance(images, np.ndarray):
         images = torch.from_numpy(images)
     elif not isinstance(images, Tensor):
-        batches = [each[0] if isinstance(each, tuple | list) else each for each in images]
-        if not batches:
-            raise ValueError("images must not be empty: give at least one batch")
-        images = torch.cat([torch.as_tensor(each).cpu() for each in batches])
-    shape, data_range = denoiser.data_shape, denoiser.data_range
+        images = _joined(images, shape)
     if images.shape[1:] != shape or len(images) == 0:
         raise ValueError(
             f"images must have the shape [n, {', '.join(map(str, shape))}] (got {list(images.shape)}): give data of "
@@ -51,6 +53,34 @@ def data(denoiser: Denoiser, images: Images) -> Tensor:
                 "network with another data_range"
             )
     return x_0
+
+
+def _joined(items: Iterable[Any], shape: tuple[int, ...]) -> Tensor:
+    """Batches or single images, in one tensor on the CPU.
+
+    Raises:
+        ValueError: if there are none, or one is not an array of a usual shape.
+    """
+    batches: list[Tensor] = []
+    for item in items:
+        each = item[0] if isinstance(item, tuple | list) else item
+        try:
+            batch = torch.as_tensor(each).detach().cpu()
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(
+                f"images must be tensors or arrays, or pairs of one and labels (got {type(each).__name__}): give "
+                "such batches, for a dictionary its values"
+            ) from None
+        batch = batch[None] if batch.shape == shape else batch
+        if batches and batch.shape[1:] != batches[0].shape[1:]:
+            raise ValueError(
+                f"images must be of one shape (got {list(batches[0].shape[1:])} and {list(batch.shape[1:])}): "
+                "resize them"
+            )
+        batches.append(batch)
+    if not batches:
+        raise ValueError("images must not be empty: give at least one batch")
+    return torch.cat(batches)
 
 
 def _words(end: Any) -> str:

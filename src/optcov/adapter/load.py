@@ -1,4 +1,4 @@
-"""``optcov.load``: a denoiser from any network, with its conventions stated or read, never guessed."""
+"""``optcov.load`` makes a denoiser from any network; conventions are stated by the user or read, never guessed."""
 
 from __future__ import annotations
 
@@ -61,35 +61,38 @@ def load(
     check: bool = True,
     device: torch.device | str | None = None,
 ) -> Denoiser:
-    """Make a denoiser of a network, wherever it comes from.
+    """Make a denoiser from a network, wherever it comes from.
 
     Args:
         source: a module or function ``(x, time[, labels]) -> tensor``; a folder or pipeline of diffusers; a run's
             folder or ``mean.safetensors`` of optcov; a file of weights (safetensors, or ``.pt`` without pickled
             objects) for ``network``; or ``"module:name"``.
-        shape: of one sample, ``(C, H, W)`` or ``(D,)``.
+        shape: shape of one sample, ``(C, H, W)`` or ``(D,)``.
         prediction: what the network predicts: ``eps``, ``x0``, ``v``, ``velocity``, ``score``, ``edm``, or an object.
-        schedule: a name, one of the options of ``schedule``; an object; N betas; a scheduler of diffusers; or two
-            functions ``(alpha, sigma)`` of t in [0, 1].
-        time: what the network is fed at step n of N, ``t = n/N``: ``n``, ``n-1``, ``1000t``, ``999t``, ``t``,
+        schedule: the name of an option of ``schedule``; an object; N betas; a scheduler of diffusers; or two functions
+            ``(alpha, sigma)`` of t in [0, 1].
+        time: what the network is fed as time at step n of N, ``t = n/N``: ``n``, ``n-1``, ``1000t``, ``999t``, ``t``,
             ``log_snr``, ``edm``, or a function of the level.
         data_range: ``(low, high)`` of the data, numbers or one for each channel; a `DataRange`, such as
             ``DataRange.standardised(mean, std)``; or ``"unbounded"`` for latents.
-        features: the module whose input heads read; ``auto`` finds the last feature map; None for heads of their own.
-        num_classes, null_class: of a network that takes labels: K, and what it is fed where no class is wanted.
-        learned_sigma: whether it answers with 2C channels, the second half being Improved DDPM's variance.
-        integer_time: whether it wants integer times; None to try.
-        bind, null_bind: keyword arguments of every call, such as text embeddings; those of the null condition.
-        network: the module that a file of weights belongs to.
-        images: a few clean images in the data's range, ``[n, *shape]``, on which the conventions are checked; without
-            them smooth random images stand in, which show gross mistakes only.
-        labels: of the images.
-        check: compare the stated conventions with their neighbours, and warn if another one fits better.
+        features: the name of the module whose input heads read; ``auto`` finds the last feature map; None for heads
+            that read the network's input and output.
+        num_classes: K, for a network that takes labels.
+        null_class: the label that such a network is fed if no class is requested.
+        learned_sigma: whether the output has 2C channels, of which the second half is Improved DDPM's variance.
+        integer_time: whether the network needs integer times; None to find out by a call.
+        bind: keyword arguments of every call, such as text embeddings.
+        null_bind: the same for the null condition.
+        network: the module to which a file of weights belongs.
+        images: a few clean images in the data's range, ``[n, *shape]``, for checking the conventions.  None for smooth
+            random images, which reveal only gross mistakes.
+        labels: class of each image.
+        check: compare the stated conventions with their neighbours, and warn if another convention fits better.
         device: to move the network to; None to leave it where it is.
     Returns:
         The denoiser, in eval mode.
     Raises:
-        ValueError: in one sentence, if something is missing, unknown, or does not fit the network.
+        ValueError: if something is missing, unknown, or does not fit the network; the message is one sentence.
     """
     if isinstance(source, Denoiser):
         return source.eval()
@@ -102,7 +105,7 @@ def load(
         source, found = open_source(source, network)
     else:
         if network is not None:
-            raise ValueError("network must be left out where the source is a network itself: give one of the two")
+            raise ValueError("network must be left out if the source is a network itself: give one of the two")
         found = Conventions()
     if isinstance(source, Denoiser):
         given = [name for name in ("prediction", "schedule", "time", "data_range") if getattr(stated, name) is not None]
@@ -158,7 +161,7 @@ def _adapt(
     learned_sigma: bool | None,
     features: str | None,
 ) -> AdaptedNetwork:
-    """Ask the network once, to know how it wants to be asked and how it answers."""
+    """Call the network once, to find out how it must be called and what it returns."""
     network = AdaptedNetwork(call, shape, **options)
     device = device_of(network)
     x_t = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
@@ -177,7 +180,7 @@ def _adapt(
         first = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
         asked = "(x, time)" if condition is None else "(x, time, labels)"
         raise ValueError(
-            f"the network must answer to {asked} with x of [2, {', '.join(map(str, shape))}] (it failed: {first}): "
+            f"network must accept {asked} with x of [2, {', '.join(map(str, shape))}] (it failed: {first}): "
             "give its shape, bind its other arguments, or wrap it in a function"
         ) from reason
     channels = shape[0]
@@ -185,17 +188,17 @@ def _adapt(
     doubled = (2, 2 * channels, *shape[1:])
     if learned_sigma is None and answer.shape == doubled:
         raise ValueError(
-            f"learned_sigma must be stated for a network that answers with {2 * channels} channels for {channels}: "
+            f"learned_sigma must be stated for a network that returns {2 * channels} channels for {channels}: "
             "give learned_sigma=True if the second half is Improved DDPM's variance, or wrap the network"
         )
     wanted = doubled if network.learned_sigma else expected
     if answer.shape != wanted:
         raise ValueError(
-            f"the network must answer [2, {', '.join(map(str, wanted[1:]))}] (got {list(answer.shape)}): give the "
+            f"network must return [2, {', '.join(map(str, wanted[1:]))}] (got {list(answer.shape)}): give the "
             "shape of its data, or wrap it"
         )
     if not answer.isfinite().all():
-        raise ValueError("the network must answer with finite numbers (got NaN or infinity): look at its weights")
+        raise ValueError("network must return finite numbers (got NaN or infinity): look at its weights")
     if features == "auto":
         name = find_features(network, x_t, time, condition)
     else:
@@ -229,10 +232,10 @@ def _adapt(
 
 
 def _complete(call: Any, known: Conventions) -> Conventions:
-    """Conventions with all that is needed.
+    """Complete the conventions.
 
     Raises:
-        ValueError: naming what is missing, and what it may be.
+        ValueError: if a required convention is missing; the message names it and its possible values.
     """
     if known.shape is None and hasattr(call, "data_shape"):
         known = replace(known, shape=tuple(call.data_shape))
@@ -245,17 +248,17 @@ def _complete(call: Any, known: Conventions) -> Conventions:
             "time": 'time="n", "n-1", "1000t", "999t", "t", "log_snr" or "edm"',
         }
         raise ValueError(
-            f"{' and '.join(missing)} must be stated, for the source does not say: give "
+            f"{' and '.join(missing)} must be stated, because the source does not state it: give "
             f"{', '.join(say[name] for name in missing)}"
         )
     if known.data_range is None:
-        warnings.warn("data_range was not stated: the data are taken to lie in [-1, 1]", stacklevel=3)
+        warnings.warn("data_range was not stated: assuming that the data lie in [-1, 1]", stacklevel=3)
         known = replace(known, data_range=(-1.0, 1.0))
     return known
 
 
 def _merged(first: Conventions, then: Conventions) -> Conventions:
-    """What the first says, and the other where it says nothing."""
+    """Merge conventions; ``then`` applies where ``first`` states nothing."""
     return Conventions(
         **{
             name: getattr(then, name) if getattr(first, name) in (None, False) else getattr(first, name)
@@ -269,12 +272,12 @@ def _merged(first: Conventions, then: Conventions) -> Conventions:
 
 
 def _is_ours(network: Any) -> bool:
-    """Whether a network has the shapes and the answers that a denoiser asks for."""
+    """Whether a network has the attributes and outputs that a denoiser requires."""
     return hasattr(network, "data_shape") and hasattr(network, "feature_channels")
 
 
 def _from_diffusers(source: Any) -> tuple[Any, Conventions]:
-    """The network in an object of diffusers, and what its configs say; anything else as it is."""
+    """The network in an object of diffusers, and what its configs state; any other object is returned unchanged."""
     if not type(source).__module__.startswith(("diffusers.", "transformers.")) and not hasattr(source, "scheduler"):
         return source, Conventions()
     from optcov.adapter.diffusers import of_object

@@ -1,4 +1,4 @@
-"""Networks of others in the shape that a denoiser asks: ``(x_t, time[, labels]) -> (output, features)``."""
+"""Adapts third-party networks to the interface of a denoiser: ``(x_t, time[, labels]) -> (output, features)``."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LABELS = ("class_labels", "labels", "y")  # keywords by which networks take labels, tried in turn after the position
+LABELS = ("class_labels", "labels", "y")  # keywords for labels, tried in turn after a positional argument
 
 
 class AdaptedNetwork(nn.Module):
-    """A callable ``(x, time[, labels]) -> tensor`` with the attributes and answers of a network of ours.
+    """Wraps a callable ``(x, time[, labels]) -> tensor`` so that it has the attributes and outputs of our networks.
 
     Args:
-        call: a module, which is kept as one, or a function; it may answer with a tensor, a tuple that starts with one,
+        call: a module, which becomes a submodule, or a function.  It may return a tensor, a tuple that starts with one,
             or an object or dictionary with ``sample``.
-        data_shape: of one sample.
-        num_classes: K, where the network takes labels 0..K-1.
-        null_class: what it is given for the null label K; None if it has none.
-        learned_sigma: whether it answers with 2C channels, of which the second half is Improved DDPM's ``2 v - 1``.
-        integer_time: whether it wants the time as int64.
-        bind: keyword arguments of every call; tensors of one row, ``[1, ...]``, serve every sample.
-        null_bind: the same for the null label of a network that is guided by ``bind``: K is 1 then.
+        data_shape: shape of one sample.
+        num_classes: K, if the network takes labels 0..K-1.
+        null_class: the label it is fed for the null label K; None if it has none.
+        learned_sigma: whether the output has 2C channels, of which the second half is Improved DDPM's ``2 v - 1``.
+        integer_time: whether the network needs the time as int64.
+        bind: keyword arguments of every call; tensors with one row, ``[1, ...]``, apply to every sample.
+        null_bind: the same for the null label of a network that is guided by ``bind``; K is then 1.
         features: name of the module whose input heads read; None for ``(x_t, output)``.
     Attributes:
-        feature_channels: of what heads read.
-        default_head: the option of ``head`` that goes with it.
+        feature_channels: number of channels that heads read.
+        default_head: the option of ``head`` that suits the features.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class AdaptedNetwork(nn.Module):
 
     @property
     def has_null_label(self) -> bool:
-        """Whether the network can be asked without a label."""
+        """Whether the network can be called without a label."""
         return self.num_classes is None or self.null_class is not None or self.null_bind is not None
 
     def forward(self, x_t: Tensor, time: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``x_t`` ``[B, *data_shape]``, time ``[B]`` and labels ``[B]`` to the output and the features."""
+        """Output and features, from x_t ``[B, *data_shape]``, time ``[B]`` and labels ``[B]``."""
         answer = self.ask(x_t, time, condition)
         output, variance = answer, None
         if self.learned_sigma:
@@ -73,13 +73,13 @@ class AdaptedNetwork(nn.Module):
             features = torch.cat([x_t, output.to(x_t.dtype)], 1)
         else:
             assert self._seen is not None
-            features, self._seen = self._seen, None
+            features, self._seen = self._seen.to(x_t.dtype), None  # heads are not in half precision
         if variance is not None:  # the last C channels of the features
             features = torch.cat([features, variance.to(features.dtype)], 1)
         return output, features
 
     def ask(self, x_t: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The network's answer as it is, ``[B, C or 2C, ...]``."""
+        """The network's unmodified output, ``[B, C or 2C, ...]``."""
         dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), x_t.dtype)
         time = time.round().long() if self.integer_time else time.to(dtype)
         arguments: list[Tensor] = [x_t.to(dtype), time]
@@ -101,7 +101,7 @@ class AdaptedNetwork(nn.Module):
         return tensor_of(self.call(*arguments, **bound)).to(x_t.dtype)
 
     def _rows(self, value: Any, count: int) -> Any:
-        """A bound value for a batch."""
+        """Expand a bound value to a batch."""
         if not isinstance(value, Tensor):
             return value
         device = next((p.device for p in self.parameters()), value.device)
@@ -113,7 +113,7 @@ class AdaptedNetwork(nn.Module):
 
 
 def tensor_of(answer: Any) -> Tensor:
-    """The tensor in what a network answers with.
+    """Extract the tensor from a network's output.
 
     Raises:
         ValueError: if there is none.
@@ -126,14 +126,14 @@ def tensor_of(answer: Any) -> Tensor:
         answer = answer[0]
     if not isinstance(answer, Tensor):
         raise ValueError(
-            f"the network must answer with a tensor, a tuple that starts with one, or an object with .sample (got "
+            f"network must return a tensor, a tuple that starts with one, or an object with .sample (got "
             f"{type(answer).__name__}): wrap it in a function that does"
         )
     return answer
 
 
 def inner(network: Any) -> Any:
-    """What is inside of ``torch.compile``, and of what makes a network of diffusers answer with a tensor."""
+    """The network inside ``torch.compile``, or inside the wrapper that makes a network of diffusers return a tensor."""
     for name in ("_orig_mod", "wrapped"):
         if isinstance(network, nn.Module) and isinstance(getattr(network, name, None), nn.Module):
             return inner(getattr(network, name))
@@ -142,7 +142,7 @@ def inner(network: Any) -> Any:
 
 @contextmanager
 def _recorded(network: nn.Module) -> Iterator[list[tuple[str, nn.Module, Tensor, Tensor]]]:
-    """The calls of modules without children, in order: name, module, input and output."""
+    """Record the calls of modules without children, in order: name, module, input and output."""
     calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
     handles = []
     for name, module in network.named_modules():
@@ -161,11 +161,11 @@ def _recorded(network: nn.Module) -> Iterator[list[tuple[str, nn.Module, Tensor,
 
 
 def find_features(network: AdaptedNetwork, x_t: Tensor, time: Tensor, condition: Tensor | None) -> str | None:
-    """The module before which the last feature map stands: the last projection, or the norm and activation before it.
+    """Find the module whose input is the last feature map: the last projection, or the norm and activation before it.
 
     Args:
-        network: whose call is a module.
-        x_t, time, condition: any question to it.
+        network: an adapted network whose ``call`` is a module.
+        x_t, time, condition: any valid input to it.
     Returns:
         The module's name; None if there is no map of the data's height and width.
     """

@@ -1,4 +1,4 @@
-"""Networks trained here: a checkpoint of optcov holds the config of its network, of which nothing but data is read."""
+"""Opens networks trained by optcov: a checkpoint holds the config of its network, which is read only as data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def is_own(path: Path) -> bool:
 
 
 def open_own(path: Path) -> Denoiser:
-    """The denoiser in a ``mean.safetensors``.
+    """Load the denoiser in a ``mean.safetensors``.
 
     Raises:
         ValueError: if the file is damaged, holds something else, or names a class that is not one of optcov.
@@ -52,10 +52,10 @@ def open_own(path: Path) -> Denoiser:
 
 
 def _made(place: str, node: Any, kind: type[T], **arguments: Any) -> T:
-    """An object of a class of optcov, from a received node.
+    """Make an object of an optcov class from an untrusted config node.
 
     Raises:
-        ValueError: if it names anything else.
+        ValueError: if the node names anything else.
     """
     made = _class(place, node, kind)
     return made(**_settings(place, node), **arguments)

@@ -1,4 +1,4 @@
-"""``model=pretrained``: a mean network that exists, as settings of plain values."""
+"""``model=pretrained``: describes an existing mean network by plain settings."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ CODE = re.compile(r"[\w.]+:[\w.]+")  # a source that is imported
 
 
 class Pretrained:
-    """Where a network comes from, and those of its conventions that no group of the config states.
+    """The source of a network, and those of its conventions that no config group states.
 
     Args:
         source: a folder of diffusers or of a run of optcov, a file of weights, or ``module:name``.
-        network: the module that a file of weights belongs to.
-        time, data_range, features, learned_sigma, integer_time, null_class, check: as in `optcov.load`; None where the
+        network: the module to which a file of weights belongs.
+        time, data_range, features, learned_sigma, integer_time, null_class, check: as in `optcov.load`; None if the
             source states it.
-        sha256: of the weights that the source must hold; None for any.
+        sha256: SHA-256 that the weights must have; None for any.
     Raises:
-        ValueError: in one sentence, if there is nothing at the source.
+        ValueError: if there is nothing at the source; the message is one sentence.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class Pretrained:
         self.sha256, self.check = sha256, check
 
     def open(self) -> tuple[Any, Conventions]:
-        """The network, or the denoiser of a run of optcov, and what the source says of it.
+        """Open the network, or the denoiser of a run of optcov, and read the conventions that the source states.
 
         Raises:
-            ValueError: in one sentence, if nothing there can be used.
+            ValueError: if nothing there can be used; the message is one sentence.
         """
         call, said = open_source(self.source, self.network)
         if isinstance(call, Denoiser):
@@ -84,16 +84,16 @@ class Pretrained:
         shape: tuple[int, ...],
         num_classes: int | None,
     ) -> Denoiser:
-        """The denoiser of an opened network.
+        """Make the denoiser of an opened network.
 
         Args:
             call: the network from `open`.
-            schedule, parameterization: of the network.
-            said: what `open` found; its time, range and kind of answer count where this has none.
-            shape: of one sample of the data.
-            num_classes: that the network knows.
+            schedule, parameterization: schedule and parameterization of the network.
+            said: the conventions from `open`; its time, range and kind of output apply where this object has none.
+            shape: shape of one sample of the data.
+            num_classes: number of classes of the network; None if it is unconditional.
         Raises:
-            ValueError: in one sentence, if the network does not answer as stated.
+            ValueError: if the network does not behave as stated; the message is one sentence.
         """
         made: Denoiser = load(
             call,
@@ -113,7 +113,7 @@ class Pretrained:
 
 
 def weights_of(denoiser: Denoiser) -> dict[str, Tensor]:
-    """The weights and buffers that a denoiser's network answers with.
+    """The weights and buffers of a denoiser's network.
 
     Raises:
         ValueError: if it has none, so that nothing identifies it.

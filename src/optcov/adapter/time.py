@@ -1,6 +1,6 @@
-"""What networks are fed as their time: functions of a noise level, by the names they go by.
+"""Time feeds: named functions from a noise level to the number that a network is fed as time.
 
-A wrong one is the most common silent mistake with a network of others, for it still draws pictures.
+A wrong time feed is the most common silent mistake with third-party networks, because the network still draws pictures.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from optcov.schedule.base import NoiseSchedule
 from optcov.schedule.levels import NoiseLevels
 
 TimeFeed = Callable[[NoiseLevels], Tensor]
-"""A level to what the network is fed, float64, of the level's shape."""
+"""A function from a level to the number that the network is fed, float64, in the level's shape."""
 
 FEEDS: dict[str, Callable[[NoiseLevels, int], Tensor]] = {
     "n": lambda level, num_steps: level.t * num_steps,  # 1..N
@@ -27,7 +27,7 @@ FEEDS: dict[str, Callable[[NoiseLevels, int], Tensor]] = {
 
 
 def time_feed(name: str | TimeFeed, schedule: NoiseSchedule) -> TimeFeed:
-    """A feed from its name, one of `FEEDS`, or a function of the level as it is.
+    """Look up a feed by its name in `FEEDS`; a function of the level is returned unchanged.
 
     Raises:
         ValueError: if there is no such feed.

@@ -97,7 +97,7 @@ def build(config: Config, given: Given | None = None) -> Parts:
             metrics[name] = _made((Metric, ModelMetric), f"metric.{name}", metric)
     with config_errors("data"):
         data = _made(DataSource, "data", config.data) if given is None else given.data
-        shape = data.data_shape
+        data.data_shape  # noqa: B018 (opens the data, which may be refused)
     with config_errors("conditional" if config.conditional else "guidance"):
         num_classes = data.num_classes if config.conditional or "classifier" in config.guidance else None
     for name, metric in metrics.items():
@@ -109,7 +109,7 @@ def build(config: Config, given: Given | None = None) -> Parts:
             else:
                 metric.check(Reference(data.reference(), config.reference_dir), config.num_samples)
     with config_errors("model"):
-        denoiser = _new(config, schedule, shape, num_classes) if given is None else given.denoiser
+        denoiser = _new(config, schedule, data, num_classes) if given is None else given.denoiser
         if config.compile:
             denoiser.network.compile()
     with config_errors("var"):
@@ -126,7 +126,7 @@ def build(config: Config, given: Given | None = None) -> Parts:
         for name, metric in metrics.items():
             if guidance.steers and isinstance(metric, ModelMetric):
                 raise ConfigError(
-                    f"guidance must be none for metric = {name} (got {config.choices['guidance']}), which scores the "
+                    f"guidance must be none for metric = {name} (got {type(guidance).__name__}), which scores the "
                     "model without guidance: set guidance=none, or another metric"
                 )
     with config_errors("sampler"):
@@ -157,14 +157,13 @@ def _made(kind: Any, key: str, node: dict[str, Any], **arguments: Any) -> Any:
     return found
 
 
-def _new(config: Config, schedule: NoiseSchedule, shape: tuple[int, ...], num_classes: int | None) -> Denoiser:
-    """The denoiser of a network to be trained."""
+def _new(config: Config, schedule: NoiseSchedule, data: DataSource, num_classes: int | None) -> Denoiser:
+    """Make the denoiser of a network to be trained."""
     torch.manual_seed(derive_seed(config.seed, Stream.MEAN_WEIGHTS))
+    classes = _classes_of_network(config, num_classes)
+    network = _made(torch.nn.Module, "model", config.model, data_shape=data.data_shape, **classes)
     parameterization = _made(Parameterization, "parameterization", config.parameterization)
-    network = _made(
-        torch.nn.Module, "model", config.model, data_shape=shape, **_classes_of_network(config, num_classes)
-    )
-    return Denoiser(network, schedule, parameterization, config.time_offset)
+    return Denoiser(network, schedule, parameterization, config.time_offset, data.data_range)
 
 
 def _classes_of_network(config: Config, num_classes: int | None) -> dict[str, int | None]:

@@ -17,6 +17,7 @@ from optcov.cli.build import Run
 from optcov.cli.check import settings
 from optcov.cli.errors import ConfigError, config_errors
 from optcov.cli.run_folder import provenance
+from optcov.data import DataSource
 from optcov.files import write_atomically
 from optcov.foreign import DamagedError, read_json, sealed_json
 from optcov.keys import NETWORK, PLACE, SAMPLES, TRAINING, VARIANCE, difference, select
@@ -45,7 +46,8 @@ def draw(run: Run) -> SampleStore:
     config, parts, folder = run.config, run.parts, run.folder
     if rank_zero():
         lock_samples(folder / ".parts", samples_identity(run))
-    drawn = SampleStore(folder / ".parts", parts.denoiser.data_shape, config.num_samples, config.sample_batch_size)
+    shape, dtype = parts.data.sample_shape, parts.data.sample_dtype
+    drawn = SampleStore(folder / ".parts", shape, config.num_samples, config.sample_batch_size, dtype)
     labels = parts.labels(drawn.batches[-1].stop, config.seed)
     stage = SamplingStage(
         parts.denoiser,
@@ -57,6 +59,7 @@ def draw(run: Run) -> SampleStore:
         parts.guidance,
         labels,
         "3/3 sampling",
+        parts.data.finish,
     )
     if stage.missing:
         trainer = run.trainer(precision=config.sampling_precision, use_distributed_sampler=False)
@@ -90,6 +93,7 @@ def samples_identity(run: Run) -> dict[str, Any]:
         "format": SAMPLES_FORMAT,
         "device": run.machine.device.type,
         **config,
+        **({} if parts.data.sample_shape == parts.data.data_shape else {"decoded_by": parts.data.identity()}),
         "weights_and_times": digest_of(fitted),
     }
 
@@ -123,10 +127,10 @@ def lock_samples(folder: Path, ours: dict[str, Any]) -> None:
             )
 
 
-def preview(drawn: SampleStore, path: Path, labels: Tensor | None = None) -> None:
+def preview(drawn: SampleStore, data: DataSource, path: Path, labels: Tensor | None = None) -> None:
     """Draw the first samples as one picture: 64 images, with one class per row if labelled, or 10,000 points."""
     count = 10_000 if len(drawn.shape) != 3 else 64 if labels is None else 256  # enough to fill the rows of classes
-    picture(drawn.first(count), path, labels=None if labels is None else labels[:count])
+    picture(data.levels(drawn.first(count)), path, labels=None if labels is None else labels[:count])
 
 
 def evaluate_run(run: Run) -> dict[str, Any]:
@@ -145,7 +149,7 @@ def evaluate_run(run: Run) -> dict[str, Any]:
         "num_steps": parts.sampler.num_steps,
         "times": parts.times.tolist(),
         "seed": config.seed,
-        "data_shape": list(parts.denoiser.data_shape),
+        "data_shape": list(parts.data.sample_shape),
         "overrides": {key: value for key, value in settings(config.overrides).items() if key not in config.choices},
         "wall_time_s": {},
         **provenance(),
@@ -157,7 +161,7 @@ def evaluate_run(run: Run) -> dict[str, Any]:
         drawn = draw(run)
         if rank_zero():
             labels = parts.labels(len(drawn), config.seed)
-            preview(drawn, run.folder / "samples.png", labels)
+            preview(drawn, parts.data, run.folder / "samples.png", labels)
             results |= {"reference": {}, "num_samples": len(drawn), "labelled": labels is not None}
             score_samples(run, drawn, len(drawn), results)
             seconds = drawn.seconds()
@@ -178,7 +182,7 @@ def score_samples(run: Run, chunks: Iterable[Tensor], count: int, results: dict[
 
     Args:
         run: the run whose metrics are used.
-        chunks: uint8 ``[b, *data_shape]``, all samples in order.
+        chunks: ``[b, *sample_shape]``, all samples in order, as the data finish them.
         count: total number of samples.
         results: each score is added here, with the number of samples in its name.
     """
@@ -191,7 +195,7 @@ def score_samples(run: Run, chunks: Iterable[Tensor], count: int, results: dict[
             metric.reset()
         seen = 0
         for chunk in chunks:
-            update_all(metrics, chunk)
+            update_all(metrics, run.parts.data.levels(chunk))
             seen += len(chunk)
         if seen != count:
             raise ValueError(f"samples must be num_samples = {count} in number (got {seen}): run the command again")

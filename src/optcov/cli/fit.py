@@ -112,7 +112,7 @@ def plan_fits(config: Config, parts: Parts, own: Mapping[str, Path] | None = Non
         asked = {"guidance.classifier": config.guidance["classifier"], "schedule": config.schedule}
         load("classifier_ckpt", parts.guidance.classifier, asked, dict.fromkeys(asked, ""))
         classifier = asked | training
-    if isinstance(parts.strategy, Calibrated | Trained):
+    if parts.strategy.needs_fit:
         asked = {"mean": network if mean is None else identity_key(mean), "var": config.var}
         problems = {"mean": "fitted to another mean network", "var": "fitted to other settings of var"}
         load("var_ckpt", parts.strategy, asked, problems)

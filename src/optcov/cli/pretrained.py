@@ -1,4 +1,4 @@
-"""A mean network that is given: what it says of itself becomes the run's config, and what contradicts it is refused."""
+"""Existing mean networks: the conventions they state enter the run's config, and contradictions are refused."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ OWN_SETTINGS = (
 
 @dataclass(frozen=True)
 class Given:
-    """A mean network that was not trained here.
+    """An existing mean network, ready for a run.
 
     Args:
-        config: of the run, with every convention and the SHA-256 of the weights.
-        data: of the run.
-        denoiser: with the network.
+        config: the run's config, with every convention and the SHA-256 of the weights.
+        data: the run's data.
+        denoiser: the denoiser with the network.
     """
 
     config: Config
@@ -58,10 +58,10 @@ class Given:
 
 
 def open_pretrained(config: Config) -> Given | None:
-    """The network that a config names; None where the config's own network is to be trained.
+    """Open the existing network that a config names; None if the config's network is to be trained.
 
     Raises:
-        ConfigError: if there is none, it does not fit the data, or a convention is missing or contradicted.
+        ConfigError: if it does not exist or does not fit the data, or a convention is missing or contradicted.
     """
     if config.model["_target_"] != "optcov.adapter.Pretrained":
         return None
@@ -74,7 +74,7 @@ def open_pretrained(config: Config) -> Given | None:
     with _model_errors():
         call, said = source.open()
     own = isinstance(call, Denoiser)
-    if isinstance(call, Denoiser):  # of a run of ours, which states everything
+    if isinstance(call, Denoiser):  # from a run of optcov, which states every convention
         classes = call.num_classes
         said = Conventions(call.data_shape, call.parameterization, call.schedule, None, None, None, classes)
     elif config.time_offset != 0:
@@ -125,7 +125,7 @@ def _model_errors() -> Iterator[None]:
 
 
 def _is_chosen(config: Config, group: str) -> bool:
-    """Whether the user chose a group's option or set a key of it, here or for the run that this is made of."""
+    """Whether the user chose a group's option or set one of its keys, for this job or for the run it is based on."""
     asked = settings(config.overrides)
     defaults = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
     default = next(each[group] for each in defaults if isinstance(each, dict) and group in each)
@@ -137,7 +137,7 @@ def _is_chosen(config: Config, group: str) -> bool:
 
 
 def _schedule_of(config: Config, said: Conventions) -> tuple[Config, NoiseSchedule]:
-    """The config with the network's schedule, and that schedule."""
+    """Put the network's schedule into the config; returns both."""
     stated = None if said.schedule is None else _schedule(said.schedule)
     with config_errors("schedule"):
         chosen: NoiseSchedule = instantiate(config.schedule)
@@ -165,17 +165,17 @@ def _schedule_of(config: Config, said: Conventions) -> tuple[Config, NoiseSchedu
 def _same_path(a: NoiseSchedule, b: NoiseSchedule) -> bool:
     if a.num_steps != b.num_steps:
         return False
-    inner = a.grid()[:-1]  # of a path that ends without signal, the end is no number
+    inner = a.grid()[:-1]  # at the end of a path without signal, log SNR is not finite
     return bool(torch.allclose(a.log_snr(inner), b.log_snr(inner), rtol=1e-6, atol=1e-6))
 
 
 def _named_schedule(schedule: NoiseSchedule) -> tuple[str, dict[str, Any]]:
-    """The option of ``schedule`` that is this path, or else its betas, and its node."""
+    """The name and config node of the ``schedule`` option that equals this path, or of its betas."""
     count = schedule.num_steps
     for name in options("schedule"):
         try:
             made = make("schedule", name, num_steps=count)
-        except ValueError:  # defined for other numbers of steps
+        except ValueError:  # not defined for this number of steps
             continue
         if _same_path(made, schedule) and bool(made.alpha(torch.ones(())) == 0) == bool(
             schedule.alpha(torch.ones(())) == 0
@@ -190,7 +190,7 @@ def _named_schedule(schedule: NoiseSchedule) -> tuple[str, dict[str, Any]]:
 
 
 def _parameterization_of(config: Config, said: Conventions) -> tuple[Config, Parameterization]:
-    """The config with what the network predicts, and that parameterization."""
+    """Put the network's parameterization into the config; returns both."""
     chosen: Parameterization = instantiate(config.parameterization)
     stated = None if said.prediction is None else _parameterization(said.prediction)
     if _is_chosen(config, "parameterization"):
@@ -215,7 +215,7 @@ def _parameterization_of(config: Config, said: Conventions) -> tuple[Config, Par
 
 
 def _check_time(config: Config, source: Pretrained, said: Conventions, schedule: NoiseSchedule) -> None:
-    """Refuse a time feed that nobody states, and one that the source contradicts."""
+    """Refuse a time feed that is stated nowhere, or that contradicts the source."""
     if source.time is None and said.time is None:
         raise must(
             "model.time",
@@ -231,7 +231,7 @@ def _check_time(config: Config, source: Pretrained, said: Conventions, schedule:
 
 
 def _classes_of(config: Config, said: Conventions, data: DataSource) -> int | None:
-    """The classes that the network knows, which are those of the data."""
+    """The number of classes of the network, which must equal that of the data; None if it is unconditional."""
     if not config.conditional:
         if said.num_classes is not None:
             raise must(
@@ -249,7 +249,7 @@ def _classes_of(config: Config, said: Conventions, data: DataSource) -> int | No
 
 
 def _settled(config: Config, source: Pretrained, said: Conventions, denoiser: Denoiser) -> Config:
-    """The config with everything that was read from the source."""
+    """Put everything that was read from the source into the config."""
     with _model_errors():
         sha256 = sha256_of(denoiser)
     if source.sha256 not in (None, sha256):

@@ -88,12 +88,12 @@ def store_run(task: str, overrides: Sequence[str], config_dir: str | None) -> st
 def _here(saved: Saved, overrides: Sequence[str], config_dir: str | None) -> dict[str, Any]:
     """The options that the run chose, as defined on this machine, with interpolations unresolved."""
     folders = [CONF, *([] if config_dir is None else [Path(config_dir)])]
-    known = [
-        f"{group}={choice}"
-        for group, choice in saved.choices.items()
-        if group in GROUPS
-        and (choice[0] == "[" or any((each / group / f"{choice}.yaml").is_file() for each in folders))
-    ]
+    known = []
+    for key, choice in saved.choices.items():
+        group, _, package = key.partition("@")  # such as data@data.source
+        there = choice[0] == "[" or any((each / group / f"{choice}.yaml").is_file() for each in folders)
+        if group in GROUPS and (not package or package.partition(".")[0] == group) and there:
+            known.append(f"{key}={choice}")
     cfg = compose("config", [*known, *(each for each in overrides if each.startswith("hydra.searchpath="))])
     plain = OmegaConf.to_container(cfg)
     assert isinstance(plain, dict)

@@ -80,7 +80,9 @@ def _strange(values: dict[str, Any], choices: Any, overrides: list[Any]) -> Iter
         if value == "???":
             yield f"no value of {label(key)}"
     for group, choice in choices.items() if isinstance(choices, dict) else [("choices", choices)]:
-        if group not in (*GROUPS, "experiment") or not re.fullmatch(r"\w+|\[[\w, ']*\]", str(choice)):
+        top = str(group).partition("@")[0]  # such as data, or data@data.source
+        named = re.fullmatch(r"(\w+)(@\1\.\w+)?", str(group)) and top in (*GROUPS, "experiment")
+        if not named or not re.fullmatch(r"\w+|\[[\w, ']*\]", str(choice)):
             yield f"the choice {label(group)}={label(choice)}"
     yield from (f"the override {label(each)}" for each in overrides if not isinstance(each, str))
     try:

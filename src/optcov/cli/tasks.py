@@ -39,7 +39,6 @@ from optcov.report.export import write_npz, write_pngs
 from optcov.training.csv_log import MetricsCSV
 from optcov.training.store import Checkpoint, Kind, rank_zero
 from optcov.training.wandb import WandbRun
-from optcov.variance.base import Calibrated, Trained
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ def train(config: Config, parts: Parts | None = None) -> dict[str, Any]:
 
     Args:
         config: a checked config of ``conf/config.yaml``.
-        parts: what `assemble` makes of the config, which is then its config, too; None to assemble it here.
+        parts: the result of `assemble`, whose config then replaces ``config``; None to assemble it here.
     Returns:
         The content of ``results.json``.
     Raises:
@@ -115,8 +114,8 @@ def sample(config: Config, parts: Parts | None = None) -> Path:
         with config_errors("mode"), run.machine.sampling() as device:
             instantiate(config.mode).draw(parts, folder, config.seed, device)
         return folder
-    if config.format == "png" and len(parts.denoiser.data_shape) != 3:
-        raise ConfigError("format must be npz for samples that are vectors (got png): set format=npz")
+    if config.format == "png" and (len(parts.data.sample_shape) != 3 or parts.data.sample_dtype.is_floating_point):
+        raise ConfigError("format must be npz for samples that are vectors or tensors (got png): set format=npz")
     place = folder / ("samples.npz" if config.format == "npz" else "samples")
     with _alone(folder):
         _draw(run, place)
@@ -138,9 +137,9 @@ def _draw(run: Run, place: Path) -> None:
     drawn = draw(run)
     if rank_zero():
         labels = parts.labels(len(drawn), config.seed)
-        preview(drawn, folder / "samples.png", labels)
+        preview(drawn, parts.data, folder / "samples.png", labels)
         if config.format == "npz":
-            write_npz(drawn, len(drawn), drawn.shape, place, labels)
+            write_npz(drawn, len(drawn), drawn.shape, place, labels, drawn.dtype)
         else:
             write_pngs(drawn, len(drawn), place)
             if labels is not None:
@@ -211,7 +210,7 @@ def _restore(config: Config, parts: Parts | None) -> Run:
     own = {key: folder / "checkpoints" / f"{kind}.safetensors" for key, kind in CHECKPOINTS.items()}
     unfitted = None
     other_variance = config.var != Saved.read(folder).values["var"]
-    if isinstance(strategy, Calibrated | Trained) and config.var_ckpt is None and other_variance:
+    if strategy.needs_fit and config.var_ckpt is None and other_variance:
         unfitted = "var", "fitted", "fit it"
     has_classifier = config.classifier_ckpt is not None or own["classifier_ckpt"].is_file()
     if guidance is not None and guidance.classifier is not None and not has_classifier:

@@ -1,4 +1,4 @@
-"""Covariances as objects: what a strategy returns, and all that samplers and likelihoods ask of it."""
+"""Covariances as objects, which strategies return and samplers and likelihoods use."""
 
 from optcov.covariance.base import Covariance
 from optcov.covariance.bases import DCT, PCA, Basis

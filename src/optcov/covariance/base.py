@@ -1,7 +1,7 @@
-"""The operations that every kind of covariance has.
+"""The operations of every kind of covariance.
 
-A kind is one file and one class.  Events have d dimensions in any shape, batches come first: ``[B, *event]``.  Nothing
-here has a default that changes the matrix: what is not overridden is exact, and costs d products.
+Each kind is one class in its own file.  Events have d dimensions in any shape, and the batch comes first:
+``[B, *event]``.  No default changes the matrix: operations that a kind does not override are exact but cost d products.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from torch import Tensor
 
 from optcov.schedule.levels import per_sample
 
-DENSE_LIMIT = 4096  # dimensions above which no d x d matrix is made: 128 MiB a sample in float64
+DENSE_LIMIT = 4096  # largest d for which a d x d matrix is formed: 128 MiB per sample in float64
 
 
 class Noise(Protocol):
     """A source of white noise, one stream per sample: see `optcov.sampler.NoiseStream`."""
 
     def draw(self, shape: tuple[int, ...] | None = None) -> Tensor:
-        """Standard normal ``[B, *shape]``; the shape of an event where None."""
+        """Draw standard normal numbers ``[B, *shape]``; ``shape`` defaults to the shape of an event."""
 
 
 class Covariance(ABC):
     """A batch of symmetric positive semi-definite matrices on events, one per sample.
 
     Attributes:
-        is_diagonal: whether there are no correlations, so that `diagonal` is all there is.
+        is_diagonal: whether all correlations are 0, so that `diagonal` determines the matrix.
     """
 
     is_diagonal: ClassVar[bool] = False
@@ -40,7 +40,7 @@ class Covariance(ABC):
 
     @property
     def dim(self) -> int:
-        """d, the dimensions of an event."""
+        """d, the number of dimensions of an event."""
         return self.shape[1:].numel()
 
     @abstractmethod
@@ -49,18 +49,19 @@ class Covariance(ABC):
 
     @abstractmethod
     def bounded(self, high: float | Tensor | None) -> Covariance:
-        """A covariance with no diagonal entry above ``high``, and C itself where it has none.
+        """Limit the diagonal entries to ``high``; C is unchanged if none exceeds it.
 
-        It is the congruence ``S C S`` with ``S = diag(min(1, sqrt(high / C_ii)))``, which keeps correlations and stays
-        positive semi-definite; for isotropic and diagonal kinds that is the clamp.  Negative estimates become 0.
+        The result is the congruence ``S C S`` with ``S = diag(min(1, sqrt(high / C_ii)))``, which keeps correlations
+        and stays positive semi-definite; isotropic and diagonal kinds are clamped.  Negative estimates become 0.
 
         Args:
-            high: not negative, a number or 0-dimensional; None for no bound, where negative estimates become 0 alone.
+            high: not negative, a number or 0-dimensional; None for no upper bound, so that only negative estimates
+                change.
         """
 
     @abstractmethod
     def draw(self, noise: Noise) -> Tensor:
-        """A draw from ``N(0, C)``, ``[B, *event]``, which takes as many numbers from the stream as the kind needs."""
+        """Draw from ``N(0, C)``, ``[B, *event]``, taking as many numbers from the stream as the kind needs."""
 
     @abstractmethod
     def diagonal(self) -> Tensor:
@@ -80,7 +81,7 @@ class Covariance(ABC):
 
     @abstractmethod
     def lerp(self, other: Covariance, weight: float) -> Covariance:
-        """``C + weight (other - C)``, with all correlations of both; beyond 0 and 1 it may need `bounded`."""
+        """``C + weight (other - C)``, keeping all correlations; for weights outside [0, 1] it may need `bounded`."""
 
     def congruence(self, scale: Tensor) -> Covariance:
         """``S C S`` for ``S = diag(scale)``, ``scale`` not negative and of shape ``[B, *event]``."""
@@ -115,7 +116,7 @@ class Covariance(ABC):
 
 
 def check_dense(dim: int) -> None:
-    """Refuse a d x d matrix that is too large to make.
+    """Refuse a d x d matrix that is too large to form.
 
     Raises:
         ValueError: if ``dim`` is above `DENSE_LIMIT`.
@@ -135,7 +136,7 @@ def bounding_scale(variance: Tensor, high: float | Tensor) -> Tensor:
 
 
 def clamped(variance: Tensor, high: float | Tensor | None) -> Tensor:
-    """Variances within [0, high].  Numbers stay numbers: to make a tensor of one is to wait for a GPU."""
+    """Clamp variances to [0, high].  A number stays a number, because making a tensor of it would wait for a GPU."""
     if isinstance(high, Tensor):
         return variance.clamp(min=0).minimum(per_sample(high, variance))
     return variance.clamp(0.0, high)

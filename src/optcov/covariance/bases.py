@@ -1,8 +1,8 @@
-r"""Orthonormal bases of events: the coefficients of x are ``Q^T x``, and have the shape of x.
+r"""Orthonormal bases of events: the coefficients of x are ``Q^T x`` and have the shape of x.
 
-DCT    cosines, of each axis of an image or of a vector: H_kn = s_k cos(pi (2 n + 1) k / (2 N)), s_0 = sqrt(1 / N),
-       s_k = sqrt(2 / N) (Ahmed, Natarajan and Rao 1974, type II); for channels, one of their own bases if wanted
-PCA    the axes of data, for few dimensions
+DCT    cosines along each axis of an image or a vector: H_kn = s_k cos(pi (2 n + 1) k / (2 N)), s_0 = sqrt(1 / N),
+       s_k = sqrt(2 / N) (Ahmed, Natarajan and Rao 1974, type II); channels may have a separate basis
+PCA    the principal axes of data, for few dimensions
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Basis(ABC):
     """An orthonormal basis Q of events.
 
     Attributes:
-        event_shape: of the events it is made for, and of their coefficients.
+        event_shape: shape of the events and of their coefficients.
     """
 
     event_shape: torch.Size
@@ -38,8 +38,12 @@ class Basis(ABC):
     def spread(self, variance: Tensor) -> Tensor:
         """The diagonal of ``Q diag(variance) Q^T``, ``[B, *event]``."""
 
+    @abstractmethod
+    def gather(self, variance: Tensor) -> Tensor:
+        """The diagonal of ``Q^T diag(variance) Q``, ``[B, *event]``."""
+
     def same(self, other: Basis) -> bool:
-        """Whether the other is certainly this basis."""
+        """Whether the other basis is known to be this one."""
         return self is other
 
 
@@ -47,9 +51,10 @@ class DCT(Basis):
     """Cosines along the axes of an event.
 
     Args:
-        event_shape: ``(C, H, W)``, where H and W are transformed, or ``(d,)``, where d is.
-        channels: an orthonormal basis of the C channels, its vectors in columns, ``[C, C]``, or ``[B, C, C]`` with one
-            a sample; every axis but the first is then transformed, and of ``(d,)`` none.  None to leave channels alone.
+        event_shape: ``(C, H, W)``, of which H and W are transformed, or ``(d,)``, of which d is transformed.
+        channels: an orthonormal basis of the C channels with its vectors in columns, ``[C, C]``, or one per sample,
+            ``[B, C, C]``; all axes except the first are then transformed by cosines (none for ``(d,)``).  None to leave
+            channels unchanged.
     Raises:
         ValueError: if the basis of the channels has another shape.
     """
@@ -61,7 +66,7 @@ class DCT(Basis):
         if channels is not None and channels.shape[-2:] != (count, count):
             raise ValueError(
                 f"channels must be an orthonormal basis [{count}, {count}] (got {tuple(channels.shape)}): give one "
-                "vector a channel"
+                "vector per channel"
             )
         kept = 1 if channels is not None or len(self.event_shape) > 1 else 0
         self.axes = tuple(range(1 + kept, 1 + len(self.event_shape)))
@@ -87,6 +92,13 @@ class DCT(Basis):
             variance = _along(variance, (matrix**2).mT, axis)
         return variance
 
+    def gather(self, variance: Tensor) -> Tensor:
+        if self.channels is not None:
+            variance = self._mixed(variance, (self.channels**2).mT)
+        for axis in self.axes:
+            variance = _along(variance, dct_matrix(variance.shape[axis], variance.dtype, variance.device) ** 2, axis)
+        return variance
+
     def same(self, other: Basis) -> bool:
         if not isinstance(other, DCT) or self.event_shape != other.event_shape:
             return False
@@ -103,7 +115,7 @@ class PCA(Basis):
 
     Args:
         axes: the vectors in columns, ``[d, d]``.
-        event_shape: of d = prod(event_shape) dimensions.
+        event_shape: shape of an event, with d = prod(event_shape) dimensions.
     Raises:
         ValueError: if the shapes do not fit together, or d is above `optcov.covariance.base.DENSE_LIMIT`.
     """
@@ -113,7 +125,7 @@ class PCA(Basis):
         d = self.event_shape.numel()
         check_dense(d)
         if axes.shape != (d, d):
-            raise ValueError(f"axes must have shape [{d}, {d}] (got {tuple(axes.shape)}): give one vector a dimension")
+            raise ValueError(f"axes must have shape [{d}, {d}] (got {tuple(axes.shape)}): give d vectors in columns")
 
     @classmethod
     def of(cls, images: Tensor) -> tuple[PCA, Tensor]:
@@ -137,6 +149,9 @@ class PCA(Basis):
     def spread(self, variance: Tensor) -> Tensor:
         return (variance.flatten(1) @ (self.axes.to(variance.dtype) ** 2).T).reshape(variance.shape)
 
+    def gather(self, variance: Tensor) -> Tensor:
+        return (variance.flatten(1) @ self.axes.to(variance.dtype) ** 2).reshape(variance.shape)
+
 
 @lru_cache(maxsize=32)
 def dct_matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -148,7 +163,7 @@ def dct_matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _along(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
-    """A matrix times an axis of x."""
+    """Multiply a matrix with x along an axis."""
     if axis == x.ndim - 1:
         return x @ matrix.mT
     if axis == x.ndim - 2:

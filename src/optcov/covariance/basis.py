@@ -13,20 +13,20 @@ from optcov.schedule.levels import per_sample
 class BasisCovariance(Covariance):
     """Independent coefficients in a basis, such as the cosines of images.
 
-    Within a bound its diagonal has no closed form for the rest: `bounded` returns a `CongruentCovariance`, whose draws
-    cost as much, and whose solutions stay those of the basis where the bound changed nothing.
+    Bounding its diagonal leaves no closed form for the other operations, so `bounded` returns a `CongruentCovariance`.
+    Its draws cost the same, and its solutions stay those of the basis where the bound changed nothing.
 
     Args:
         basis: Q.
-        variance: of the coefficients, ``[B, *event]``; `bounded` raises an estimate that fell below 0 to 0.
+        variance: variances of the coefficients, ``[B, *event]``; `bounded` raises negative estimates to 0.
     Raises:
-        ValueError: if the basis is one of events of another shape.
+        ValueError: if the basis is for events of another shape.
     """
 
     def __init__(self, basis: Basis, variance: Tensor) -> None:
         if variance.shape[1:] != basis.event_shape:
             raise ValueError(
-                f"basis must be one of events {tuple(variance.shape[1:])} (got one of {tuple(basis.event_shape)}): "
+                f"basis must be for events {tuple(variance.shape[1:])} (got one for {tuple(basis.event_shape)}): "
                 "make it for the shape of the data"
             )
         self.basis, self.variance = basis, variance

@@ -1,4 +1,4 @@
-"""Dense matrices: the reference for every other kind, for the oracle and for small images."""
+"""Dense matrices: the reference for all other kinds, and the kind for the oracle and for small images."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from optcov.schedule.levels import per_sample
 
 
 class FullCovariance(Covariance):
-    """``C`` itself.
+    """``C`` as a dense matrix.
 
     Args:
-        matrix: symmetric ``[B, d, d]``; `bounded` projects an indefinite estimate on the positive semi-definite.
-        event_shape: shape of one sample, of d = prod(event_shape) dimensions.
+        matrix: symmetric ``[B, d, d]``; `bounded` projects an indefinite estimate onto the positive semi-definite
+            matrices.
+        event_shape: shape of one sample, with d = prod(event_shape) dimensions.
     Raises:
         ValueError: if the shapes do not fit together, or d is above `optcov.covariance.base.DENSE_LIMIT`.
     """
@@ -29,7 +30,7 @@ class FullCovariance(Covariance):
 
     @classmethod
     def of(cls, covariance: Covariance) -> FullCovariance:
-        """The same covariance of any kind, as a dense matrix."""
+        """Convert a covariance of any kind to a dense matrix."""
         return cls(covariance.dense(), covariance.shape[1:])
 
     @property
@@ -50,7 +51,7 @@ class FullCovariance(Covariance):
         return FullCovariance(matrix, self.event_shape)
 
     def draw(self, noise: Noise) -> Tensor:
-        # a root by eigenvalues, for a singular matrix has no Cholesky factor
+        # a root by eigenvalues, because a singular matrix has no Cholesky factor
         z = noise.draw()
         values, vectors = torch.linalg.eigh(self.matrix)
         root: Tensor = (vectors * values.clamp(min=0).sqrt()[:, None]) @ vectors.mT

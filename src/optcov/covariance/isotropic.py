@@ -17,7 +17,7 @@ class IsotropicCovariance(Covariance):
 
     Args:
         variance: ``[B]``; `bounded` raises an estimate that fell below 0 to 0.
-        event_shape: shape of one sample, of d = prod(event_shape) dimensions.
+        event_shape: shape of one sample, with d = prod(event_shape) dimensions.
     """
 
     def __init__(self, variance: Tensor, event_shape: torch.Size | tuple[int, ...]) -> None:

@@ -1,12 +1,14 @@
-r"""Functions of a symmetric matrix that is known by its products alone, after k steps of Lanczos's method.
+r"""Functions of a symmetric matrix that is known only by its products, approximated by k steps of Lanczos's method.
 
-From a vector v, k products make an orthonormal ``Q [k, d]`` with ``T = Q A Q^T`` tridiagonal and v along its first row:
+Starting from a vector v, k products give an orthonormal ``Q [k, d]`` whose first row is v up to scale, such that
+``T = Q A Q^T`` is tridiagonal:
 
     f(A) v        ~ ||v|| Q^T f(T) e_1
     v^T f(A) v    ~ ||v||^2 e_1^T f(T) e_1 = ||v||^2 sum_j weight_j f(node_j)      (Gauss quadrature)
 
-exact for polynomials f of degree k - 1 and 2 k - 1, and for any f when k = d.  Sources: Golub and Meurant, Matrices,
-Moments and Quadrature (2010), Ch. 6; Saad 1992 for f(A) v.
+The first line is exact for polynomials f of degree k - 1, the second for degree 2 k - 1, and both for any f if k = d.
+
+Sources: Golub and Meurant, Matrices, Moments and Quadrature (2010), Ch. 6; Saad 1992 for f(A) v.
 """
 
 from __future__ import annotations
@@ -18,16 +20,16 @@ import torch
 from torch import Tensor
 
 Product = Callable[[Tensor], Tensor]
-"""``A v`` for ``v`` of shape ``[B, *event]``: one matrix a sample."""
+"""A function ``v -> A v`` for ``v`` of shape ``[B, *event]``, with one matrix per sample."""
 
 
 @dataclass(frozen=True)
 class Krylov:
-    """What k products say of the matrices from one vector each.
+    """The result of k products of the matrices, starting from one vector each.
 
     Args:
-        rows: Q, orthonormal, ``[B, k, d]``; 0 where the space was exhausted.
-        norm: of the vector, ``[B]``.
+        rows: Q, orthonormal, ``[B, k, d]``; rows are 0 once the space is exhausted.
+        norm: norm of the starting vector, ``[B]``.
         nodes: eigenvalues of T, float64 ``[B, k]``.
         vectors: its eigenvectors in columns, float64 ``[B, k, k]``.
     """
@@ -49,12 +51,12 @@ class Krylov:
 
 
 def lanczos(product: Product, v: Tensor, steps: int) -> Krylov:
-    """k steps from ``v``, ``[B, *event]``, with each new vector made orthogonal to all before it, twice.
+    """Take k Lanczos steps, orthogonalising each new vector twice against all previous ones.
 
     Args:
-        product: symmetric.
-        v: a vector for each matrix.
-        steps: k, at least 1 and at most d; as many products.
+        product: product with the symmetric matrices.
+        v: a starting vector for each matrix, ``[B, *event]``.
+        steps: k, the number of products, at least 1 and at most d.
     """
     shape, flat = v.shape, v.flatten(1)
     norm = flat.norm(dim=1)
@@ -67,7 +69,7 @@ def lanczos(product: Product, v: Tensor, steps: int) -> Krylov:
     for step in range(steps):
         image = product(row.reshape(shape)).flatten(1)
         alpha = (image * row).sum(1)
-        # a space that is exhausted adds nodes without weight; they are put where functions are finite
+        # an exhausted space adds nodes of weight 0; place them where functions are finite
         first = diagonal[0] if diagonal else torch.where(alive, alpha.double(), 1.0)
         diagonal.append(torch.where(alive, alpha.double(), first))
         if step == steps - 1:

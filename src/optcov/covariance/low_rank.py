@@ -1,6 +1,6 @@
-r"""A diagonal and few directions: ``C = D + U U^T``, with U of r columns.
+r"""A diagonal plus a few directions: ``C = D + U U^T``, where U has r columns.
 
-Solutions and determinants go through the capacitance matrix ``M = I + U^T D^{-1} U``, r x r:
+Solutions and determinants use the r x r capacitance matrix ``M = I + U^T D^{-1} U``:
 
     C^{-1} = D^{-1} - D^{-1} U M^{-1} U^T D^{-1}                  (Sherman, Morrison and Woodbury)
     log det C = log det D + log det M                              (the matrix determinant lemma)
@@ -21,11 +21,11 @@ from optcov.schedule.levels import per_sample
 class LowRankCovariance(Covariance):
     """``C = diag(variance) + sum_i factor_i factor_i^T``.
 
-    A draw takes d + r numbers.  Where a variance is 0 there is no capacitance matrix: `solve`, `logdet` and
-    `inv_trace` then make the dense matrix.
+    A draw takes d + r numbers.  If a variance is 0, the capacitance matrix does not exist, and `solve`, `logdet` and
+    `inv_trace` form the dense matrix instead.
 
     Args:
-        variance: ``[B, *event]``; `bounded` raises an entry that fell below 0 to 0, and leaves U U^T as it is.
+        variance: ``[B, *event]``; `bounded` raises negative entries to 0 and leaves U U^T unchanged.
         factor: the r columns of U, ``[B, r, *event]``, r at most d.
     Raises:
         ValueError: if the shapes do not fit together, or r is above d.
@@ -47,7 +47,7 @@ class LowRankCovariance(Covariance):
 
     @classmethod
     def merged(cls, variance: Tensor, factor: Tensor) -> LowRankCovariance:
-        """The same for any number of directions; those above d are turned into d of the same ``U U^T``."""
+        """Make one from any number of directions; more than d are replaced by d with the same ``U U^T``."""
         if factor.shape[1] > variance.shape[1:].numel():
             triangle: Tensor = torch.linalg.qr(factor.flatten(2), mode="r").R  # R^T R = U U^T
             factor = triangle.reshape(len(variance), -1, *variance.shape[1:])

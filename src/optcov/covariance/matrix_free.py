@@ -1,4 +1,4 @@
-"""A covariance that is known by its products alone, such as the Jacobian of a mean network."""
+"""A covariance that is known only by its products, such as the Jacobian of a mean network."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from optcov.covariance.base import Covariance, Noise, bounding_scale, check_dens
 from optcov.covariance.lanczos import Krylov, Product, lanczos
 from optcov.schedule.levels import per_sample
 
-EXACT_DIAGONAL = 256  # dimensions up to which a diagonal is made exactly, by as many products
+EXACT_DIAGONAL = 256  # largest d for which a diagonal is computed exactly, by d products
 
 
 class Quadrature:
-    """The Krylov spaces of probe vectors, made once for all functions of a matrix that are traced.
+    """The Krylov spaces of probe vectors, computed once for the traces of all functions of a matrix.
 
     Args:
-        product, steps: of `lanczos`.
-        like: of the shape, precision and device of the vectors.
-        count: of probes: random signs, of a fixed seed; all unit vectors where that would be fewer, which is exact.
+        product, steps: as in `lanczos`.
+        like: a tensor with the shape, precision and device of the vectors.
+        count: number of probes, which are random signs with a fixed seed; if d is not larger, all unit vectors are used
+            instead, which is exact.
     """
 
     def __init__(self, product: Product, steps: int, like: Tensor, count: int) -> None:
@@ -28,16 +29,16 @@ class Quadrature:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the probes are a whole basis."""
+        """Whether the probes form a complete basis."""
         return self.count >= self.like[0].numel()
 
     @cached_property
     def spaces(self) -> list[Krylov]:
-        """One for each probe."""
+        """The Krylov space of each probe."""
         return [lanczos(self.product, probe, self.steps) for probe in self.probes()]
 
     def probes(self) -> list[Tensor]:
-        """``[B, *event]`` each, the same for all samples; expected to be white."""
+        """The probes, each ``[B, *event]`` and the same for all samples; in expectation they are white."""
         like, dim = self.like, self.like[0].numel()
         if self.is_exact:
             rows = torch.eye(dim, dtype=like.dtype, device=like.device)
@@ -51,18 +52,18 @@ class Quadrature:
 class MatrixFreeCovariance(Covariance):
     """``C = scale * A + shift * I`` for A given as ``v -> A v``.
 
-    `draw`, `solve` and `inv_quad` take k products, and are exact for ``k = d``; `logdet` and `inv_trace` are estimated
-    by quadrature from random probes, of ``probes * k`` products and a standard error (`log_determinant`).  Eigenvalues
-    of A that fall below 0 count as 0 in all of these; `matvec` is one product with A as it is.
+    `draw`, `solve` and `inv_quad` take k products and are exact for ``k = d``.  `logdet` and `inv_trace` are estimated
+    by quadrature with random probes, which takes ``probes * k`` products and has a standard error
+    (`log_determinant`).  All of these treat negative eigenvalues of A as 0; `matvec` is one product with A unchanged.
 
     Args:
         product: ``A v`` for ``v`` of shape ``[B, *event]``.
-        like: of the shape, precision and device of a batch of events.
+        like: a tensor with the shape, precision and device of a batch of events.
         steps: k, at least 1 and at most d.
-        variance: the diagonal of A, ``[B, *event]``, if it is known; None where `diagonal` is to make d products (up to
-            `EXACT_DIAGONAL` dimensions, and beyond that to estimate it from the probes).
-        probes: for traces of functions.
-        scale, shift: 0-dimensional or ``[B]``; 1 and 0 where None.
+        variance: the diagonal of A, ``[B, *event]``, if it is known.  If it is None, `diagonal` makes d products (up to
+            `EXACT_DIAGONAL` dimensions) or estimates it from the probes.
+        probes: number of probes for traces of functions, at least 2.
+        scale, shift: 0-dimensional or ``[B]``; None for 1 and 0.
     Raises:
         ValueError: if k is below 1 or above d, or there are fewer than 2 probes.
     """
@@ -104,13 +105,13 @@ class MatrixFreeCovariance(Covariance):
             scale * self.scale,
             scale * self.shift + shift,
         )
-        result.quadrature = self.quadrature  # of A, whatever it is scaled by
+        result.quadrature = self.quadrature  # belongs to A, so it does not depend on the scale
         return result
 
     def bounded(self, high: float | Tensor | None) -> MatrixFreeCovariance:
-        """As `Covariance.bounded` where the diagonal is known.
+        """As `Covariance.bounded` if the diagonal is known.
 
-        Where it is not, its mean is brought within the bound, as one product with random signs estimates it.
+        Otherwise only the mean of the diagonal, as one product with random signs estimates it, is bounded.
         """
         if high is None:
             return self
@@ -146,7 +147,7 @@ class MatrixFreeCovariance(Covariance):
         return self.log_determinant()[0]
 
     def log_determinant(self) -> tuple[Tensor, Tensor]:
-        """``log det C`` and its standard error over the probes, each float64 ``[B]``; 0 where probes are a basis."""
+        """``log det C`` and its standard error over the probes, each float64 ``[B]``; 0 for a full basis."""
         return self._trace(torch.log)
 
     def lerp(self, other: Covariance, weight: float) -> MatrixFreeCovariance:
@@ -182,7 +183,7 @@ class MatrixFreeCovariance(Covariance):
         return lanczos(self.product, v, self.steps)
 
     def _values(self, nodes: Tensor) -> Tensor:
-        """Eigenvalues of C from those of A, of which those within rounding of 0 are taken for 0."""
+        """Eigenvalues of C from those of A; eigenvalues of A that equal 0 up to rounding count as 0."""
         scale, shift = (value.double().reshape(-1, 1) for value in (self.scale, self.shift))
         rounding = 10 * torch.finfo(self.like.dtype).eps * nodes.amax(-1, keepdim=True)
         return (scale * torch.where(nodes > rounding, nodes, 0.0) + shift).clamp(min=0)

@@ -1,7 +1,8 @@
-"""Covariances made of others: sums of unlike kinds, and a kind scaled pixel by pixel.
+"""Covariances built from others: sums of different kinds, and a kind scaled pixel by pixel.
 
-Draws of a sum add, and products, too.  What needs the whole matrix at once (`solve`, `logdet` and their kin) takes the
-closed form where there is one, the dense matrix up to `EXACT_UP_TO` dimensions, and Lanczos's method beyond that.
+Draws and products of a sum are sums of those of its terms.  Operations that need the whole matrix (`solve`, `logdet`
+and the like) use a closed form if there is one, the dense matrix up to `EXACT_UP_TO` dimensions, and Lanczos's method
+beyond that.
 """
 
 from __future__ import annotations
@@ -80,18 +81,18 @@ class CongruentCovariance(Covariance):
 
 
 class SumCovariance(Covariance):
-    """``C = A + B + ...``, of kinds that have no sum in one of them.
+    """``C = A + B + ...``, for kinds whose sum is not of one of these kinds.
 
     Args:
-        terms: each positive semi-definite, or an estimate of what is, of the same shape; at least one.
+        terms: at least one covariance, all of the same shape; each positive semi-definite, or an estimate of such one.
     Raises:
-        ValueError: if there is none, or the shapes differ.
+        ValueError: if there is no term, or the shapes differ.
     """
 
     def __init__(self, terms: Sequence[Covariance]) -> None:
         if not terms or any(term.shape != terms[0].shape for term in terms):
             shapes = ", ".join(str(tuple(term.shape)) for term in terms) or "none"
-            raise ValueError(f"terms must be covariances of one shape (got {shapes}): give at least one, all alike")
+            raise ValueError(f"terms must be covariances of one shape (got {shapes}): give at least one")
         self.terms = list(terms)
 
     @property
@@ -105,7 +106,7 @@ class SumCovariance(Covariance):
         return SumCovariance(terms if white is not None else [*terms, _white(shift, terms[0].diagonal())])
 
     def bounded(self, high: float | Tensor | None) -> SumCovariance:
-        """As `Covariance.bounded`, where negative estimates become 0 in each term by itself."""
+        """As `Covariance.bounded`; negative estimates become 0 in each term separately."""
         positive = SumCovariance([term.bounded(None) for term in self.terms])
         return positive if high is None else positive.congruence(bounding_scale(positive.diagonal(), high))
 
@@ -146,7 +147,7 @@ def _white(variance: Tensor, like: Tensor) -> IsotropicCovariance:
 
 
 def mix(one: Covariance, other: Covariance, weight: float) -> Covariance:
-    """``one + weight (other - one)``: a sum within 0 and 1, where both terms stay positive, and dense beyond."""
+    """``one + weight (other - one)``: a sum for weights in [0, 1], where both terms stay positive, dense otherwise."""
     if isinstance(other, MatrixFreeCovariance):
         return other.lerp(one, 1 - weight)
     if not 0 <= weight <= 1:
@@ -162,7 +163,7 @@ def mix(one: Covariance, other: Covariance, weight: float) -> Covariance:
 
 
 def merged(terms: Sequence[Covariance]) -> list[Covariance]:
-    """The same sum in as few terms as have closed forms: diagonals, factors and spectra of one basis are added."""
+    """Merge terms that have a joint closed form: diagonals, factors, and spectra in the same basis are added."""
     diagonals = [term for term in terms if term.is_diagonal]
     factors = [term for term in terms if isinstance(term, LowRankCovariance)]
     rest = [term for term in terms if not term.is_diagonal and not isinstance(term, LowRankCovariance)]
@@ -197,7 +198,7 @@ def _same_basis(one: Covariance, other: Covariance) -> bool:
 
 
 def whole(terms: Sequence[Covariance]) -> Covariance:
-    """One covariance of the sum, for solutions and determinants."""
+    """A single covariance equal to the sum, for solutions and determinants."""
     plain = [
         term.inner if isinstance(term, CongruentCovariance) and bool((term.scale == 1).all()) else term
         for term in terms

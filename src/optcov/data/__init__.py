@@ -1,4 +1,4 @@
-"""Data sources: what a model learns, and what its samples are compared with."""
+"""Data sources, from which models learn and with which their samples are compared."""
 
 from optcov.data.arrays import ArrayData
 from optcov.data.base import DataSource
@@ -8,7 +8,9 @@ from optcov.data.digits import DigitsData
 from optcov.data.gaussian_mixture import GaussianMixtureData
 from optcov.data.huggingface import HuggingFaceData
 from optcov.data.image_folder import ImageFolderData
+from optcov.data.latents import LatentData
 from optcov.data.prepare import prepare
+from optcov.data.tensors import TensorData
 
 __all__ = [
     "ArrayData",
@@ -19,5 +21,7 @@ __all__ = [
     "GaussianMixtureData",
     "HuggingFaceData",
     "ImageFolderData",
+    "LatentData",
+    "TensorData",
     "prepare",
 ]

@@ -1,6 +1,6 @@
-"""Arrays in files, row by row: ``.npy``, a member of an ``.npz``, and IDX (the format of MNIST), plain or as ``.gz``.
+"""Reads arrays in files row by row: ``.npy``, a member of an ``.npz``, or IDX (the format of MNIST), plain or ``.gz``.
 
-A row is in memory at a time, so that a file may be larger than memory.
+Only one row is in memory at a time, so a file may be larger than memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images in arrays: ``.npy`` and ``.npz`` of NumPy, and MNIST's IDX files."""
+"""Images stored as arrays: NumPy's ``.npy`` and ``.npz``, and MNIST's IDX files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HOW = "give a .npy, .npz or IDX file of images (also .gz), or a folder of files 
 
 @dataclass(eq=False)
 class ArrayData(ImageData):
-    """Images of one size, as they are.
+    """Images of one size, used without cropping or resizing.
 
     Args:
         root: a file, or a folder of files that are named by their split, such as MNIST's four.
@@ -47,7 +47,7 @@ class ArrayData(ImageData):
         val_size, test_size: images held out for validation and testing, a fixed random choice.
         cache_dir, limit, skip_corrupt, batch_size, seed, random_flip: as in `ImageData`.
     Raises:
-        ValueError: if a setting has no meaning.
+        ValueError: if a setting is not valid.
     """
 
     name = "arrays"

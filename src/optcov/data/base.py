@@ -1,4 +1,9 @@
-"""The seam between data and everything else: a split is one tensor in memory, mapped to [-1, 1] where it is used."""
+"""The interface of data sources: a split is one tensor in memory, which is mapped to its range when it is used.
+
+Images are modelled on [-1, 1], with 256 grey levels, and their samples end as grey levels again.  Other data say in
+which range they are modelled (`DataSource.data_range`), what their samples end as (`DataSource.finish`), and how these
+are scored and pictured, which is always by 256 levels (`DataSource.levels`).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ import torch
 from torch import Tensor
 
 from optcov.data.pixels import from_uint8, to_uint8
+from optcov.data_range import DataRange
 
 Split = Literal["train", "val", "test"]
 
@@ -19,12 +25,13 @@ Split = Literal["train", "val", "test"]
 class DataSource(ABC):
     """A data set that fits in memory.
 
-    A subclass implements `load`. Images are uint8 ``[n, C, H, W]``; vectors are float ``[n, D]`` on [-1, 1].
+    A subclass implements `load`. Images are uint8 ``[n, C, H, W]``; vectors are float ``[n, D]`` on [-1, 1]; data of
+    another range override more.
 
     Args:
         batch_size: samples per process and training step.
-        seed: of the order of the training samples, of their flips, and of `calibration`.
-        random_flip: mirror half of the training images, chosen anew in each step.
+        seed: seed of the order of the training samples, of their flips, and of `calibration`.
+        random_flip: mirror half of the training images, chosen again in each step.
     Raises:
         ValueError: if ``batch_size`` is below 1.
     """
@@ -35,7 +42,7 @@ class DataSource(ABC):
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise ValueError(f"data.batch_size must be at least 1 (got {self.batch_size})")
+            raise ValueError(f"data.batch_size must be at least 1 (got {self.batch_size}): give 64")
 
     @abstractmethod
     def load(self, split: Split) -> Tensor:
@@ -63,7 +70,7 @@ class DataSource(ABC):
         return int(self.labels("train").max()) + 1
 
     def identity(self) -> dict[str, Any]:
-        """What determines the training data beyond the config, as JSON: empty unless they come from files."""
+        """What determines the training data in addition to the config, as JSON; empty unless they come from files."""
         return {}
 
     @cached_property
@@ -76,16 +83,47 @@ class DataSource(ABC):
         """Shape of one sample."""
         return tuple(self.train.shape[1:])
 
+    @property
+    def data_range(self) -> DataRange:
+        """Where `normalize` puts the data."""
+        return DataRange()
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample as `finish` leaves it."""
+        return self.data_shape
+
+    @property
+    def sample_dtype(self) -> torch.dtype:
+        """Type of samples as `finish` leaves them: uint8, or float32 where they are more than pictures."""
+        return torch.uint8
+
     def reference(self) -> Tensor:
-        """The training split as grey levels, with which samples are compared; uint8 ``[n, *data_shape]``."""
-        return self.train if self.train.dtype == torch.uint8 else to_uint8(self.train)
+        """The training split as grey levels, for comparison with samples; uint8 ``[n, *sample_shape]``."""
+        return self.levels(self.train)
 
     def normalize(self, batch: Tensor) -> Tensor:
-        """A batch of `load`, on any device, as float32 on [-1, 1]."""
+        """Convert a batch of `load`, on any device, to float32 in `data_range`."""
         return from_uint8(batch) if batch.dtype == torch.uint8 else batch.to(torch.float32)
 
+    def finish(self, x_0: Tensor) -> Tensor:
+        """What is kept of samples: grey levels, unless they are more than pictures.
+
+        Args:
+            x_0: samples in `data_range`, nominally, ``[B, *data_shape]``, on any device.
+        Returns:
+            ``[B, *sample_shape]`` of `sample_dtype`, on the same device.
+        Raises:
+            ValueError: if any is not finite.
+        """
+        return to_uint8(x_0)
+
+    def levels(self, samples: Tensor) -> Tensor:
+        """Samples as `finish` leaves them, or data as `load` gives them, as they are scored and pictured; uint8."""
+        return samples if samples.dtype == torch.uint8 else to_uint8(samples)
+
     def calibration(self, count: int) -> Tensor:
-        """``count`` training samples drawn with the seed, float32 on [-1, 1]; all of them if there are fewer."""
+        """``count`` training samples drawn with the seed, float32 in `data_range`; all of them if there are fewer."""
         return self.normalize(self.train[self._calibration_order(count)])
 
     def calibration_labels(self, count: int) -> Tensor:

@@ -12,7 +12,7 @@ from optcov.seeds import Stream, derive_seed
 
 
 class FlippedBatch(NamedTuple):
-    """Images and a mask of those to mirror, so that the device that uses them does the mirroring.
+    """Images and a mask of those to mirror, so that the device that uses them can mirror them.
 
     Attributes:
         images: ``[B, C, H, W]``.
@@ -44,13 +44,13 @@ class RandomBatches:
     """A stream of shuffled batches in which a batch may span two epochs; its content depends only on its position.
 
     Args:
-        data: ``[n, ...]``, on any device, where the batches are then made.
+        data: ``[n, ...]``, on any device; batches are made on the same device.
         batch_size: samples per batch of this process.
         num_batches: length of the stream.
-        seed: of the order.
-        rank, world_size: this process, and how many share the data; each takes its own part of every epoch.
-        random_flip: yield `FlippedBatch` with half of the images marked, by (seed, rank, position) alone.
-        labels: of the data, int64 ``[n]``; if given, yield `LabelledBatch`.
+        seed: seed of the order.
+        rank, world_size: rank of this process and number of processes; each takes its own part of every epoch.
+        random_flip: yield `FlippedBatch` with half of the images marked, depending only on (seed, rank, position).
+        labels: class of each sample, int64 ``[n]``; if given, yield `LabelledBatch`.
     Raises:
         ValueError: if ``data`` is empty.
     """
@@ -72,7 +72,7 @@ class RandomBatches:
         self.seed, self.rank, self.world_size, self.random_flip = seed, rank, world_size, random_flip
         self.labels = labels
         self.position = 0
-        self._orders: dict[int, Tensor] = {}  # of the last two epochs
+        self._orders: dict[int, Tensor] = {}  # orders of the last two epochs
 
     def __len__(self) -> int:
         return self.num_batches

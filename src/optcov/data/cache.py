@@ -1,8 +1,8 @@
-"""Decoded images on disk: one memory-mapped uint8 array, with a manifest of its origin.
+"""Decoded images, or their latents, on disk: one memory-mapped array, with a manifest of its origin.
 
-An entry is a folder ``NAME-KEY`` that holds ``images.npy`` (uint8 ``[n, C, H, W]``), ``labels.npy`` (int64 ``[n]``, for
-data with classes) and ``manifest.json``, which holds their checksums: an entry is verified when a process opens it for
-the first time.  It is written under a temporary name and renamed when complete, under a lock:
+An entry is a folder ``NAME-KEY`` that holds ``images.npy`` (uint8 or float32 ``[n, C, H, W]``), ``labels.npy`` (int64
+``[n]``, for data with classes) and ``manifest.json``, which holds their checksums: an entry is verified when a process
+opens it for the first time.  It is written under a temporary name and renamed when complete, under a lock:
 an entry is always complete, and is decoded once however many processes ask for it.
 """
 
@@ -39,7 +39,7 @@ class StoredImages:
     """An opened entry.
 
     Attributes:
-        images: uint8 ``[n, C, H, W]``, mapped from the file; writing to it changes this process's copy only.
+        images: uint8 or float32 ``[n, C, H, W]``, mapped from the file; writing to it changes this process's copy only.
         labels: int64 ``[n]``, or None.
         manifest: origin, identity, count, shape, SHA-256 of the pixels and of the labels (null without), the names of
             classes (null without), skipped images.
@@ -86,6 +86,7 @@ class PixelCache:
         records: Callable[[], Records],
         shape: tuple[int, int, int],
         skip_corrupt: bool = False,
+        dtype: type[np.uint8 | np.float32] = np.uint8,
     ) -> StoredImages:
         """Open an entry; decode it first if it is missing or damaged.
 
@@ -96,12 +97,13 @@ class PixelCache:
             records: opens the images; called only to fill the entry.
             shape: ``(C, H, W)`` of each image.
             skip_corrupt: leave out images that cannot be decoded, with a warning that names them.
+            dtype: of each image.
         Raises:
             CorruptImageError: for the first image that cannot be decoded, unless they are skipped.
             ValueError: if there are no images, or the entry cannot be written.
         """
         entry = self.entry(name, identity)
-        stored = _open(entry)
+        stored = _open(entry, dtype)
         if stored is not None:
             return stored
         with self._writing():
@@ -110,13 +112,13 @@ class PixelCache:
         with self._writing():
             lock.acquire()
         try:
-            stored = _open(entry, report=True)  # another process may have been first
+            stored = _open(entry, dtype, report=True)  # another process may have been first
             if stored is not None:
                 return stored
             partial = self.folder / f".{entry.name}.partial"
             _remove(partial)  # left by a process that was killed
             try:
-                self._fill(partial, name, identity, origin, records(), shape, skip_corrupt)
+                self._fill(partial, name, identity, origin, records(), shape, skip_corrupt, np.dtype(dtype))
                 with self._writing():
                     _remove(entry)  # damaged: _open would have returned it otherwise
                     partial.rename(entry)
@@ -124,7 +126,7 @@ class PixelCache:
                 shutil.rmtree(partial, ignore_errors=True)
         finally:
             lock.release()
-        stored = _open(entry)
+        stored = _open(entry, dtype)
         if stored is None:
             raise ValueError(f"data.cache_dir = {self.folder} lost {entry.name} just after it was written: run again")
         return stored
@@ -138,23 +140,24 @@ class PixelCache:
         records: Records,
         shape: tuple[int, int, int],
         skip_corrupt: bool,
+        dtype: np.dtype[Any],
     ) -> None:
         if len(records) == 0:
             raise ValueError(f"data.root = {origin} has no images for {name}: give another folder or split")
-        self._refuse_without_space(len(records) * int(np.prod(shape)))
+        self._refuse_without_space(len(records) * int(np.prod(shape)) * dtype.itemsize)
         log.info("%s: decoding %d images of %s into %s (once)", name, len(records), origin, self.folder)
         digest, kept, skipped = hashlib.sha256(), [], []
         with self._writing():
             partial.mkdir()
         with self._opened(partial / "images.npy") as file, tqdm(total=len(records), desc=name, disable=None) as bar:
             with self._writing():
-                _write_header(file, (len(records), *shape))
+                _write_header(file, (len(records), *shape), dtype)
             for first in range(0, len(records), CHUNK):
                 chunk = range(first, min(first + CHUNK, len(records)))
                 good = []
                 for index in chunk:
                     try:
-                        good.append(np.ascontiguousarray(records.image(index)).tobytes())
+                        good.append(np.ascontiguousarray(records.image(index), dtype).tobytes())
                     except CorruptImageError as error:
                         if not skip_corrupt:
                             raise CorruptImageError(
@@ -173,7 +176,7 @@ class PixelCache:
                 raise ValueError(f"data.root = {origin} has no image that can be decoded: {skipped[0]}")
             with self._writing():
                 file.seek(0)
-                _write_header(file, (len(kept), *shape))
+                _write_header(file, (len(kept), *shape), dtype)
         labels = None if records.labels is None else records.labels[kept]
         if labels is not None:
             with self._opened(partial / "labels.npy") as file, self._writing():
@@ -225,14 +228,14 @@ class PixelCache:
             )
 
 
-def _open(entry: Path, report: bool = False) -> StoredImages | None:
+def _open(entry: Path, dtype: type[np.generic], report: bool = False) -> StoredImages | None:
     """The entry, in milliseconds but for its checksums; None if it is missing or damaged, which may be reported."""
     if not entry.exists():
         return None
     try:
         manifest = json.loads((entry / "manifest.json").read_text())
         images = np.load(entry / "images.npy", mmap_mode="c")
-        if images.dtype != np.uint8 or list(images.shape) != [manifest["count"], *manifest["shape"]]:
+        if images.dtype != dtype or list(images.shape) != [manifest["count"], *manifest["shape"]]:
             raise ValueError("its images are others than its manifest says")
         labels = None
         if manifest["labels_sha256"] is not None:
@@ -273,6 +276,6 @@ def _state(path: Path) -> tuple[str, int, int, int] | None:
     return str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+def _write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     # numpy pads the header so that its length does not depend on the number of images
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})

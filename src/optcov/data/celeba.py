@@ -1,7 +1,7 @@
 """CelebA (Liu et al. 2015), aligned and cropped as published for diffusion models.
 
-Of the 178 x 218 image, the 128 x 128 square centred at x = 89, y = 121, resized to 64 with an antialiased bilinear
-filter: DDIM (arXiv:2010.02502) and Analytic-DPM (arXiv:2201.06503).
+The 128 x 128 square centred at x = 89, y = 121 is cut out of the 178 x 218 image and resized to 64 x 64 with an
+antialiased bilinear filter, as in DDIM (arXiv:2010.02502) and Analytic-DPM (arXiv:2201.06503).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from optcov.data.files import Files, file_fingerprint, files_in, is_image
 from optcov.data.images import ImageData
 from optcov.data.records import CorruptImageError, Pixels, Records
 
-WIDTH, HEIGHT = 178, 218  # of an official image
+WIDTH, HEIGHT = 178, 218  # pixels of an official image
 CENTRE_X, CENTRE_Y, SIDE = 89, 121, 128
 SPLITS: tuple[Split, ...] = ("train", "val", "test")  # 0, 1, 2 in list_eval_partition.txt
-FIRST_VAL, FIRST_TEST, LAST = 162_771, 182_638, 202_599  # the same partition, by the numbers in the names
+FIRST_VAL, FIRST_TEST, LAST = 162_771, 182_638, 202_599  # the same partition by image number
 PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")
 HOW = (
     "get img_align_celeba.zip and list_eval_partition.txt from mmlab.ie.cuhk.edu.hk/projects/CelebA.html "

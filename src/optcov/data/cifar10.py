@@ -26,10 +26,11 @@ class CIFAR10Data(ImageData):
 
     Args:
         root: folder or archive, in any layout of `optcov.data.cifar10_layouts`.
-        download: get the official archive into ``root`` if no layout is found there.
+        download: download the official archive into ``root`` if no layout is found there.
         mirrors: addresses of the official archive, tried in turn.
-        checksums: MD5 of the official archives by name; an archive that is not listed is not checked.
-        val_size: images held out for validation, the last of the training files (which are in random order).
+        checksums: MD5 of the official archives by name; archives that are not listed are not checked.
+        val_size: number of images held out for validation, from the end of the training files (which are in random
+            order).
         cache_dir, limit, skip_corrupt, batch_size, seed, random_flip: as in `ImageData`.
     Raises:
         ValueError: if ``val_size`` is negative, or ``limit`` below 1.
@@ -49,11 +50,11 @@ class CIFAR10Data(ImageData):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.val_size < 0:
-            raise ValueError(f"data.val_size must not be negative (got {self.val_size})")
+            raise ValueError(f"data.val_size must not be negative (got {self.val_size}): give 0 for none")
 
     @cached_property
     def layout(self) -> Layout:
-        """The layout that was found, after a download where one is asked for."""
+        """The layout that was found, after a download if requested."""
         layout = find_layout(self.path)
         if layout is None and self.download:
             archive = self.path / PythonLayout.archive

@@ -1,6 +1,6 @@
-"""A file from the first of several mirrors that delivers it complete, by pooch: retried, and checked before it is used.
+"""Downloads a file with pooch from the first of several mirrors that delivers it complete, and checks it before use.
 
-A download that breaks off starts again from its first byte.
+An interrupted download starts again from its first byte.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from filelock import FileLock
 
 log = logging.getLogger(__name__)
 
-RETRIES = 2  # of each mirror
+RETRIES = 2  # per mirror
 TIMEOUT = 30.0  # seconds without a byte
 
 
 def download(mirrors: Sequence[str], target: Path, md5: str | None) -> None:
-    """Get a file unless it is there; of several processes that ask at once, one downloads and the others wait.
+    """Download a file unless it exists; if several processes ask at once, one downloads and the others wait.
 
     Args:
         mirrors: addresses of the same file, tried in turn.
-        target: where it goes; its folder is created.
-        md5: of the file; None to trust the length that the server states.
+        target: the path to write; its folder is created.
+        md5: MD5 of the file; None to trust the length that the server states.
     Raises:
-        ValueError: naming each mirror and why it failed, or the folder that cannot be written.
+        ValueError: if every mirror fails, with the reason for each, or if the folder cannot be written.
     """
     if not mirrors:
         raise ValueError("data.mirrors must not be empty: give addresses to download from, or set data.download=false")

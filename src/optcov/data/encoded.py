@@ -1,4 +1,4 @@
-"""Image files of any size and mode: their central part, resized, in grey or colour."""
+"""Image files of any size and mode; their central part is resized, in grey or colour."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ from optcov.data.records import CorruptImageError, Pixels, Records, Selection
 class EncodedImages(ImageData):
     """The central part of each image, resized.
 
-    A subclass says which images there are (`pictures`), and which split each belongs to where they come with splits
-    (`splits`).
+    A subclass provides the images (`pictures`) and, for data that come with splits, the split of each (`splits`).
 
     Args:
-        root: where they are.
+        root: the place of the images.
         image_size: side of the result in pixels, or its height and width.
         crop: side of the central square in pixels of the source, or height and width; None for the largest part of the
             shape of ``image_size``.
@@ -36,7 +35,7 @@ class EncodedImages(ImageData):
         val_size, test_size: images held out for validation and testing, a fixed random choice.
         cache_dir, limit, skip_corrupt, batch_size, seed, random_flip: as in `ImageData`.
     Raises:
-        ValueError: if ``image_size``, ``crop`` or ``limit`` is below 1, or ``value_range`` or ``background`` is none.
+        ValueError: if ``image_size``, ``crop`` or ``limit`` is below 1, or ``value_range`` or ``background`` invalid.
     """
 
     _: KW_ONLY
@@ -91,11 +90,11 @@ class EncodedImages(ImageData):
         return Selection(every, [i for i, theirs in enumerate(pictures.splits) if theirs == split])
 
     def prepare_image(self, encoded: bytes, name: str) -> Pixels:
-        """An image file as uint8 ``[C, H, W]``.
+        """Decode an image file to uint8 ``[C, H, W]``.
 
         Args:
-            encoded: its content.
-            name: of it, for messages.
+            encoded: the content of the file.
+            name: name of the image in messages.
         Raises:
             CorruptImageError: if it cannot be decoded, or is smaller than ``crop``.
             ValueError: if its values have no known range.
@@ -106,12 +105,12 @@ class EncodedImages(ImageData):
 
 
 class Pictures(ABC):
-    """Image files, and what is known of them.
+    """Image files with their classes and splits.
 
     Attributes:
-        labels: the class of each, int64 ``[n]``; None without classes.
-        classes: what these are called; None without names.
-        splits: the split of each; empty where they come without splits.
+        labels: class of each image, int64 ``[n]``; None if there are no classes.
+        classes: names of the classes; None if they have no names.
+        splits: split of each image; empty if the data come without splits.
     """
 
     labels: NDArray[np.int64] | None = None
@@ -123,7 +122,7 @@ class Pictures(ABC):
 
     @abstractmethod
     def read(self, index: int) -> tuple[bytes, str]:
-        """The content of a file, and its name for messages.
+        """Read the content of a file, and its name for messages.
 
         Raises:
             CorruptImageError: if it cannot be read.
@@ -131,7 +130,7 @@ class Pictures(ABC):
 
 
 class Prepared(Records):
-    """Image files as the settings of a source make them."""
+    """Image files, decoded according to the settings of a source."""
 
     def __init__(self, pictures: Pictures, source: EncodedImages) -> None:
         self.pictures, self.source = pictures, source

@@ -1,4 +1,4 @@
-"""A data set of Hugging Face's on disk: what ``save_to_disk`` writes, or the parquet files of the hub."""
+"""Hugging Face data sets on disk, as written by ``save_to_disk`` or as parquet files from the hub."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class HuggingFaceData(EncodedImages):
     """The central part of each image of a data set, resized; the package ``datasets`` is not needed.
 
     Args:
-        root: the folder of ``save_to_disk``, of all splits or of one, or a folder of parquet files named by their
-            split, also in its ``data/`` or another folder of its own.
+        root: the folder from ``save_to_disk``, with all splits or one, or a folder of parquet files named by their
+            split, which may also be in ``data/`` or another subfolder.
         image: the column of the images; None for the only one.
         label: the column of the classes; None for ``label`` or ``labels`` if there is one.
         image_size, crop, resample, channels, value_range, background, val_size, test_size: as in `EncodedImages`.

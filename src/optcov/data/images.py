@@ -1,4 +1,4 @@
-"""Images from files: a split is found, decoded into the cache once, and mapped into memory from there."""
+"""Images from files: a split is located, decoded into the cache once, and then memory-mapped from there."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class ImageData(DataSource):
         skip_corrupt: leave out images that cannot be decoded.
         batch_size, seed, random_flip: as in `DataSource`.
     Attributes:
-        name: of the data set, in the names of its cache entries.
-        path: ``root`` with the home directory filled in.
+        name: name of the data set, used in the names of its cache entries.
+        path: ``root`` with the home directory expanded.
     Raises:
         ValueError: if ``limit`` is below 1.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +31,8 @@ class Records(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def image(self, index: int) -> Pixels:
-        """One image, uint8 ``[C, H, W]``.
+    def image(self, index: int) -> NDArray[Any]:
+        """One image, uint8 ``[C, H, W]``, or its latent, float32.
 
         Raises:
             CorruptImageError: if it cannot be decoded.
@@ -73,7 +74,7 @@ class Selection(Records):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def image(self, index: int) -> Pixels:
+    def image(self, index: int) -> NDArray[Any]:
         return self.records.image(self.indices[index])
 
 

@@ -1,6 +1,6 @@
-"""Tables of encoded images, as Hugging Face keeps them: parquet shards, and the arrow files of ``save_to_disk``.
+"""Tables of encoded images as Hugging Face stores them: parquet shards, and the arrow files of ``save_to_disk``.
 
-An image is a column of ``struct<bytes, path>`` or of bytes.  One part of a table is in memory at a time.
+Images are in a column of ``struct<bytes, path>`` or of bytes.  Only one part of a table is in memory at a time.
 """
 
 from __future__ import annotations

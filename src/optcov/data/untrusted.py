@@ -1,7 +1,7 @@
-"""Files that may come from a stranger: what they declare is checked here before memory is taken for it.
+"""Opens files that may come from a stranger, checking what they declare before allocating memory for it.
 
-Images are opened in a short list of formats (Pillow would hand PostScript of any name to Ghostscript).  A member of an
-archive, an image and an array are refused by their declared size, and no more than that is ever decompressed.
+Images are opened only in a short list of formats (Pillow would pass PostScript under any name to Ghostscript).  Archive
+members, images and arrays are refused if their declared size is too large, and no more than that is ever decompressed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from PIL import Image, ImageFile
 from optcov.data.records import CorruptImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-MAX_PIXELS = 89_478_485  # of an image: 256 MiB in colour, where Pillow begins to warn
-MAX_BYTES = 2**29  # of an encoded image; one of MAX_PIXELS in 16-bit colour just fits
-MAX_ARRAY = 2**31  # bytes of an array that is read into memory whole
-CHUNK = 2**24  # bytes that are read at once
-MAX_HEADER = 2**14  # bytes of the text that describes an array
+MAX_PIXELS = 89_478_485  # largest image: 256 MiB in colour, where Pillow begins to warn
+MAX_BYTES = 2**29  # largest encoded image; one with MAX_PIXELS in 16-bit colour just fits
+MAX_ARRAY = 2**31  # bytes of the largest array that is read into memory as a whole
+CHUNK = 2**24  # bytes read at once
+MAX_HEADER = 2**14  # bytes of the longest text that describes an array
 
 _PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of the others, zipfile does not bound what comes out
 # what Pillow raises for bytes that are not an image, are cut short, or unpack to more than its limit
@@ -39,7 +39,7 @@ _DAMAGE = (
 
 
 class TooLargeError(ValueError):
-    """A file declares more than is read of its kind; the message is the end of a sentence."""
+    """A file declares a size above the limit for its kind; the message is the end of a sentence."""
 
 
 def open_image(encoded: bytes, name: str) -> ImageFile.ImageFile:

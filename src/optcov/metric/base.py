@@ -136,13 +136,21 @@ class ModelMetric(ABC):
         self.split, self.num_images = split, num_images
 
     def images(self, data: DataSource) -> Tensor:
-        """The images to score, uint8 ``[n, *data_shape]``; vectors are also rounded to 256 levels.
+        """The images to score, uint8 ``[n, *data_shape]``, or float on [-1, 1] where they have other than 256 levels.
 
         Raises:
-            ValueError: if the data have no such split, or it is too small.
+            ValueError: if the data have no such split, it is too small, or they have no grey levels.
         """
+        num_levels = data.data_range.num_levels
+        if num_levels is None:
+            raise ValueError(
+                "bits/dim need data with grey levels (got continuous ones, such as latents): leave this metric out, or "
+                "set data.num_levels of data=tensors"
+            )
         raw = data.train if self.split == "train" else data.load(self.split)
-        return self.choose(to_uint8(raw) if raw.is_floating_point() else raw)
+        if num_levels != 256 or not (raw.dtype == torch.uint8 or raw.is_floating_point()):
+            return self.choose(data.normalize(raw))
+        return self.choose(to_uint8(data.normalize(raw)) if raw.is_floating_point() else raw)
 
     def labels(self, data: DataSource) -> Tensor:
         """The classes of `images`, int64 ``[n]``.
@@ -185,7 +193,7 @@ class ModelMetric(ABC):
         Args:
             denoiser, strategy: in eval mode, on the same device.
             times: ascending float64 ``[K]`` in (0, 1], from a trajectory.
-            levels: uint8 images ``[n, *data_shape]``, on any device.
+            levels: images ``[n, *data_shape]``, uint8 or float on [-1, 1], on any device.
             seed: seed of the noise, which depends only on it and on an image's position in ``levels``.
             batch_size: images per network call.
             labels: class of each image, int64 ``[n]``; only for class-conditional denoisers, which are then scored

@@ -81,7 +81,7 @@ class BitsPerDim(ModelMetric):
         batch_size: int = 256,
         labels: Tensor | None = None,
     ) -> Score:
-        x_0 = denoiser.data_range.from_unit(from_uint8(levels))
+        x_0 = denoiser.data_range.from_unit(from_uint8(levels) if levels.dtype == torch.uint8 else levels)
         return self.score(denoiser, strategy, times, x_0, seed, batch_size, labels)
 
     @torch.no_grad()

@@ -47,6 +47,7 @@ class ComplexHead(SimpleHead):
     def __init__(self, feature_channels: int, data_shape: tuple[int, ...], hidden_channels: Size | None = None) -> None:
         hidden = hidden_channels or feature_channels
         super().__init__(hidden, data_shape)
+        self.hidden_channels = hidden_channels
         width = 4 * max(hidden // 4, 8)
         self.time = TimeMLP(SinusoidalEmbedding(width), width, width)
         self.block = ResidualBlock(feature_channels, hidden, width, len(data_shape) - 1)
@@ -67,6 +68,7 @@ class InputHead(nn.Module):
 
     def __init__(self, feature_channels: int, data_shape: tuple[int, ...], hidden_channels: Size = 32) -> None:
         super().__init__()
+        self.hidden_channels = hidden_channels
         self.input = layer(feature_channels, hidden_channels, len(data_shape) - 1)
         self.head = ComplexHead(hidden_channels, data_shape)
 

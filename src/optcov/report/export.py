@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -15,16 +16,22 @@ from optcov.report.picture import picture
 
 
 def write_npz(
-    chunks: Iterable[Tensor], count: int, shape: tuple[int, ...], path: Path, labels: Tensor | None = None
+    chunks: Iterable[Tensor],
+    count: int,
+    shape: tuple[int, ...],
+    path: Path,
+    labels: Tensor | None = None,
+    dtype: torch.dtype = torch.uint8,
 ) -> None:
     """Write samples as one compressed array ``arr_0``, channels last, and their labels as ``arr_1``.
 
     Args:
-        chunks: uint8 ``[b, *shape]``, in order.
+        chunks: uint8 or float32 ``[b, *shape]``, in order.
         count: total number of samples.
         shape: shape of one sample.
         path: the file to write.
         labels: class of each sample, int64 ``[count]``; None for no ``arr_1``.
+        dtype: type of the samples.
     """
     shape = (*shape[1:], shape[0]) if len(shape) == 3 else shape
     with (
@@ -32,7 +39,8 @@ def write_npz(
         zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive,
     ):
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+            descr = {torch.uint8: "|u1", torch.float32: "<f4"}[dtype]
+            header = {"descr": descr, "fortran_order": False, "shape": (count, *shape)}
             np.lib.format.write_array_header_1_0(file, header)
             for chunk in chunks:
                 file.write((chunk.movedim(1, -1) if chunk.ndim == 4 else chunk).contiguous().numpy().data)

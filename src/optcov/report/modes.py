@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from optcov.data.pixels import to_uint8
+from optcov.data import DataSource
 from optcov.files import write_atomically
 from optcov.parts import Parts
 from optcov.ranges import Count, PositiveCount
@@ -21,13 +21,15 @@ from optcov.sampler import NoiseStream, invert, slerp
 log = logging.getLogger(__name__)
 
 
-def to_picture(images: Tensor) -> Image.Image:
+def to_picture(images: Tensor, data: DataSource) -> Image.Image:
     """Make one picture of a table of images, with small images enlarged and a line to the right of and below each.
 
     Args:
-        images: ``[rows, columns, C, H, W]`` on [-1, 1] with 1 or 3 channels.
+        images: ``[rows, columns, *data_shape]`` on [-1, 1], or wherever else the data are modelled.
+        data: finishes them.
     """
-    return tile(to_uint8(images))
+    levels = data.levels(data.finish(images.flatten(0, 1)))
+    return tile(levels.reshape(*images.shape[:2], *levels.shape[1:]))
 
 
 class Mode(ABC):
@@ -58,7 +60,8 @@ class Mode(ABC):
         Raises:
             ValueError: if the samples are not images.
         """
-        shape = parts.denoiser.data_shape
+        modelled = parts.denoiser.data_shape
+        shape = parts.data.sample_shape if len(modelled) == 3 else modelled
         if len(shape) != 3 or shape[0] not in (1, 3):
             raise ValueError(f"data must be images of 1 or 3 channels for a mode (got shape {shape}): leave mode out")
         for module in parts.modules:
@@ -96,7 +99,7 @@ class Interpolation(Mode):
 
     def picture(self, parts: Parts, folder: Path, seed: int, device: torch.device) -> None:
         images = self.path(parts, self.ends(parts, seed, device), seed, device)
-        to_picture(images).save(folder / "interpolation.png")
+        to_picture(images, parts.data).save(folder / "interpolation.png")
         log.info("%d rows of %d images: %s", self.rows, self.frames, folder / "interpolation.png")
 
 
@@ -122,6 +125,8 @@ class ImageInterpolation(Interpolation):
                 "mode must not be interpolate_images for a run with classes (got one), as no class lies between two "
                 "images: give a run with conditional=false and guidance=none, or mode=interpolate"
             )
+        if not parts.data.data_range.is_bounded:
+            raise ValueError("mode = interpolate_images needs data of pixels (got latents): give mode=interpolate")
         images = parts.data.calibration(2 * self.rows).to(device)
         if len(images) < 2 * self.rows:
             raise ValueError(
@@ -130,7 +135,7 @@ class ImageInterpolation(Interpolation):
         encoded = invert(parts.denoiser, parts.denoiser.data_range.from_unit(images), parts.times, self.corrections)
         path = self.path(parts, (encoded[: self.rows], encoded[self.rows :]), seed, device)
         ends = torch.stack([images[: self.rows], images[self.rows :]], 1)
-        to_picture(torch.cat([ends[:, :1], path, ends[:, 1:]], 1)).save(folder / "interpolation.png")
+        to_picture(torch.cat([ends[:, :1], path, ends[:, 1:]], 1), parts.data).save(folder / "interpolation.png")
         error = float((path[:, [0, -1]] - ends).square().mean().sqrt()) * 127.5
         told = {"inversion_rmse_grey_levels": error, "images": 2 * self.rows, "corrections": self.corrections}
         write_atomically(folder / "interpolation.json", json.dumps(told, indent=2) + "\n")
@@ -158,8 +163,9 @@ class TrajectoryPicture(Mode):
         calls = torch.stack([*seen, torch.stack([state.x, state.x])])  # [updates + 1, 2, rows, *event]
         calls = parts.denoiser.data_range.to_unit(calls)
         shown = torch.linspace(0, len(calls) - 1, min(self.frames, len(calls))).round().long()
-        to_picture(calls[shown.to(device)].permute(2, 1, 0, 3, 4, 5).flatten(0, 1)).save(folder / "trajectory.png")
-        first, *others = [to_picture(call) for call in calls]
+        seen_at = calls[shown.to(device)].permute(2, 1, 0, 3, 4, 5).flatten(0, 1)
+        to_picture(seen_at, parts.data).save(folder / "trajectory.png")
+        first, *others = [to_picture(call, parts.data) for call in calls]
         duration = [max(40, 3000 // len(calls))] * len(others) + [1500]  # ms; the last frame stays longer
         first.save(folder / "trajectory.gif", save_all=True, append_images=others, duration=duration, loop=0)
         log.info("%d updates of %d samples: %s", len(seen), self.rows, folder / "trajectory.gif")

@@ -20,7 +20,8 @@ def picture(
     """Draw the first samples as a PNG: a grid of images, or vectors as points.
 
     Args:
-        images: uint8 ``[n, C, H, W]`` with 1 or 3 channels, or ``[n, D]`` with D at least 2.
+        images: uint8 ``[n, C, H, W]``, of which only the first channel is drawn unless there are 3, or ``[n, D]`` with
+            D at least 2.
         path: the PNG to write.
         count: number of images to draw.
         scale: enlargement factor; None to enlarge small images automatically.
@@ -29,6 +30,7 @@ def picture(
     if images.ndim == 2:
         _scatter(images, path, labels)
         return
+    images = images if images.shape[1] == 3 else images[:, :1]
     if labels is not None:
         tile(by_class(images, labels, count), scale).save(path)
         return

@@ -51,16 +51,23 @@ class FunctionSchedule(NoiseSchedule):
         super().__init__(num_steps)
         self._alpha, self._sigma = alpha, sigma
         grid = torch.cat([torch.zeros(1, dtype=torch.float64), self.grid()])
-        a, s = self.alpha(grid), self.sigma(grid)
+        a, s = (torch.as_tensor(each(grid), dtype=torch.float64) for each in (alpha, sigma))
         if a.shape != grid.shape or s.shape != grid.shape or not (a.isfinite() & s.isfinite()).all():
-            raise ValueError("schedule must be two functions of time that return finite numbers in the shape of t")
-        if abs(float(a[0]) - 1) > 1e-6 or float(s[0]) < 0 or float(s[0]) > 0.05 or bool((a < 0).any()):
+            raise ValueError(
+                "schedule must be two functions of time that return finite numbers in the shape of t (got shapes "
+                f"{list(a.shape)} and {list(s.shape)} for {list(grid.shape)}): give alpha(t) and sigma(t)"
+            )
+        if abs(float(a[0]) - 1) > 1e-6 or not 0 <= float(s[0]) <= 0.05:
             raise ValueError(
                 f"schedule must start from clean data, alpha(0) = 1 and sigma(0) = 0 (got {float(a[0]):.4g} and "
                 f"{float(s[0]):.4g}): give amplitudes, not variances, with t = 1 for noise"
             )
-        if bool((a.diff() > 1e-12).any()) or bool((s[1:].diff() <= 0).any()):
-            raise ValueError("schedule must have an alpha that never increases and a sigma that increases with time")
+        if bool((a < 0).any() or (a.diff() > 1e-12).any() or (s.diff() <= 0).any()):
+            raise ValueError(
+                "schedule must have an alpha that never increases or becomes negative and a sigma that increases with "
+                f"time (got alpha from {float(a.min()):.4g} to {float(a.max()):.4g} and sigma from "
+                f"{float(s.min()):.4g} to {float(s.max()):.4g}): give amplitudes on [0, 1], with t = 1 for noise"
+            )
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.as_tensor(self._alpha(t.to(torch.float64)), dtype=torch.float64)

@@ -200,6 +200,7 @@ class SamplingStage(LightningModule):
         labels: the class of each sample, int64 ``[n]``, up to the end of the last batch.
         description: the text in front of the progress bar, which counts the images of all processes; shown only on a
             terminal.
+        finish: what becomes of samples on [-1, 1], see `optcov.data.DataSource.finish`.
     """
 
     def __init__(
@@ -213,11 +214,12 @@ class SamplingStage(LightningModule):
         guidance: Guidance | None = None,
         labels: Tensor | None = None,
         description: str = "sampling",
+        finish: Callable[[Tensor], Tensor] = to_uint8,
     ) -> None:
         super().__init__()
         # autocast keeps its cast copies of weights between calls only for weights that require gradients
         self.denoiser, self.strategy = denoiser.requires_grad_(), strategy
-        self.sampler, self.times = sampler, times
+        self.sampler, self.times, self.finish = sampler, times, finish
         self.seed, self.store = seed, store
         self.guidance, self.labels, self.description = guidance, labels, description
         self.missing = [(batch.start, batch.stop) for batch in store.missing()]
@@ -259,5 +261,5 @@ class SamplingStage(LightningModule):
         )
         for state in self.bar.watch(states, len(indices)):
             x_0 = state.x
-        images = to_uint8(self.denoiser.data_range.to_unit(x_0)).cpu()
+        images = self.finish(self.denoiser.data_range.to_unit(x_0)).cpu()
         self.store.write(indices, images, began, time.time(), self.denoiser.cost.since(before))

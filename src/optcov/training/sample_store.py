@@ -36,12 +36,15 @@ class SampleStore:
         shape: shape of one sample.
         count: number of samples; files with later indices are ignored.
         batch_size: maximum number of samples per file.
+        dtype: type of the samples: uint8, or float32.
     Raises:
         ValueError: if ``count`` or ``batch_size`` is below 1.
     """
 
-    def __init__(self, folder: Path, shape: Sequence[int], count: int, batch_size: int) -> None:
-        self.folder, self.shape, self.count = folder, tuple(shape), count
+    def __init__(
+        self, folder: Path, shape: Sequence[int], count: int, batch_size: int, dtype: torch.dtype = torch.uint8
+    ) -> None:
+        self.folder, self.shape, self.count, self.dtype = folder, tuple(shape), count, dtype
         self.batches = batches(count, batch_size)
 
     def missing(self) -> list[range]:
@@ -63,7 +66,7 @@ class SampleStore:
 
         Args:
             indices: the indices of the samples, ``[B]``.
-            images: uint8 ``[B, *shape]``.
+            images: ``[B, *shape]``, of the store's type.
             began, ended: start and end in seconds, by a clock that all processes share.
             cost: network calls that the batch took.
         Raises:
@@ -78,7 +81,7 @@ class SampleStore:
         return self.count
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Yield chunks uint8 ``[b, *shape]`` of all samples, in order.
+        """Yield chunks ``[b, *shape]`` of all samples, in order.
 
         Raises:
             ValueError: if any samples are missing.
@@ -88,7 +91,7 @@ class SampleStore:
                 yield torch.from_numpy(part["images"][keep])
 
     def first(self, count: int) -> Tensor:
-        """The first ``count`` samples, uint8 ``[count, *shape]``, or all if there are fewer."""
+        """The first ``count`` samples, ``[count, *shape]``, or all if there are fewer."""
         chunks: list[Tensor] = []
         for chunk in self:
             chunks.append(chunk)
@@ -153,4 +156,5 @@ class SampleStore:
         except Exception:  # damaged files make the reader raise almost any exception
             return False
         shapes = (images.shape, interval.shape, cost.shape)
-        return images.dtype == np.uint8 and shapes == ((len(span), *self.shape), (2,), (len(COUNTS),))
+        expected = ((len(span), *self.shape), (2,), (len(COUNTS),))
+        return torch.from_numpy(images[:0]).dtype == self.dtype and shapes == expected

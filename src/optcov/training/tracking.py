@@ -15,7 +15,6 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from optcov.data.pixels import to_uint8
 from optcov.keys import Config
 from optcov.metric import Metric, Reference, update_all, with_count
 from optcov.parts import Parts
@@ -162,7 +161,7 @@ class Tracker(Callback):
             if not trainer.is_global_zero:
                 return
             try:
-                images = to_uint8(samples)
+                images = self.run.parts.data.levels(self.run.parts.data.finish(samples))
             except ValueError as error:  # a network that diverges may recover
                 log.warning("%s: step %d cannot be scored: %s", pl_module.name, self._step, error)
                 return

@@ -11,10 +11,10 @@ from optcov.trajectory.base import GridTrajectory
 
 
 class LeadingTrajectory(GridTrajectory):
-    """``1 + offset + i (N // K)``, i = 0..K-1: ends below N.
+    """``1 + offset + i (N // K)``, i = 0..K-1; ends below N.
 
     Args:
-        offset: what diffusers calls ``steps_offset``: 0 for its DDPM and DDIM schedulers, 1 in Stable Diffusion's.
+        offset: diffusers' ``steps_offset``: 0 for its DDPM and DDIM schedulers, 1 for Stable Diffusion.
     Raises:
         ValueError: if it is negative.
     """

@@ -1,4 +1,4 @@
-"""Times that are given."""
+"""User-defined times."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from optcov.trajectory.base import Trajectory
 
 
 class ListTrajectory(Trajectory):
-    """A list of times, or of steps n of N; exactly one of them.
+    """A list of times, or of steps n of N; give exactly one of the two.
 
     Args:
-        times: ascending in (0, 1].
-        nodes: ascending integers in 1..N; a scheduler of diffusers calls step n its timestep n - 1.
+        times: ascending times in (0, 1].
+        nodes: ascending integers in 1..N; diffusers' schedulers call step n timestep n - 1.
     Raises:
-        ValueError: if both are given, or they do not ascend in their range.
+        ValueError: if both are given, or they do not ascend within their range.
     """
 
     def __init__(self, times: Sequence[Share] | None = None, nodes: Sequence[PositiveCount] | None = None) -> None:
@@ -35,7 +35,7 @@ class ListTrajectory(Trajectory):
             raise ValueError(f"{self._name} must be {what} (got {list(given)}): give such as {example}")
 
     def _ascends(self) -> bool:
-        """Whether the list has an entry, ascends above 0, and stays within its range."""
+        """Whether the list is not empty, ascends from above 0, and stays within its range."""
         rises = (self._given.diff(prepend=self._given.new_zeros(1)) > 0).all()
         fits = self._given == self._given.round() if self._in_steps else self._given <= 1
         return len(self._given) > 0 and bool(rises & fits.all())

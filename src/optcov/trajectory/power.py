@@ -1,7 +1,7 @@
-"""Times even in a root of the time, dense near the data.
+"""Times that are evenly spaced in a root of the time, so that they are dense near the data.
 
-With p = 2 and an end at 0.8 it is DDIM's quadratic spacing up to the ends; EDM (arXiv:2206.00364), Eq. 5, spaces the
-noise level alike, for which see `KarrasTrajectory`.
+With p = 2 and t_max = 0.8 this is DDIM's quadratic spacing, except at the ends.  EDM (arXiv:2206.00364), Eq. 5, spaces
+the noise level in the same way; see `KarrasTrajectory`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from optcov.trajectory.base import GridTrajectory
 class PowerTrajectory(GridTrajectory):
     """``N t_max (i / K)^p``, i = 1..K; or, with a first time, ``t^(1/p)`` even from ``t_min`` to ``t_max``.
 
-    Rounded to the grid, and at least 1; times that repeat are dropped.
+    Times are rounded to the grid and are at least 1/N; repeated times are dropped.
 
     Args:
         power: p, at least 1: 1 is even, 2 quadratic, 3 cubic.
         t_max: the last time, in (0, 1].
-        t_min: the first time, positive and below ``t_max``; None to place it as the others.
+        t_min: the first time, positive and below ``t_max``; None to place it like the others.
     Raises:
         ValueError: if an argument is out of range.
     """

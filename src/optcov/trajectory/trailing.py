@@ -9,7 +9,7 @@ from optcov.trajectory.base import GridTrajectory
 
 
 class TrailingTrajectory(GridTrajectory):
-    """``round(N - i N / K)``, i = 0..K-1: starts at N, and leaves a whole stride to the last step."""
+    """``round(N - i N / K)``, i = 0..K-1; starts at N and leaves a whole stride for the last step."""
 
     def nodes(self, total: int, num_steps: int) -> Tensor:
         stride = (total - total / num_steps) - total  # rounded as NumPy's arange does, which decides exact halves

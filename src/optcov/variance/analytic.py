@@ -1,13 +1,13 @@
-"""Analytic-DPM: the best covariance that does not depend on x_t, from one Monte-Carlo pass.
+"""Analytic-DPM: the best covariance that does not depend on x_t, estimated in one Monte Carlo pass.
 
     analytic              C = r (1 - E||e||^2 / d)         Analytic-DPM (arXiv:2201.06503), Eq. 8 and 9
     analytic_diag         C = r (1 - E[e^2])               Extended-Analytic-DPM (arXiv:2206.07309), Sec. 3
     analytic_imperfect    C = r E||eps - e||^2 / d         the same, for a mean that is not exact
     ..._imperfect_diag    C = r E[(eps - e)^2]
 
-for a network that predicts eps, with ``r = c_out^2 = sigma_t^2 / alpha_t^2``; for another target f they are
+They are for a network that predicts eps, with ``r = c_out^2 = sigma_t^2 / alpha_t^2``; for another target f they become
 ``r E[f^2 - f_net^2]`` and ``r E[(f - f_net)^2]``.  Expectations are over data and noise, at each time n = 1..N or at
-some of them.  A network that knows classes is measured twice: with the labels of the data, and with the null label.
+some of them.  A class-conditional network is measured twice: with the labels of the data, and with the null label.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ log = logging.getLogger(__name__)
 
 
 class ControlledMean:
-    """Running mean of random values, made sharper by a control variate of known mean 0 (regression estimator).
+    """Running mean of random values, sharpened by a control variate of known mean 0 (regression estimator).
 
-    At large t, e is nearly eps, and ``1 - E[e^2]`` is a small difference that ``r`` enlarges a thousandfold: with
-    ``eps^2 - 1`` as control its error shrinks by orders of magnitude, for the same expectation.  Moments are float64
-    and merged batch by batch (Chan, Golub and LeVeque 1983), so that the answer does not depend on the batches.
+    At large t, e is nearly eps, and ``1 - E[e^2]`` is a small difference that ``r`` enlarges a thousandfold.  With
+    ``eps^2 - 1`` as the control variate its error shrinks by orders of magnitude, while the expectation is unchanged.
+    Moments are float64 and merged batch by batch (Chan, Golub and LeVeque 1983), so the result does not depend on how
+    the data are split into batches.
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,7 @@ class ControlledMean:
         self.count = total
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """The mean and its standard error, each ``[...]``, of at least 3 values."""
+        """The mean and its standard error, each ``[...]``; needs at least 3 values."""
         slope = self._vc / self._cc
         residual = (self._vv - slope * self._vc).clamp(min=0)
         return self._value - slope * self._control, (residual / (self.count - 2) / self.count).sqrt()
@@ -66,25 +67,25 @@ class Analytic(Calibrated):
     """``C = r Cov[f]``, with the variance of the network's target f (eps) measured once per time and kept as a buffer.
 
     Args:
-        denoiser: the mean network, for its shapes.
+        denoiser: the mean network, used only for its shapes.
         per_pixel: one variance for each pixel instead of one for all.
-        imperfect_mean: measure ``E[(eps - e)^2]``, which stays the optimal variance when the mean network is not exact,
-            instead of ``1 - E[e^2]``, which equals it for an exact one.
-        num_images: M, the images of the pass; each keeps one noise over all times, so that the curve is as smooth in t
-            as the network: what it misses of the truth, it misses alike at neighbouring times.
+        imperfect_mean: measure ``E[(eps - e)^2]``, which is the optimal variance even if the mean network is not exact,
+            instead of ``1 - E[e^2]``, which equals it only for an exact network.
+        num_images: M, the number of images of the pass.  Each keeps the same noise at all times, so the curve is as
+            smooth in t as the network: errors at neighbouring times are alike.
         num_times: measure at most this many times, evenly spaced in log SNR, and interpolate the others; None for all.
-            How near that comes to all of them depends on the network alone: the sines of the time that it is fed, of a
-            period of 6 steps and more, ripple its answers, which no curve through every twentieth time can follow.  The
-            ripple is a first-order error in ``1 - E[e^2]`` and a second-order one in ``E[(eps - e)^2]``.  A calibration
-            logs how well one half of the measured times predicts the other; docs/few_times.md has numbers.
-        batch_size: pairs of an image and a time in one network call; the noise does not depend on it.
+            The accuracy depends only on the network.  Its time embedding has sines with periods of 6 steps and more,
+            which make its predictions ripple, and no curve through every twentieth time can follow this.  The ripple is
+            a first-order error in ``1 - E[e^2]`` and a second-order one in ``E[(eps - e)^2]``.  Calibration logs how
+            well one half of the measured times predicts the other half; docs/few_times.md has numbers.
+        batch_size: (image, time) pairs per network call; the noise does not depend on it.
     Raises:
         ValueError: if an argument is out of range.
 
     Buffers (float64, index n = 0..N, [N + 1] or [N + 1, *event]):
         eps_variance: the estimate of Cov[f | x_t], averaged over x_t; 1 - Gamma_n in Analytic-DPM's notation.
-        eps_variance_se: its standard error; between measured times interpolated, without the interpolation's own error.
-        null_eps_variance, null_eps_variance_se: the same of the null label, for a network that knows classes alone.
+        eps_variance_se: its standard error, interpolated between measured times without the error of interpolation.
+        null_eps_variance, null_eps_variance_se: the same for the null label; only for class-conditional networks.
     """
 
     def __init__(
@@ -126,20 +127,20 @@ class Analytic(Calibrated):
         if denoiser.num_classes is not None:
             if labels is None:
                 raise ValueError(
-                    "labels must be given (got None): the denoiser knows classes, so give those of the data"
+                    "labels must be given (got None): the denoiser is class-conditional, so give the labels of the data"
                 )
             self._fill(self.null_eps_variance, self.null_eps_variance_se, denoiser, clean, seed, None)
 
     def _fill(
         self, variance: Tensor, error: Tensor, denoiser: Denoiser, clean: Tensor, seed: int, labels: Tensor | None
     ) -> None:
-        """One pass: estimates of Cov[f], and their standard errors, into two tables."""
+        """Make one pass and write estimates of Cov[f] and their standard errors into two tables."""
         schedule = denoiser.schedule
         nodes = even_in_log_snr(schedule, self.num_times or schedule.num_steps)
         times = (nodes.double() / schedule.num_steps).to(clean.device)
         generator = torch.Generator(clean.device).manual_seed(derive_seed(seed, Stream.CALIBRATION))
         noise = torch.randn(clean.shape, dtype=clean.dtype, device=clean.device, generator=generator)
-        moments: dict[int, ControlledMean] = {}  # of the times that a call touches
+        moments: dict[int, ControlledMean] = {}  # for the times within the current call
         results = []
         starts = range(0, len(nodes) * len(clean), self.batch_size)
         for start in tqdm(starts, desc="2/3 variance: one pass", leave=False, disable=not self.progress):
@@ -166,12 +167,12 @@ class Analytic(Calibrated):
                 100 * miss.max(),
             )
         variance[1:], error[1:] = (interpolate_in_log_snr(denoiser, nodes, table) for table in tables)
-        # read only between 0 and the first time: x_0 itself says nothing of the noise, so that C -> sigma^2 / alpha^2
+        # used only between 0 and the first time: x_0 itself says nothing about the noise, so C -> sigma^2 / alpha^2
         first = schedule.levels(schedule.grid()[0] * 1e-6)
         variance[0], error[0] = first.noise_variance / denoiser.parameterization.c_out_sq(first), 0.0
 
     def _pieces(self, start: int, num_nodes: int, num_images: int) -> Iterator[tuple[int, slice]]:
-        """The pairs of one call, of a stream that takes all images at one time, then all at the next."""
+        """The pairs of one call, from a stream that goes through all images at one time, then all at the next."""
         stop = min(start + self.batch_size, num_nodes * num_images)
         while start < stop:
             node, first = divmod(start, num_images)
@@ -182,15 +183,16 @@ class Analytic(Calibrated):
     def _measure(
         self, denoiser: Denoiser, x_0: Tensor, eps: Tensor, t: Tensor, labels: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The estimate from each sample, and a variable of mean 0 that goes with it; ``[B]`` or ``[B, *event]``."""
+        """The estimate from each sample, and its control variate of mean 0; ``[B]`` or ``[B, *event]``."""
         level = denoiser.levels(t)
         output = denoiser(denoiser.diffuse(x_0, eps, level), level, labels).output.double()
         target = denoiser.target(x_0, eps, level).double()
+        output, target, eps = self.coordinates(output), self.coordinates(target), self.coordinates(eps.double())
         if self.imperfect_mean:
             measured = (target - output) ** 2
         else:
             measured = denoiser.parameterization.expected_square(target) - output**2
-        control = eps.double() ** 2 - 1
+        control = eps**2 - 1
         return (measured, control) if self.per_pixel else (measured.flatten(1).mean(1), control.flatten(1).mean(1))
 
     def covariance(self, denoiser: Denoiser, prediction: Prediction) -> Covariance:
@@ -204,10 +206,18 @@ class Analytic(Calibrated):
         if not self.per_pixel:
             return IsotropicCovariance((r * variance).to(x_t.dtype).expand(len(x_t)), x_t.shape[1:])
         r = r.reshape(r.shape + (1,) * (x_t.ndim - 1))
-        return DiagonalCovariance((r * variance).to(x_t.dtype).expand(x_t.shape))
+        return self.structured((r * variance).to(x_t.dtype).expand(x_t.shape))
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        """The numbers whose variances are measured, ``[B, *event]``: here the pixels."""
+        return x
+
+    def structured(self, variance: Tensor) -> Covariance:
+        """The covariance of independent coordinates, ``[B, *event]``."""
+        return DiagonalCovariance(variance)
 
 
-SMALLEST_LOG_SNR = -40.0  # stands for that of a path that ends without any signal, where it is -inf
+SMALLEST_LOG_SNR = -40.0  # replaces -inf, the log SNR at the end of a path without signal
 
 
 def _log_snr(schedule: NoiseSchedule, t: Tensor) -> Tensor:
@@ -215,10 +225,10 @@ def _log_snr(schedule: NoiseSchedule, t: Tensor) -> Tensor:
 
 
 def even_in_log_snr(schedule: NoiseSchedule, count: int) -> Tensor:
-    """At most ``count`` of the integers 1..N, both ends among them, evenly spaced in log SNR as the grid allows.
+    """Choose at most ``count`` of the integers 1..N, including both ends, as evenly in log SNR as the grid allows.
 
-    Where the grid is coarser than the spacing (at small n, and at the end of a cosine schedule) it is taken whole; the
-    spacing is then narrowed until ``count`` is nearly reached.
+    Where the grid is coarser than the spacing (at small n, and at the end of a cosine schedule), all its times are
+    taken; the spacing is then narrowed until ``count`` is nearly reached.
     """
     grid = schedule.grid()
     if count >= len(grid):
@@ -236,14 +246,14 @@ def even_in_log_snr(schedule: NoiseSchedule, count: int) -> Tensor:
 
 
 def interpolate_in_log_snr(denoiser: Denoiser, nodes: Tensor, table: Tensor) -> Tensor:
-    """A curve of Cov[f] at all times from some, by monotone cubics in log SNR (Fritsch and Carlson 1980).
+    """Interpolate Cov[f] from some times to all times, by monotone cubics in log SNR (Fritsch and Carlson 1980).
 
-    What is interpolated is ``C / sigma^2 = c_out^2 Cov[f] / sigma^2``, which stays of one size over all times, while C
-    and Cov[eps] each fall by orders of magnitude towards one end; a value below 0 does no harm.
+    The interpolated quantity is ``C / sigma^2 = c_out^2 Cov[f] / sigma^2``, which has the same magnitude at all times,
+    while C and Cov[eps] each fall by orders of magnitude towards one end.  Values below 0 do no harm.
 
     Args:
-        denoiser: whose schedule has N steps.
-        nodes: ascending integers in 1..N, 1 and N among them.
+        denoiser: the denoiser; its schedule has N steps.
+        nodes: ascending integers in 1..N, including 1 and N.
         table: float64 ``[len(nodes), ...]``.
     Returns:
         float64 ``[N, ...]``, on the device of ``table``; equal to ``table`` at the nodes.
@@ -263,10 +273,10 @@ def interpolate_in_log_snr(denoiser: Denoiser, nodes: Tensor, table: Tensor) -> 
 
 
 def left_out(denoiser: Denoiser, nodes: Tensor, table: Tensor) -> Tensor:
-    """How far every other measured value lies from the curve through the rest, relative to itself.
+    """The relative distance of every other measured value from the curve through the remaining values.
 
-    It tells a smooth curve from a rippled one at no cost.  The rest lies twice as far apart as the nodes do, so that
-    this overstates what a smooth curve misses; of a rippled one it is a fair sample.
+    It tells a smooth curve from a rippled one at no cost.  The remaining values lie twice as far apart as the nodes, so
+    this overstates the error of a smooth curve; for a rippled curve it is representative.
 
     Args:
         denoiser, nodes, table: as in `interpolate_in_log_snr`; at least 3 nodes.

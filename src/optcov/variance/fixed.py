@@ -8,7 +8,7 @@ from optcov.variance.base import Closed
 
 
 class BetaTilde(Closed):
-    """``C = 0``: x_0 taken as known.  A DDPM step has variance beta_tilde, a DDIM step with eta = 0 none."""
+    """``C = 0``, as if x_0 were known: a DDPM step has variance beta_tilde, and a DDIM step with eta = 0 has none."""
 
     cut_last = False
 
@@ -20,8 +20,8 @@ class BetaTilde(Closed):
 class Beta(Closed):
     """``C = sigma_t^2 I``.
 
-    On variance-preserving paths that is exact for unit-Gaussian data, and a DDPM step has variance beta_{t|s} at any
-    stride.  On others it is neither: unit-Gaussian data have ``C = sigma_t^2 / (alpha_t^2 + sigma_t^2) I``.
+    On variance-preserving paths this is exact for unit-Gaussian data, and a DDPM step has variance beta_{t|s} at any
+    stride.  On other paths neither holds: unit-Gaussian data have ``C = sigma_t^2 / (alpha_t^2 + sigma_t^2) I``.
     """
 
     cut_last = False

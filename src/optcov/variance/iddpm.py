@@ -1,4 +1,4 @@
-r"""Improved DDPM's learned range: the one strategy that models the step and not ``Cov[x_0 | x_t]``.
+r"""Improved DDPM's learned range, the only strategy that models the step instead of ``Cov[x_0 | x_t]``.
 
     Sigma = exp(v log beta_{t|s} + (1 - v) log beta_tilde_{t|s}),   v = (head + 1) / 2
 
@@ -20,7 +20,7 @@ from optcov.variance.base import HeadFactory, StepModel, TrainedHead
 
 
 class OwnHead(nn.Module):
-    """The half of a network's own answer that is ``2 v - 1``: the last C channels of its features."""
+    """Uses the half of a network's own output that is ``2 v - 1``, which is the last C channels of its features."""
 
     def __init__(self, feature_channels: int, data_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -32,13 +32,13 @@ class OwnHead(nn.Module):
 
 
 class LearnedRange(TrainedHead, StepModel):
-    """A variance between beta_tilde and beta_{t|s}, interpolated in the logarithm; for DDPM steps (eta = 1) alone.
+    """A variance between beta_tilde and beta_{t|s}, interpolated in the logarithm; only for DDPM steps (eta = 1).
 
     Args:
-        denoiser: the mean network; one that answers with ``2 v - 1`` itself needs no head and no fit.
+        denoiser: the mean network; if it outputs ``2 v - 1`` itself, neither a head nor a fit is needed.
         head: as in `TrainedHead`; its output is ``2 v - 1``.
     Raises:
-        ValueError: if the schedule has one step only, or the data have no grey levels.
+        ValueError: if the schedule has only one step, or the data have no grey levels.
     """
 
     def __init__(self, denoiser: Denoiser, head: HeadFactory) -> None:
@@ -64,7 +64,7 @@ class LearnedRange(TrainedHead, StepModel):
         schedule, level, x_t = denoiser.schedule, prediction.level, prediction.x_t
         first = 1 / schedule.num_steps
         is_last_step = level.t < 1.5 * first
-        # beta_tilde is 0 at the last step; it is given that of the step before (their posterior_log_variance_clipped)
+        # beta_tilde is 0 at the last step; use the previous step's value (their posterior_log_variance_clipped)
         clipped_t = torch.where(is_last_step, level.t + first, level.t)
         clipped = ReverseKernel.from_levels(schedule.levels(clipped_t - first), schedule.levels(clipped_t)).lambda_sq
         kernel = ReverseKernel.from_levels(schedule.levels((level.t - first).clamp(min=0)), level)

@@ -11,7 +11,7 @@ from optcov.variance.base import CovarianceModel, TrainedHead
 
 
 class NPR(TrainedHead, CovarianceModel):
-    """``var=npr_dpm``: ``C = r g(x_t, t)``, where g regresses ``(f - f_net)^2``; valid for an imperfect mean, too.
+    """``var=npr_dpm``: ``C = r g(x_t, t)``, where g regresses ``(f - f_net)^2``; also valid for an imperfect mean.
 
     For a network that predicts eps, ``r = sigma_t^2 / alpha_t^2`` and f is the noise, as published.
 

@@ -1,9 +1,9 @@
-"""The profile of a strategy: ``Cov[x_0 | x_t]`` and the variance of a step against time, between their bounds.
+"""The profile of a strategy: ``Cov[x_0 | x_t]`` and the variance of a step as functions of time, with their bounds.
 
     0 <= C <= min(b, r),   lambda^2 <= Sigma_{s|t} <= lambda^2 + c^2 min(b, r),   r = sigma_t^2 / alpha_t^2
 
-for averages over x_t and data whose variance is at most b, 1 on [-1, 1] and infinite for data of unknown support:
-Analytic-DPM (arXiv:2201.06503), Theorem 2 (r is its Eq. 11, b its Eq. 12).
+The bounds hold for averages over x_t.  The variance of the data is at most b, which is 1 on [-1, 1] and infinite for
+data with unknown support.  Source: Analytic-DPM (arXiv:2201.06503), Theorem 2 (r is its Eq. 11, b its Eq. 12).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COLUMNS = ("t", "s", "mean", "q05", "q95", "upper", "step_lower", "step_mean", "
 
 
 def num_profile_images(dimensions: int) -> int:
-    """How many images `variance_profile` needs: 4096 values at each time, from 8 images or more."""
+    """How many images `variance_profile` needs: enough for 4096 values at each time, and at least 8."""
     return max(8, -(-4096 // dimensions))
 
 
@@ -38,15 +38,15 @@ def variance_profile(
     guidance: Guidance | None = None,
     condition: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The diagonal of C, bounded as steps use it, and the DDPM step (eta = 1) that it makes.
+    """Measure the diagonal of C, bounded as in steps, and the variance of the resulting DDPM step (eta = 1).
 
     Args:
         denoiser, strategy: a mean network and its fitted variance, in eval mode, on the device of the images.
-        images: clean data in the denoiser's range, ``[B, *event]``; each keeps one noise over all times.
-        stride: the length of a step in (0, 1], 1/K for K even ones; it ends at ``s = t - stride``, or 1/N before that.
-        seed: of the noise.
-        num_times: at most this many times in (1/N, 1], even in log SNR.
-        guidance, condition: as samples will have them.
+        images: clean data in the denoiser's range, ``[B, *event]``; each keeps the same noise at all times.
+        stride: length of a step in (0, 1], such as 1/K for K even steps; a step ends at ``s = max(t - stride, 1/N)``.
+        seed: seed of the noise.
+        num_times: at most this many times in (1/N, 1], evenly spaced in log SNR.
+        guidance, condition: the same as for the samples.
     Returns:
         float64 ``[K]`` on the CPU for each name, ascending in t: ``t`` and ``s``; ``mean``, ``q05`` and ``q95`` of C's
         diagonal over pixels and images, and ``upper``, its bound min(b, r); ``step_lower``, ``step_mean`` and
@@ -66,7 +66,7 @@ def variance_profile(
         kernel = kernels[i].to(images.device)
         variance = guidance.covariance(kernel, denoiser, strategy, prediction).diagonal()
         values = variance.double().cpu().numpy()
-        rows.append([values.mean(), *np.quantile(values, [0.05, 0.95])])  # torch.quantile ends at 16 million values
+        rows.append([values.mean(), *np.quantile(values, [0.05, 0.95])])  # torch.quantile takes at most 16 million
     mean, q05, q95 = torch.tensor(rows, dtype=torch.float64).reshape(-1, 3).unbind(1)
     bound = denoiser.data_range.variance_bound
     upper = levels.noise_variance if bound is None else levels.noise_variance.clamp(max=bound)

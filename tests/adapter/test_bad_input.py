@@ -1,0 +1,192 @@
+"""What users get wrong works all the same, or ends in one sentence that says what to give instead."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import optcov
+from optcov.denoiser import Denoiser
+
+SHAPE = (1, 4, 4)
+STATED: dict[str, Any] = {
+    "shape": SHAPE, "prediction": "eps", "schedule": "linear", "time": "n", "data_range": (-1, 1), "check": False
+}  # fmt: skip
+IMAGES = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+class Convolution(nn.Module):
+    """`(x, n) -> channels` of one projection."""
+
+    def __init__(self, channels: int = 1, inputs: int = 1) -> None:
+        super().__init__()
+        self.drop, self.last = nn.Dropout(0.5), nn.Conv2d(inputs, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, n: Tensor) -> Tensor:
+        return self.last(self.drop(x))
+
+
+def load(network: Any = None, **stated: Any) -> Denoiser:
+    return optcov.load(Convolution() if network is None else network, **STATED | stated)
+
+
+def without(name: str) -> Denoiser:
+    return optcov.load(Convolution(), **{key: value for key, value in STATED.items() if key != name})
+
+
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "not a network": (lambda: load(3), r"source must be a network, a function, or the place of one \(got int\)"),
+    "no shape": (
+        lambda: without("shape"),
+        r"shape must be stated, because .*: give shape=\(C, H, W\)",
+    ),
+    "no schedule": (lambda: without("schedule"), r"schedule must be stated"),
+    "no time": (lambda: without("time"), r"time must be stated, .*\"n-1\""),
+    "no prediction": (lambda: without("prediction"), r"prediction must be stated, .*\"velocity\""),
+    "channels": (
+        lambda: load(shape=(3, 4, 4)),
+        r"network must accept \(x, time\) with x of \[2, 3, 4, 4\] .*failed",
+    ),
+    "answers of another shape": (
+        lambda: load(lambda x, n: x[:, :, :2]),
+        r"must return \[2, 1, 4, 4\] \(got \[2, 1, 2, 4\]\)",
+    ),
+    "2C channels": (lambda: load(Convolution(2)), r"learned_sigma must be stated for a network .* 2 channels for 1"),
+    "C where 2C were promised": (
+        lambda: load(learned_sigma=True),
+        r"must return \[2, 2, 4, 4\] \(got \[2, 1, 4, 4\]\)",
+    ),
+    "NaN": (lambda: load(lambda x, n: x / 0 * 0), r"must return finite numbers \(got NaN or infinity\)"),
+    "no tensor": (lambda: load(lambda x, n: "eps"), r"must return a tensor, .*\(got str\)"),
+    "labels it does not take": (lambda: load(num_classes=3), r"must accept \(x, time, labels\)"),
+    "a needless network": (
+        lambda: optcov.load(Convolution(), network=Convolution(), **STATED),
+        r"network must be left out",
+    ),
+    "a feature that is not there": (lambda: load(features="lost"), r"features must name a module .*'lost'.*last"),
+    "a feature of another shape": (
+        lambda: load(Pooled(), features="pool"),
+        r"features = pool must be a module whose input has the data's height and width",
+    ),
+    "prediction": (lambda: load(prediction="epsilonn"), r"prediction must be one of eps, x0, v, .*'epsilonn'"),
+    "time": (lambda: load(time="steps"), r"time must be one of 'n', 'n-1', .*'steps'"),
+    "schedule": (lambda: load(schedule="lineer"), r"schedule must be one of .*did you mean linear"),
+    "a schedule of strings": (lambda: load(schedule=object()), r"schedule must be a name, N betas, two functions"),
+    "alpha_bar for betas": (
+        lambda: load(schedule=torch.linspace(1.2, 0.01, 10)),
+        r"betas must be at least 2 finite numbers, each between 0 and 1 .*1\.2",
+    ),
+    "variances for amplitudes": (
+        lambda: load(schedule=(lambda t: t, lambda t: 1 - t)),
+        r"schedule must start from clean data, alpha\(0\) = 1",
+    ),
+    "v on a flow": (
+        lambda: load(prediction="v", schedule="flow"),
+        r"parameterization must be eps, x0, velocity or edm",
+    ),
+    "eps without signal": (lambda: load(schedule="flow"), r"must determine x_0 at t = 1"),
+    "range": (lambda: load(data_range=(1, -1)), r"data_range must be two finite ends, low below high"),
+    "range of one": (lambda: load(data_range=(1,)), r"data_range must be two ends, \(low, high\) \(got \(1,\)\)"),
+    "range by name": (lambda: load(data_range="images"), r"a DataRange or \"unbounded\" \(got 'images'\)"),
+    "images of another shape": (
+        lambda: optcov.fit("analytic", load(), IMAGES[..., :3]),
+        r"images must have the shape \[n, 1, 4, 4\]",
+    ),
+    "images of another range": (
+        lambda: optcov.fit("analytic", load(), IMAGES * 127),
+        r"images must lie in the network's range \[-1, 1\]",
+    ),
+    "images with NaN": (lambda: optcov.fit("analytic", load(), IMAGES * torch.nan), r"images must be finite"),
+    "no images": (lambda: optcov.fit("sn_dpm", load()), r"images must be given to fit SN"),
+    "an empty loader": (lambda: optcov.fit("sn_dpm", load(), []), r"images must not be empty"),
+    "steps of a pass": (lambda: optcov.fit("analytic", load(), IMAGES, 5), r"steps must be left out for Analytic"),
+    "steps of nothing": (lambda: optcov.fit("beta", load(), steps=5), r"steps must be left out for Beta"),
+    "no steps": (lambda: optcov.fit("sn_dpm", load(), IMAGES, 0), r"steps must be at least 1 \(got 0\)"),
+    "strategy": (lambda: optcov.fit("snn_dpm", load(), IMAGES), r"var must be one of .*did you mean sn_dpm"),
+    "a setting": (
+        lambda: optcov.fit("analytic", load(), IMAGES, images_num=3),
+        r"settings of var=analytic must be among .*did you mean num_images",
+    ),
+    "a strategy that is not fitted": (
+        lambda: optcov.sample(load(), "sn_dpm"),
+        r"strategy must be fitted .*optcov\.fit",
+    ),
+    "labels of a network without": (
+        lambda: optcov.sample(load(), count=2, labels=1, progress=False),
+        r"labels must be left out",
+    ),
+    "times": (
+        lambda: optcov.sample(load(), trajectory=[0.5, 0.2], progress=False),
+        r"must be times that rise",
+    ),
+    "a measured trajectory": (
+        lambda: optcov.sample(load(), trajectory="optimal", progress=False),
+        r"images must be given for trajectory='optimal'",
+    ),
+    "bits between grey levels": (
+        lambda: optcov.bits_per_dim(load(), "beta", IMAGES),
+        r"images must lie on the 256 grey levels .*give uint8",
+    ),
+    "bits of latents": (
+        lambda: optcov.bits_per_dim(load(data_range="unbounded"), "beta", IMAGES),
+        r"data_range must have grey levels .* a density, not a probability per pixel: .*unit=\"nats\"",
+    ),
+    "bits of one image": (lambda: optcov.bits_per_dim(load(), "beta", IMAGES[:1]), r"images must be at least two"),
+    "unit": (lambda: optcov.bits_per_dim(load(), "beta", IMAGES, unit="bit"), r'unit must be "bits" or "nats"'),
+}
+
+
+class Pooled(Convolution):
+    """Has a module that sees no map of the data's size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.Linear(1, 1)
+
+    def forward(self, x: Tensor, n: Tensor) -> Tensor:
+        return super().forward(x, n) + self.pool(x.mean((1, 2, 3))[:, None])[:, :, None, None]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_it_is_refused_in_a_sentence(name: str):
+    ask, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message) as caught:
+        ask()
+    assert "\n" not in str(caught.value)
+    assert re.match(r"^[a-z]", str(caught.value))
+
+
+def test_a_network_in_training_mode_is_put_to_eval():
+    network = Convolution().train()
+    denoiser = load(network)
+    level, x_t = denoiser.levels(torch.tensor(0.5)), IMAGES
+    with torch.no_grad():
+        assert torch.equal(denoiser(x_t, level).output, denoiser(x_t, level).output)
+    assert not network.training
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_network_of_another_precision_works(dtype: torch.dtype):
+    denoiser = load(Convolution().to(dtype))
+    strategy = optcov.fit("sn_dpm", denoiser, IMAGES, 2, progress=False)
+    samples = optcov.sample(denoiser, strategy, 2, 2, progress=False)
+    assert samples.dtype == torch.float32
+    assert samples.isfinite().all()
+
+
+def test_a_network_on_another_device_is_asked_there():
+    """On the meta device, which has shapes alone: the question arrives where the weights are."""
+    asked: list[str] = []
+
+    class Elsewhere(Convolution):
+        def forward(self, x: Tensor, n: Tensor) -> Tensor:
+            asked.append(f"{x.device} {n.device}")
+            raise RuntimeError("no numbers here")
+
+    with pytest.raises(ValueError, match="no numbers here"):
+        load(Elsewhere().to("meta"))
+    assert set(asked) == {"meta meta"}
+    assert next(load(Convolution().to("meta").to_empty(device="cpu"), device="cpu").parameters()).device.type == "cpu"
