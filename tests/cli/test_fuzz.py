@@ -32,7 +32,7 @@ def composed() -> tuple[DictConfig, Any]:
 VALUES = st.sampled_from(KINDS) | st.text(max_size=8) | st.integers().map(str) | st.floats().map(str)
 
 
-@settings(max_examples=100, phases=[Phase.generate])
+@settings(max_examples=60, phases=[Phase.generate])
 @given(key=st.sampled_from([key for key in keys() if not key.startswith("hydra")]), value=VALUES)
 def test_a_value_is_accepted_or_refused_in_one_sentence(composed: tuple[DictConfig, Any], key: str, value: str):
     cfg, hydra = composed

@@ -41,7 +41,9 @@ def check(cfg: DictConfig, hydra: Any) -> Config:
         ConfigError: if a key is missing or unknown, or a value or an argument has the wrong type; the message is one
             sentence.
     """
-    asked = settings(hydra.overrides.task)
+    task = hydra.overrides.task
+    overrides = OmegaConf.to_container(task) if OmegaConf.is_list(task) else task  # ${...} in them is text
+    asked = settings(overrides)
     choices = {str(key): str(choice) for key, choice in hydra.runtime.choices.items() if not key.startswith("hydra")}
     for name in (name for name, info in Config.model_fields.items() if info.is_required()):
         if name not in cfg or (name in GROUPS and cfg[name] is None):
@@ -66,7 +68,7 @@ def check(cfg: DictConfig, hydra: Any) -> Config:
         raise ConfigError(f"{key} is not a key of the config: {did_you_mean(key, resolved.keys() - {key})}")
     about = {
         "choices": {key: value for key, value in asked.items() if key in GROUPS} | choices,  # or lists of options
-        "overrides": list(hydra.overrides.task),
+        "overrides": list(overrides),
         "sweep": str(hydra.sweep.dir) if hydra.mode is not None and hydra.mode.name == "MULTIRUN" else None,
     }
     try:
@@ -141,7 +143,11 @@ def _check_type(key: str, value: Any, annotation: Any) -> None:
 def _wording(error: Any) -> str:
     """What a value must be, in the words of our own checks where pydantic's are others."""
     found = WORDS.get(error["type"])
-    return str(error["msg"]) if found is None else found.format(**error["ctx"])
+    limits = {
+        name: int(each) if isinstance(each, float) and each.is_integer() else each
+        for name, each in error.get("ctx", {}).items()
+    }
+    return str(error["msg"]) if found is None else found.format(**limits)
 
 
 def _refusal(key: str, error: ValidationError) -> ConfigError:

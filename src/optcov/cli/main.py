@@ -167,7 +167,7 @@ def _do(task: Task, cfg: DictConfig) -> None:
 
         runs = OmegaConf.to_container(cfg)["runs"]  # type: ignore[index, call-overload]
         sources = [runs] if isinstance(runs, str) else runs
-        if not isinstance(sources, list) or not all(isinstance(each, str) and each for each in sources):
+        if not isinstance(sources, list) or not sources or not all(isinstance(each, str) and each for each in sources):
             raise must("runs", "a folder or a list of folders", runs, "give runs=FOLDER or runs=[FOLDER,FOLDER]")
         report(sources, Path(cfg.output_dir))
         return

@@ -242,7 +242,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _has_ended(folder: Path) -> bool:
-    return (folder / "results.json").is_file()
+    return (folder / "results.json").exists()
 
 
 def _last_words(folder: Path) -> str:
