@@ -116,9 +116,6 @@ def main() -> None:
         args.run = newest_run(Path("outputs/train"))
     denoiser = optcov.load(args.run)
     strategies = fitted(args.strategies, denoiser, args.steps)
-    for label, strategy in strategies.items():
-        for name, value in bits(denoiser, strategy, args.held_out, 10):
-            print(f"{label},{name},{value:.4f}", flush=True)
     reference = Reference(DigitsData().reference())
     for sampler, trajectory, calls in CHAINS:
         for label, strategy in strategies.items():
@@ -127,6 +124,9 @@ def main() -> None:
                     denoiser, strategy, calls, args.count, sampler, trajectory, batch_size=500, progress=False
                 )
                 print(f"{label},{sampler} {trajectory} {calls},{distance(samples, reference):.4f}", flush=True)
+    for label, strategy in strategies.items():
+        for name, value in bits(denoiser, strategy, args.held_out, 10):
+            print(f"{label},{name},{value:.4f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import data_loading, denoising_diffusion, gpu
+from benchmarks import correlations, data_loading, denoising_diffusion, gpu
 from benchmarks.__main__ import ROWS, listing, markdown, measured
 from benchmarks.networks import cifar10_network, flops_per_image
 from benchmarks.timing import Row, Settings, Times, alternate
+from optcov.denoiser import Denoiser
+from optcov.model import UNet
+from optcov.schedule import LinearSchedule
 
 TINY = Settings(
     rounds=1, seconds=0.0, batch_size=1, batch_sizes=(1,), threads=(1,), steps=(2,), precisions=("bf16",), quick=True
@@ -203,3 +206,13 @@ def test_peaks_of_cards(card: str, peak: float | None):
     mfu = "unknown (give --peak-tflops)" if peak is None else f"{100e12 / peak:.1%}"
     said = gpu.utilisation(100e12, Settings(peak=peak), rate=200e12)
     assert said == f"MFU {mfu}, 50.0% of a bf16 matrix product's rate"
+
+
+def test_what_correlations_are_worth_is_measured():
+    """Strategies trained side by side, in the loop's own steps, and scored."""
+    denoiser = Denoiser(UNet((1, 8, 8), channels=8), LinearSchedule(40)).eval()
+    strategies = correlations.fitted(["beta_tilde", "nll", "low_rank"], denoiser, steps=2, batch_size=4)
+    assert [type(each).__name__ for each in strategies.values()] == ["BetaTilde", "NLL", "LowRank"]
+    found = {label: dict(correlations.bits(denoiser, each, 2, 3)) for label, each in strategies.items()}
+    assert found["nll"]["bits 3"] != found["low_rank"]["bits 3"]
+    assert all(values["bits 3 se"] > 0 for values in found.values())

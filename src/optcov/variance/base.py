@@ -10,7 +10,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +76,19 @@ class VarianceStrategy(nn.Module, ABC):
     @property
     def needs_fit(self) -> bool:
         return False
+
+    given: dict[str, Any]
+
+    def __new__(cls, *arguments: Any, **settings: Any) -> Self:
+        made = super().__new__(cls)
+        try:
+            bound = signature(cls.__init__).bind(made, *arguments, **settings).arguments
+        except TypeError:  # the constructor will say
+            bound = {}
+        object.__setattr__(
+            made, "given", {name: value for name, value in bound.items() if name not in ("self", "denoiser")}
+        )
+        return made
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()

@@ -1,9 +1,10 @@
 r"""A spectrum that depends on x_t: the variance of each cosine, by the Gaussian NLL of x_0 given x_t.
 
-    C = H^T diag(lambda) H,   lambda_k = s_k sigma^2 / (sigma^2 + alpha^2 s_k) exp(sum_j a_j(x_t, t) b_jk)
+    C = H^T diag(lambda) H,   lambda_k = s_k sigma^2 / (sigma^2 + alpha^2 s_k) exp(sum_j a_j(x_t, t) b_jk + c_k(t))
 
 Each s_k is the variance of a cosine in the data, learned, so that without a head C is the posterior covariance of
-stationary Gaussian data; each b_j is a learned image of spectra, and the a_j are the averages over pixels of a head.
+stationary Gaussian data; c_k is a learned curve of time, each b_j a learned image of spectra, and the a_j are the
+averages over pixels of a head.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from optcov.covariance import DCT, BasisCovariance, Covariance
 from optcov.denoiser import Denoiser, Prediction
 from optcov.variance.base import CovarianceModel, HeadFactory, TrainedHead, several
 from optcov.variance.likely import (
+    TimeCurves,
     data_variance,
     nll,
     per_event,
@@ -48,6 +50,7 @@ class SpectrumHead(TrainedHead, CovarianceModel):
         self.basis = DCT(shape)
         self.log_spectrum = nn.Parameter(torch.full(shape, math.log(data_variance(denoiser))))
         self.modes = modes
+        self.curves = TimeCurves(shape)
         self.spectra = nn.Parameter(torch.randn(modes, *shape) / modes**0.5)
 
     def loss(self, denoiser: Denoiser, prediction: Prediction, target: Tensor) -> Tensor:
@@ -60,7 +63,7 @@ class SpectrumHead(TrainedHead, CovarianceModel):
         outputs = self.head_outputs(denoiser, prediction)
         space = tuple(range(3, outputs.ndim))
         weights = outputs.mean(space, keepdim=True) if space else outputs
-        change = positive((weights * self.spectra.to(outputs.dtype)).sum(1))
+        change = positive((weights * self.spectra.to(outputs.dtype)).sum(1) + self.curves(prediction.level))
         return BasisCovariance(self.basis, spectrum_ratio(self.log_spectrum, denoiser, prediction) * change)
 
 

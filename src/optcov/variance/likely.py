@@ -12,8 +12,10 @@ the NLL of ``u / sqrt(C_0)``: the same up to another constant, with residuals an
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from optcov.covariance import Covariance
 from optcov.denoiser import Denoiser, Prediction
@@ -26,6 +28,28 @@ def data_variance(denoiser: Denoiser) -> float:
     """v, a quarter of the largest variance of data in this range: 1/4 on [-1, 1]; 1 where the range is unknown."""
     bound = denoiser.data_range.variance_bound
     return 1.0 if bound is None else bound / 4
+
+
+class TimeCurves(nn.Module):
+    """A learned curve of time for each coordinate of an event, 0 at first: ``sum_k c_k cos(pi k t)``.
+
+    What is the same for all x_t, such as the dark border of digits, is then left to no head.
+
+    Args:
+        event_shape: of the coordinates.
+        count: of cosines.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], count: int = 8) -> None:
+        super().__init__()
+        self.coefficients = nn.Parameter(torch.zeros(count, *event_shape))
+
+    def forward(self, level: NoiseLevels) -> Tensor:
+        """The curves at a level, ``[B, *event]``, or ``[1, *event]`` at one time for all."""
+        coefficients = self.coefficients
+        k = torch.arange(len(coefficients), dtype=torch.float64, device=coefficients.device)
+        waves = torch.cos(math.pi * level.t.reshape(-1, 1) * k).to(coefficients.dtype)
+        return (waves @ coefficients.flatten(1)).reshape(-1, *coefficients.shape[1:])
 
 
 def posterior_variance(variance: Tensor | float, level: NoiseLevels) -> Tensor:

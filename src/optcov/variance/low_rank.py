@@ -1,9 +1,10 @@
-r"""A diagonal and r directions, both of x_t: ``C = C_0(t) (diag(exp(h_0)) + sum_i u_i u_i^T)``.
+r"""A diagonal and r directions, both of x_t: ``C = C_0(t) (diag(exp(h_0 + b)) + sum_i u_i u_i^T)``.
 
     u_i = h_i(x_t, t) + w(t) p_i,     w = sigma_t^2 / (sigma_t^2 + alpha_t^2 v)
 
-with h_0 .. h_r from one head and p_i a learned image each, which breaks the symmetry of a head that starts at 0 and
-knows where a pixel is; w is 0 where x_t tells x_0, and C is white.  See `optcov.variance.likely` for the scale C_0.
+with h_0 .. h_r from one head, b a learned curve of time for each pixel, and p_i a learned image each, which breaks the
+symmetry of a head that starts at 0 and knows where a pixel is; w is 0 where x_t tells x_0, and C is white.  See
+`optcov.variance.likely` for the scale C_0.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from optcov.denoiser import Denoiser, Prediction
 from optcov.schedule.levels import per_sample
 from optcov.variance.base import CovarianceModel, HeadFactory, TrainedHead, several
 from optcov.variance.jacobian import check_signal, product
-from optcov.variance.likely import data_variance, nll, positive, reference, residual, scaled
+from optcov.variance.likely import TimeCurves, data_variance, nll, positive, reference, residual, scaled
 
 
 class LowRank(TrainedHead, CovarianceModel):
@@ -53,6 +54,7 @@ class LowRank(TrainedHead, CovarianceModel):
         if jacobian_weight:
             check_signal(denoiser)
         self.rank, self.nll_weight, self.jacobian_weight = rank, nll_weight, jacobian_weight
+        self.curves = TimeCurves(denoiser.data_shape)
         self.patterns = nn.Parameter(0.1 * torch.randn(rank, *denoiser.data_shape))
 
     def loss(self, denoiser: Denoiser, prediction: Prediction, target: Tensor) -> Tensor:
@@ -74,4 +76,4 @@ class LowRank(TrainedHead, CovarianceModel):
         outputs, level = self.head_outputs(denoiser, prediction), prediction.level
         white = per_sample(reference(denoiser, level) / data_variance(denoiser), outputs)
         factor = outputs[:, 1:] + white * self.patterns.to(outputs.dtype)
-        return LowRankCovariance(positive(outputs[:, 0]), factor)
+        return LowRankCovariance(positive(outputs[:, 0] + self.curves(level)), factor)

@@ -6,19 +6,24 @@ from torch import Tensor
 
 from optcov.covariance import Covariance, DiagonalCovariance
 from optcov.denoiser import Denoiser, Prediction
-from optcov.variance.base import CovarianceModel, TrainedHead
-from optcov.variance.likely import nll, positive, residual, scaled
+from optcov.variance.base import CovarianceModel, HeadFactory, TrainedHead
+from optcov.variance.likely import TimeCurves, nll, positive, residual, scaled
 
 
 class NLL(TrainedHead, CovarianceModel):
-    """``var=nll``: ``C = C_0(t) exp(h(x_t, t))``, h a head; see `optcov.variance.likely` for the scale C_0.
+    """``var=nll``: ``C = C_0(t) exp(h(x_t, t) + b(t))``, h a head and b a learned curve of time for each pixel.
 
-    Its least loss is where C is the mean squared error of the mean, as for NPR, whose loss is a square; this one weighs
-    relative errors, so that small variances count as much as large ones, and C is positive.
+    See `optcov.variance.likely` for the scale C_0.  The loss is least where C is the mean squared error of the mean, as
+    for NPR, whose loss is a square; this one weighs relative errors, so that small variances count as much as large
+    ones, and C is positive.
 
     Args:
         denoiser, head: as in `TrainedHead`; the head is h.
     """
+
+    def __init__(self, denoiser: Denoiser, head: HeadFactory) -> None:
+        super().__init__(denoiser, head)
+        self.curves = TimeCurves(denoiser.data_shape)
 
     def loss(self, denoiser: Denoiser, prediction: Prediction, target: Tensor) -> Tensor:
         return nll(self._ratio(denoiser, prediction), residual(denoiser, prediction, target))
@@ -27,4 +32,5 @@ class NLL(TrainedHead, CovarianceModel):
         return scaled(self._ratio(denoiser, prediction), denoiser, prediction)
 
     def _ratio(self, denoiser: Denoiser, prediction: Prediction) -> DiagonalCovariance:
-        return DiagonalCovariance(positive(self.head_output(denoiser, prediction)))
+        logarithm = self.head_output(denoiser, prediction) + self.curves(prediction.level)
+        return DiagonalCovariance(positive(logarithm))

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, fields
+from functools import partial
 from importlib import import_module
-from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,6 @@ from torch import nn
 from optcov.checkpoint import digest_of
 from optcov.denoiser import Denoiser
 from optcov.files import atomic_write, write_atomically
-from optcov.parameterization import X0
 from optcov.schedule import VPSDESchedule
 from optcov.variance.base import Closed, Traits, VarianceStrategy
 
@@ -29,7 +28,7 @@ T = TypeVar("T")
 FORMAT = 1
 CONFIG, WEIGHTS = "strategy.json", "strategy.safetensors"
 LIMIT = 1 << 20  # bytes of a json
-BY_DENOISER = {"self", "denoiser", "feature_channels", "data_shape"}  # arguments that are not settings
+STRATEGIES, HEADS = "optcov.variance", "optcov.model"  # where the classes are that a json may name
 
 
 def save(folder: Path, denoiser: Denoiser | None, strategy: VarianceStrategy) -> None:
@@ -74,10 +73,10 @@ def load_strategy(folder: str | Path, denoiser: Denoiser | None = None) -> Varia
         if digest_of(weights) != config["weights_sha256"]:
             raise ValueError("its weights do not match their checksum")
         with torch.device("meta"):  # a json may ask for more memory than there is; the file of weights cannot
-            shapes = _made(config["strategy"], VarianceStrategy, denoiser_like).state_dict()  # type: ignore[type-abstract]
+            shapes = _made(config["strategy"], STRATEGIES, VarianceStrategy, denoiser_like).state_dict()  # type: ignore[type-abstract]
         if {name: value.shape for name, value in shapes.items()} != {k: v.shape for k, v in weights.items()}:
             raise ValueError("its weights have other shapes than its json says")
-        strategy = _made(config["strategy"], VarianceStrategy, denoiser_like)  # type: ignore[type-abstract]
+        strategy = _made(config["strategy"], STRATEGIES, VarianceStrategy, denoiser_like)  # type: ignore[type-abstract]
         strategy.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError, OSError, SafetensorError, ValueError, ImportError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
@@ -126,29 +125,40 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _node(module: nn.Module) -> dict[str, Any]:
-    """The class of a module of optcov, and its settings, of which a head is a node itself."""
-    kind = type(module)
+def _node(strategy: VarianceStrategy) -> dict[str, Any]:
+    """The class of a strategy of optcov, and its settings, of which one that makes a head is a node itself."""
+    kind = type(strategy)
     if kind.__module__.split(".")[0] != "optcov":
         raise ValueError(f"{kind.__name__} must be a class of optcov to be saved (got one of {kind.__module__})")
-    found: dict[str, Any] = {}
-    for name in signature(kind).parameters.keys() - BY_DENOISER:
-        if not hasattr(module, name):
-            raise ValueError(f"{kind.__name__} must keep its argument {name} as an attribute to be saved")
-        value = getattr(module, name)
-        found[name] = _node(value) if isinstance(value, nn.Module) else value
-    return {"class": f"{kind.__module__}.{kind.__qualname__}", "settings": found}
+    return _named(kind) | {"settings": {name: _setting(name, value) for name, value in strategy.given.items()}}
 
 
-def _made(node: Any, kind: type[T], *shapes: Any) -> T:
-    """An object of a class of optcov from its node; a node among its settings is made when its shapes are known."""
+def _named(kind: type) -> dict[str, Any]:
+    return {"class": f"{kind.__module__}.{kind.__qualname__}"}
+
+
+def _setting(name: str, value: Any) -> Any:
+    if isinstance(value, type) or (isinstance(value, partial) and isinstance(value.func, type) and not value.args):
+        kind: Any = value.func if isinstance(value, partial) else value
+        settings = value.keywords if isinstance(value, partial) else {}
+        if kind.__module__.startswith(f"{HEADS}."):
+            return _named(kind) | {"settings": settings}
+    elif value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(
+        f"{name} must be a number, a name or a head of optcov for a strategy to be saved (got {value}): make the "
+        "strategy by its name"
+    )
+
+
+def _made(node: Any, home: str, kind: type[T], *shapes: Any) -> T:
+    """An object of a class of optcov from its node; a head is made once the strategy knows its shapes."""
     module, _, name = str(node["class"]).rpartition(".")
-    home = "optcov.variance" if kind is VarianceStrategy else "optcov.model"
     found = getattr(import_module(module), name, None) if module.startswith(f"{home}.") else None
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise ValueError(f"{node['class']}, which is not a {kind.__name__} of {home}")
     settings = {
-        key: (lambda *given, inner=value: _made(inner, nn.Module, *given)) if isinstance(value, dict) else value
+        key: partial(_made, value, HEADS, nn.Module) if isinstance(value, dict) else value
         for key, value in node["settings"].items()
     }
     return found(*shapes, **settings)
@@ -165,4 +175,4 @@ class _Shapes(nn.Module):
 
 def _stand_in(traits: Traits) -> Denoiser:
     with torch.no_grad():
-        return Denoiser(_Shapes(traits), VPSDESchedule(traits.num_steps), X0())
+        return Denoiser(_Shapes(traits), VPSDESchedule(traits.num_steps))
