@@ -16,15 +16,16 @@ MODULES = {
 # From the bottom up: the parts of optcov on each floor, and the packages that they may import. A part may import those
 # on its own floor and below; a package that is allowed on one floor is allowed above it.
 FLOORS = [
-    ("files data_range schedule parameterization covariance inverse kernel oracle", "torch"),
+    ("files ranges data_range schedule parameterization covariance inverse kernel oracle", "torch"),
     (
         "seeds denoiser model variance sampler guidance trajectory likelihood checkpoint",
         "numpy scipy sklearn torchdiffeq tqdm safetensors",
     ),
     (
-        "data labels metric report keys parts upgrade signatures registry adapter fitting measurement restoring verbs",
+        "data labels metric report keys parts upgrade signatures trust foreign lock registry adapter fitting "
+        "measurement restoring verbs",
         "diffusers huggingface_hub filelock PIL pooch pyarrow requests torchmetrics jinja2 matplotlib omegaconf pandas "
-        "pydantic rich",
+        "pydantic rich yaml",
     ),
     ("training", "lightning wandb"),
     ("cli __main__", "hydra"),

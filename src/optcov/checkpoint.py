@@ -85,9 +85,10 @@ class Checkpoint:
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             if digest_of(weights) != metadata["sha256"]:
                 raise ValueError("its weights do not match their checksum")
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
+            first = next(iter(str(error).splitlines()), type(error).__name__)
             raise CheckpointError(
-                f"{key} = {path} is damaged or not an optcov checkpoint ({str(error).splitlines()[0]}): "
+                f"{key} = {path} is damaged or not an optcov checkpoint ({first}): "
                 f"give the {kind}.safetensors of a run's checkpoints"
             ) from error
         if found != kind:

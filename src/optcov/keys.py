@@ -31,6 +31,9 @@ class Determines(Flag):
 
 
 NETWORK, TRAINING, VARIANCE, SAMPLES, SCORE, PLACE, GIVEN, UNLABELLED = Determines
+MOST, MOST_AT_ONCE = 1_000_000_000, 1_000_000  # what is counted, and what is held in memory at once
+# a fit that max_time ends is not kept as finished
+PLACE_OF_TRAINER = ("accelerator", "strategy", "deterministic", "benchmark", "log_every_n_steps", "max_time")
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Config(BaseModel):
     parameterization: Annotated[Part, Key(NETWORK)]
     time_offset: Annotated[int, Key(NETWORK)]
     conditional: Annotated[bool, Key(NETWORK)]
-    seed: Annotated[NonNegativeInt, Key(TRAINING | SAMPLES | UNLABELLED)]
+    seed: Annotated[NonNegativeInt, Field(lt=2**32), Key(TRAINING | SAMPLES | UNLABELLED)]
     data: Annotated[
         Part,
         Key(
@@ -76,9 +79,9 @@ class Config(BaseModel):
         ),
     ]
     label_dropout: Annotated[float, Field(ge=0, lt=1), Key(TRAINING)]
-    warmup_steps: Annotated[NonNegativeInt, Key(TRAINING)]
+    warmup_steps: Annotated[NonNegativeInt, Field(le=MOST), Key(TRAINING)]
     cooldown: Annotated[float, Field(ge=0, le=1), Key(TRAINING)]
-    variance_steps: Annotated[PositiveInt | None, Key(VARIANCE)]
+    variance_steps: Annotated[Annotated[int, Field(ge=1, le=MOST)] | None, Key(VARIANCE)]
     variance_lr: Annotated[PositiveFloat | None, Key(VARIANCE)]
     optimizer: Annotated[Part, Key(TRAINING, {"fused": PLACE, "foreach": PLACE})]
     callbacks: Annotated[Parts, Key(TRAINING | UNLABELLED, {"tracking*": PLACE, "*": TRAINING})]
@@ -86,7 +89,7 @@ class Config(BaseModel):
         Part,
         Key(
             TRAINING | PLACE,
-            dict.fromkeys(("accelerator", "strategy", "deterministic", "benchmark", "log_every_n_steps"), PLACE)
+            dict.fromkeys(PLACE_OF_TRAINER, PLACE)
             | dict.fromkeys(("devices", "num_nodes"), TRAINING | PLACE)
             | {"precision": TRAINING | SAMPLES, "*": TRAINING},
         ),
@@ -100,7 +103,7 @@ class Config(BaseModel):
     sample_precision: Annotated[Literal["32-true", "bf16-mixed", "16-mixed"] | None, Key(SAMPLES)]
     compile: Annotated[bool, Key(SAMPLES | UNLABELLED)]
     channels_last: Annotated[bool | Literal["auto"], Key(SAMPLES | UNLABELLED)]
-    num_samples: Annotated[PositiveInt, Key(SCORE | UNLABELLED)]
+    num_samples: Annotated[PositiveInt, Field(le=MOST), Key(SCORE | UNLABELLED)]
     metric: Annotated[
         Parts,
         Key(
@@ -112,11 +115,11 @@ class Config(BaseModel):
     mean_ckpt: Annotated[str | None, Key(GIVEN)]
     var_ckpt: Annotated[str | None, Key(GIVEN)]
     classifier_ckpt: Annotated[str | None, Key(GIVEN)]
-    sample_batch_size: Annotated[PositiveInt, Key(PLACE)]
-    num_threads: Annotated[PositiveInt | Literal["auto"], Key(PLACE)]
+    sample_batch_size: Annotated[PositiveInt, Field(le=MOST_AT_ONCE), Key(PLACE)]
+    num_threads: Annotated[Annotated[int, Field(ge=1, le=1024)] | Literal["auto"], Key(PLACE)]
     logger: Annotated[Parts, Key(PLACE)]
     cache_dir: Annotated[str, Key(PLACE)]
-    checkpoint_every: Annotated[PositiveInt, Key(PLACE)]
+    checkpoint_every: Annotated[PositiveInt, Field(le=MOST), Key(PLACE)]
     output_dir: Annotated[str, Key(PLACE)]
     # only in sample.py and evaluate.py
     run: Annotated[str | None, Key(PLACE)] = None
@@ -141,6 +144,47 @@ class Config(BaseModel):
 
 KEYS: dict[str, Key] = {
     name: next(each for each in info.metadata if isinstance(each, Key)) for name, info in Config.model_fields.items()
+}
+
+_COUNT, _RATE = Annotated[int, Field(ge=0, le=MOST)], Annotated[float, Field(ge=0)]
+_POSITIVE = Annotated[int, Field(ge=1, le=MOST)]
+# the ranges of arguments whose classes do not state them
+RANGES: dict[str, Any] = {
+    "trainer.max_steps": _POSITIVE,
+    "trainer.accumulate_grad_batches": _POSITIVE,
+    "trainer.log_every_n_steps": _POSITIVE,
+    "trainer.num_nodes": _POSITIVE,
+    "trainer.max_time": Annotated[str, Field(pattern=r"^\d+:\d\d:\d\d:\d\d$")] | None,
+    "trainer.gradient_clip_val": Annotated[float, Field(gt=0)] | None,
+    "optimizer.lr": _RATE,
+    "optimizer.weight_decay": _RATE,
+    "optimizer.eps": _RATE,
+    "data.batch_size": Annotated[int, Field(ge=1, le=MOST_AT_ONCE)],
+    "data.seed": Annotated[int, Field(ge=0, lt=2**32)],
+    "data.val_size": _COUNT,
+    "data.test_size": _COUNT,
+    "data.limit": _POSITIVE | None,
+    "data.num_train": _POSITIVE,
+    "data.num_test": _POSITIVE,
+}
+# arguments of Lightning's Trainer with which a run would not be what its folder says
+BREAKS_A_RUN = {
+    **dict.fromkeys(
+        ("max_epochs", "min_epochs", "min_steps", "limit_train_batches", "overfit_batches"),
+        "a fit has trainer.max_steps steps",
+    ),
+    **dict.fromkeys(
+        ("fast_dev_run", "barebones", "limit_predict_batches", "limit_val_batches", "limit_test_batches"),
+        "trials have a small trainer.max_steps and num_samples",
+    ),
+    **dict.fromkeys(
+        ("logger", "callbacks", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"),
+        "logger and callbacks are keys of their own",
+    ),
+    **dict.fromkeys(
+        ("inference_mode", "use_distributed_sampler", "reload_dataloaders_every_n_epochs"),
+        "optcov sets it",
+    ),
 }
 
 GROUPS = {

@@ -22,6 +22,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from optcov.ranges import Positive
 from optcov.schedule.base import NoiseSchedule
 from optcov.schedule.levels import NoiseLevels, per_sample
 from optcov.schedule.vp import VPSchedule
@@ -196,7 +197,7 @@ class EDM(Parameterization):
         ValueError: if it is not positive.
     """
 
-    def __init__(self, sigma_data: float = 0.5) -> None:
+    def __init__(self, sigma_data: Positive = 0.5) -> None:
         if not 0 < sigma_data < float("inf"):
             raise ValueError(f"parameterization.sigma_data must be positive (got {sigma_data}): give 0.5, as published")
         self.sigma_data = sigma_data

@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import Field
 
 WITHOUT_ARGUMENTS = {"ABC", "Generic", "Protocol", "nn.Module"}  # base classes whose constructors take no arguments
 Definition = ast.ClassDef | ast.FunctionDef | ast.expr
@@ -65,7 +67,10 @@ class Signature:
         homes = [sys.modules[each.__module__] for each in (found.__mro__ if inspect.isclass(found) else ())]
         # names in the fields of base dataclasses
         inherited = {name: value for home in reversed(homes) for name, value in vars(home).items()}
-        hints = get_type_hints(found.__init__ if inspect.isclass(found) else found, localns=inherited)
+        try:
+            hints = get_type_hints(found.__init__ if inspect.isclass(found) else found, localns=inherited)
+        except NameError:  # a type that is imported for type checkers alone
+            hints = {}
         named = {name: hints.get(name, Any) for name, each in parameters.items() if each.kind is not each.VAR_KEYWORD}
         return cls(inspect.isclass(found), named, len(named) < len(parameters))
 
@@ -152,6 +157,12 @@ def _type(module: str, hint: ast.expr) -> Any:
             inner = hint.slice.elts if isinstance(hint.slice, ast.Tuple) else [hint.slice]
             if ast.unparse(hint.value).endswith("Literal"):
                 return Literal[tuple(ast.literal_eval(each) for each in inner)]
+            if ast.unparse(hint.value).endswith("Annotated"):
+                base, bounds = _type(module, inner[0]), inner[1]
+                if base is Any or not isinstance(bounds, ast.Call) or ast.unparse(bounds.func) != "Within":
+                    return base
+                limits = {str(each.arg): ast.literal_eval(each.value) for each in bounds.keywords}  # of optcov.ranges
+                return Annotated[base, Field(**limits)]
             container = _type(module, hint.value)
             if container is collections.abc.Callable:
                 return Object

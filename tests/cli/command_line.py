@@ -1,7 +1,6 @@
 """The command line inside the test's own process: a tiny network, a folder of its own, and what it said and left."""
 
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from optcov.cli.main import CONF, compose_config, main, register_resolvers
+from optcov.foreign import read_json
 from optcov.keys import Config
 
 ROOT = Path(__file__).parents[2]
@@ -120,7 +120,7 @@ def files(folder: Path) -> set[str]:
 
 def results(folder: Path) -> dict[str, Any]:
     """A run's ``results.json``."""
-    return dict(json.loads((folder / "results.json").read_text()))
+    return dict(read_json(folder / "results.json"))
 
 
 def weights(path: Path) -> dict[str, Tensor]:

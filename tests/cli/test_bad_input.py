@@ -81,8 +81,38 @@ UNKNOWN = [
     ("callbacks.ema.decay=inf", ["callbacks.ema.decay must be a finite number (got inf)"]),
     ("model._target_=optcov.model.VNet", ["model._target_", "optcov.model.VNet"]),
     ("num_samples=2.5", ["num_samples must be a valid integer (got 2.5)"]),
-    ("seed=-1", ["seed must be greater than or equal to 0 (got -1)"]),
+    ("seed=-1", ["seed must be at least 0 (got -1)"]),
     ("sampler.num_steps=ten", ["sampler.num_steps must be a valid integer (got ten)"]),
+    ("sampler.num_steps=0", ["sampler.num_steps must be at least 1 (got 0)"]),
+    ("sampler.num_steps=1e30", ["sampler.num_steps must be a valid integer"]),
+    ("sampler.num_steps=${nope}", ["sampler.num_steps must be a value that can be resolved", "nope"]),
+    ("sampler.cut=-1", ["sampler.cut must be at least 0 (got -1)"]),
+    ("trajectory._target_=x", ["trajectory._target_ must be a class"]),
+    ("model.channel_mult=[]", ["model.channel_mult must be a list of at least 1 (got [])"]),
+    ("model.channel_mult=[0]", ["model.channel_mult must be at least 1", "0"]),
+    ("model.num_blocks=-1", ["model.num_blocks must be at least 1 (got -1)"]),
+    ("model.num_heads=0", ["model.num_heads must be at least 1 (got 0)"]),
+    ("model.dropout=2", ["model.dropout must be below 1 (got 2)"]),
+    ("model.channels=99999999", ["model.channels must be at most 8192"]),
+    ("schedule.num_steps=0", ["schedule.num_steps must be at least 1 (got 0)"]),
+    ("schedule.beta_max=-1", ["schedule.beta_max must be above 0"]),
+    ("trainer.accumulate_grad_batches=0", ["trainer.accumulate_grad_batches must be at least 1 (got 0)"]),
+    ("trainer.log_every_n_steps=-1", ["trainer.log_every_n_steps must be at least 1 (got -1)"]),
+    ("trainer.gradient_clip_val=nan", ["trainer.gradient_clip_val must be a finite number"]),
+    ("trainer.max_time=2", ["trainer.max_time must be"]),
+    ("+trainer.max_epochs=1", ["trainer.max_epochs must be left out (got 1): a fit has trainer.max_steps steps"]),
+    ("+trainer.limit_train_batches=0", ["trainer.limit_train_batches must be left out"]),
+    ("+trainer.fast_dev_run=true", ["trainer.fast_dev_run must be left out"]),
+    ("+trainer.callbacks=[]", ["trainer.callbacks must be left out"]),
+    ("optimizer.lr=-1", ["optimizer.lr must be at least 0 (got -1)"]),
+    ("data.batch_size=0", ["data.batch_size must be at least 1 (got 0)"]),
+    ("callbacks.ema.decay=1", ["callbacks.ema.decay must be below 1 (got 1)"]),
+    ("callbacks.ema=3", ["callbacks must be"]),
+    ("logger=null", ["logger must be one of"]),
+    ("logger.csv=null", ["logger must be"]),
+    ("seed=99999999999", ["seed must be below 4294967296"]),
+    ("num_samples=99999999999", ["num_samples must be at most 1000000000"]),
+    ("num_threads=99999", ["num_threads must be at most 1024"]),
 ]
 
 
@@ -109,6 +139,7 @@ def test_what_the_config_alone_shows_is_refused_before_pytorch_is_imported(tmp_p
     for each in ("data=cifar10", "model.channels=9", "var=sn"):
         commands.append(("evaluate", f"run={untouched}", each, "hydra.run.dir=refused"))
     commands += [("sample", "run=nowhere"), ("train", "-m", "var=sn,beta"), ("evaluate",)]
+    commands += [("evaluate", f"runs={value}") for value in ("null", "[]", "[null]", "3", "{a:1}", "")]
     done = subprocess.run(
         [sys.executable, "-c", code.format(commands=commands)],
         cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
@@ -176,6 +207,11 @@ def test_an_error_of_our_own_is_one_line_that_says_how_to_see_more(run: CLI, mon
         (["trainer.accelerator=quantum"], ["trainer", "quantum"]),
         (["var=analytic", "var.num_images=1"], ["var.num_images", "1"]),
         (["var=iddpm", "sampler=ddim"], ["sampler.eta must be 1", "LearnedRange", "sampler=ddpm"]),
+        (["model.attention_resolutions=[3]"], ["model.attention_resolutions", "[8, 4]", "3"]),
+        (["classifier_ckpt=nowhere"], ["classifier_ckpt must be left out", "nowhere"]),
+        (["var=beta", "var_ckpt=nowhere"], ["var_ckpt must be left out", "nowhere"]),
+        (["sampler._target_=optcov.model.SimpleHead"], ["sampler"]),
+        (["+callbacks.x._target_=optcov.model.MLP", "+callbacks.x.data_shape=[2]"], ["callbacks.x must be a callback"]),
         (["logger=wandb", "logger.wandb.mode=sometimes"], ["logger.wandb.mode", "sometimes", "offline"]),
     ],
     ids=lambda value: "_".join(value) if "=" in "".join(value) else "",
@@ -423,4 +459,4 @@ def test_as_a_user_sees_it(tmp_path: Path):
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
     (line,) = done.stderr.strip().splitlines()
-    one_sentence(line, "error: sampler.num_steps must be at least 1 (got 0)", "give a number from 1")
+    one_sentence(line, "error: sampler.num_steps must be at least 1 (got 0)", "leave sampler.num_steps out")

@@ -1,16 +1,25 @@
 """A run's folder from a stranger: its config is data, and nothing in it runs code, reads the environment or writes."""
 
+import datetime
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from command_line import CLI, TINY, files, results
+from safetensors.torch import save_file
 from torch import nn
 
+from optcov.adapter.own import open_own
+from optcov.checkpoint import digest_of
+from optcov.cli.check import targets
+from optcov.registry import CONF
 from optcov.signatures import Signature
+from optcov.trust import is_allowed
 
 
 @pytest.fixture
@@ -29,33 +38,142 @@ def change(folder: Path, key: str, value: Any) -> None:
     path.write_text(yaml.safe_dump(config))
 
 
+@pytest.fixture
+def received(run: CLI, copy: Path) -> Callable[..., str]:
+    """Changes the copy, gives it to sample.py, and returns the sentence of refusal; nothing has been written then."""
+
+    def refused(key: str, value: Any, *arguments: str) -> str:
+        change(copy, key, value)
+        before = files(run.folder)
+        sentence = run.refused("run=received", *arguments, task="sample", tiny=False)
+        assert "\n" not in sentence
+        assert files(run.folder) == before
+        return sentence
+
+    return refused
+
+
+@pytest.mark.parametrize("key", ["sampler._target_", "model.time_embedding._target_"])
+def test_a_class_of_others_is_refused_by_name(received: Callable[..., str], key: str):
+    sentence = received(key, "os.system")
+    for part in (f"{key} of run = received", "os.system", "trust=[os.system]"):
+        assert part in sentence
+
+
+HOSTILE = [
+    "subprocess.Popen", "builtins.exec", "numpy.load", "numpy.savetxt", "joblib.load", "torch.load",
+    "optcov.files.os.system",  # another module's function, through ours
+    "optcov.files.Path",
+    "optcov.files.write_atomically",  # ours, but no class
+    "optcov.checkpoint.Checkpoint.load",
+    "optcov.report.write.write_report",
+    "optcov.training.wandb.wandb_logger",  # it opens a run of the user's at W&B
+    "optcov.training.wandb.WandbRun",
+    "optcov.cli.report.SweepReport",
+    "optcov.__main__.command",
+    "optcov../tmp/mine.Class",
+    "optcov./tmp/mine.Class",
+    "torch.optim.os.system",
+    "lightning.pytorch.loggers.os.system",
+    "lightning.pytorch.loggers.CSVLogger",  # it makes folders
+    "lightning.pytorch.callbacks.LambdaCallback.x",
+    "hydra.utils.call",
+    "hydra.utils.instantiate",
+    "optcov.sampler.NoSuchSampler",
+    "",
+    "optcov.",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "target",
+    "place", ["sampler", "model", "model.time_embedding", "data.mixture", "metric.fid.features", "callbacks.x", "new"]
+)
+def test_only_what_belongs_in_a_place_is_allowed_there(place: str):
+    assert not [target for target in HOSTILE if is_allowed(place, target)]
+
+
+def test_every_class_of_our_own_options_is_allowed_in_its_place():
+    """And the functions are those that the options name; nothing is allowed that imports what it should not."""
+    seen = 0
+    for path in sorted(CONF.glob("*/*.yaml")):
+        group = path.parent.name
+        if group in ("hydra", "mode", "experiment"):
+            continue
+        content = yaml.safe_load(path.read_text())
+        content.pop("defaults", None)
+        for key, node in targets(content if "@package _global_" in path.read_text() else {group: content}):
+            assert is_allowed(key, node["_target_"]), f"{key}: {node['_target_']}"
+            seen += 1
+    assert seen > 60
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
     [
-        "os.system",
-        "subprocess.Popen",
-        "optcov.files.os.system",  # another module's function, through ours
-        "optcov.files.Path",
-        "optcov.files.write_atomically",  # ours, but no class
-        "torch.load",
-        "torch.optim.os.system",
-        "lightning.pytorch.loggers.os.system",
-        "optcov.sampler.NoSuchSampler",
-        "builtins.exec",
+        ("sampler._args_", [3]),
+        ("sampler._recursive_", False),
+        ("model._convert_", "object"),
+        ("model.time_embedding.defaults", []),
+        ("${seed}", 1),
+        ("sampler.num_steps", "???"),
+        ("choices.seed", "[1]"),
+        ("choices.data", "digits,cifar10"),
+        ("choices", ["digits"]),
+        ("model", "unet"),
+        ("sampler", {}),
+        ("seed", "0"),
+        ("optimizer.lr", datetime.date(2026, 1, 1)),
     ],
 )
-@pytest.mark.parametrize("key", ["sampler._target_", "model.time_embedding._target_"])
-def test_a_class_of_others_is_refused_by_name(run: CLI, copy: Path, key: str, target: str):
-    change(copy, key, target)
-    sentence = run.refused("run=received", task="sample", tiny=False)
-    for part in (f"{key} of run = received", target, f"trust=[{target}]"):
-        assert part in sentence
-    assert "\n" not in sentence
-    assert files(run.folder) == {f"received/{name}" for name in files(copy)}
+def test_what_no_saved_config_holds_is_refused(received: Callable[..., str], key: str, value: Any):
+    assert received(key, value).startswith("run must be a folder ")
 
 
-@pytest.mark.parametrize("value", ["${oc.env:HOME}", "x${seed}", "${oc.decode:1}"])
-@pytest.mark.parametrize("key", ["cache_dir", "data.root", "sampler.num_steps", "var.head._target_"])
+def test_what_a_stranger_writes_does_not_control_the_terminal(received: Callable[..., str]):
+    sentence = received("choices.data", "\x1b]0;title\x07[bold]\n")
+    assert sentence.isprintable()
+
+
+def test_the_overrides_of_a_received_run_are_only_told(run: CLI, copy: Path):
+    """They are what the run was made with; the config is what counts."""
+    lines = ["callbacks.x._target_=os.system", "+hydra.callbacks.x._target_=os.system", "hydra/launcher=joblib"]
+    (copy / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(lines))
+    folder = run("run=received", "num_samples=2", task="sample", tiny=False)
+    assert (folder / "samples.npz").is_file()
+
+
+def test_a_folder_of_output_that_is_a_link_is_refused(run: CLI, copy: Path):
+    (run.folder / "elsewhere").mkdir()
+    (copy / "sample").symlink_to(run.folder / "elsewhere")
+    run_dir = run.folder / "elsewhere"
+    with pytest.raises(SystemExit, match="its sample is a link"):
+        run.raw("run=received", task="sample")
+    assert not list(run_dir.iterdir())
+
+
+@pytest.mark.parametrize(
+    "identity",
+    ['{"a":' * 9000, "[]", '{"schedule": {"_target_": "os.system"}}', '{"data_shape": [1e999], "parameterization": 3}'],
+)
+def test_a_checkpoint_whose_config_is_hostile(tmp_path: Path, identity: str):
+    """Read alone, as optcov.load does; it is data, and one sentence says what is wrong."""
+    path = tmp_path / "mean.safetensors"
+    metadata = {"kind": "mean", "identity": identity, "sha256": digest_of({"w": torch.zeros(1)})}
+    save_file({"w": torch.zeros(1)}, path, metadata)
+    with pytest.raises(ValueError, match=r"mean\.safetensors"):
+        open_own(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("cache_dir", "${oc.env:HOME}"),
+        ("data.root", "x${seed}"),
+        ("data.mirrors", ["http://x/${oc.env:HOME}"]),
+        ("sampler.num_steps", "${oc.decode:1}"),
+        ("var.head._target_", "${oc.env:HOME}"),
+    ],
+)
 def test_no_interpolation_is_resolved(run: CLI, copy: Path, key: str, value: str):
     change(copy, key, value)
     sentence = run.refused("run=received", task="evaluate", tiny=False)
@@ -83,12 +201,14 @@ def test_nothing_steers_the_composition(run: CLI, copy: Path, key: str, value: A
         "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n",
         "x" * (1 << 20) + ": 1\n",
         "a: !!python/object/apply:os.mkdir [made]\n",
-        "[" * 5000,
+        "[" * 900,
+        "a: 2026-99-99\n",
+        "a: " + "1" * 5000 + "\n",
         "a: [\n",
         "3\n",
         "",
     ],
-    ids=["aliases", "size", "tags", "depth", "syntax", "number", "empty"],
+    ids=["aliases", "size", "tags", "depth", "day", "digits", "syntax", "number", "empty"],
 )
 @pytest.mark.parametrize("name", ["config", "overrides"])
 def test_a_file_that_is_no_config(run: CLI, copy: Path, name: str, text: str):

@@ -55,9 +55,7 @@ def test_results_hold_the_contract(trained):
 
 def test_a_composed_config_is_trained_by_a_call(tmp_path: Path):
     """Without a command line, and without Hydra's own job."""
-    config = composed("var=beta", f"cache_dir={tmp_path}/cache").model_copy(
-        update={"output_dir": str(tmp_path / "run")}
-    )
+    config = composed("var=beta", f"cache_dir={tmp_path}/cache", f"output_dir={tmp_path}/run")
     HydraConfig.instance().cfg = None
     found = tasks.train(config)
     assert found["metrics"]["fd_pixel_8"] > 0

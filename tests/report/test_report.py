@@ -74,7 +74,7 @@ def test_a_run_that_did_not_end_is_told_with_its_last_words(tmp_path: Path):
 @pytest.mark.parametrize(
     ("spoil", "parts"),
     [
-        (lambda path: path.write_text(path.read_text()[:40]), ["damaged", "not a JSON object"]),
+        (lambda path: path.write_text(path.read_text()[:40]), ["damaged", "not JSON"]),
         (lambda path: path.write_bytes(b"\xff\xfe\x00"), ["damaged"]),
         (lambda path: path.write_text("[1, 2]"), ["damaged"]),
         (lambda path: path.write_text('{"format": 1, "var": "beta"}'), ["damaged", "metrics"]),

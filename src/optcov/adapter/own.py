@@ -14,6 +14,7 @@ from optcov.checkpoint import Checkpoint
 from optcov.denoiser import Denoiser
 from optcov.parameterization import Parameterization
 from optcov.schedule.base import NoiseSchedule
+from optcov.trust import is_allowed
 
 T = TypeVar("T")
 
@@ -38,11 +39,11 @@ def open_own(path: Path) -> Denoiser:
     try:
         shape, parameterization = tuple(map(int, config["data_shape"])), config["parameterization"]
         classes = {} if config.get("num_classes") is None else {"num_classes": int(config["num_classes"])}
-        schedule = _made(config["schedule"], NoiseSchedule)  # type: ignore[type-abstract]
-        network = _made(config["model"], nn.Module, data_shape=shape, **classes)
-        meaning = _made(parameterization, Parameterization)  # type: ignore[type-abstract]
+        schedule = _made("schedule", config["schedule"], NoiseSchedule)  # type: ignore[type-abstract]
+        network = _made("model", config["model"], nn.Module, data_shape=shape, **classes)
+        meaning = _made("parameterization", parameterization, Parameterization)  # type: ignore[type-abstract]
         denoiser = Denoiser(network, schedule, meaning, int(config["time_offset"]))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(
             f"source = {path} was written by another version of optcov ({error}): train it again, or give its network"
         ) from error
@@ -50,33 +51,32 @@ def open_own(path: Path) -> Denoiser:
     return denoiser
 
 
-def _made(node: Any, kind: type[T], **arguments: Any) -> T:
+def _made(place: str, node: Any, kind: type[T], **arguments: Any) -> T:
     """Make an object of an optcov class from an untrusted config node.
 
     Raises:
         ValueError: if the node names anything else.
     """
-    made = _class(node, kind)
-    return made(**_settings(node), **arguments)
+    made = _class(place, node, kind)
+    return made(**_settings(place, node), **arguments)
 
 
-def _class(node: Any, kind: type[T]) -> type[T]:
-    module, _, name = str(node["_target_"]).rpartition(".")
-    found = getattr(import_module(module), name, None) if module.split(".")[0] == "optcov" else None
+def _class(place: str, node: Any, kind: type[T]) -> type[T]:
+    target = str(node["_target_"])
+    module, _, name = target.rpartition(".")
+    found = getattr(import_module(module), name, None) if is_allowed(place, target) else None
     if not (isinstance(found, type) and issubclass(found, kind)):
-        raise ValueError(
-            f"source must name a {kind.__name__} of optcov (got {node['_target_']}): load others with network="
-        )
+        raise ValueError(f"source must name a {kind.__name__} of optcov (got {target}): load others with network=")
     return found
 
 
-def _settings(node: dict[str, Any]) -> dict[str, Any]:
+def _settings(place: str, node: dict[str, Any]) -> dict[str, Any]:
     """The arguments in a node; one that is a node itself stands for a module, or for what makes it."""
     found: dict[str, Any] = {}
     for key, value in node.items():
         if isinstance(value, dict) and "_target_" in value:
-            inner = _class(value, nn.Module)
-            value = partial(inner, **_settings(value)) if value.get("_partial_") else inner(**_settings(value))
+            inner, settings = _class(f"{place}.{key}", value, nn.Module), _settings(f"{place}.{key}", value)
+            value = partial(inner, **settings) if value.get("_partial_") else inner(**settings)
         if not key.startswith("_"):
             found[key] = value
     return found

@@ -10,16 +10,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from hydra.utils import get_object, instantiate
 
-from optcov.cli.errors import ConfigError, config_errors
+from optcov.cli.errors import ConfigError, config_errors, must
 from optcov.cli.pretrained import Given, open_pretrained
 from optcov.data import DataSource
 from optcov.denoiser import Denoiser
+from optcov.guidance import Guidance
 from optcov.keys import Config
 from optcov.labels import cycle_labels
-from optcov.metric import ModelMetric, Reference
+from optcov.metric import Metric, ModelMetric, Reference
+from optcov.parameterization import Parameterization
 from optcov.parts import Parts
+from optcov.sampler import Sampler
 from optcov.schedule import NoiseSchedule
 from optcov.seeds import Stream, derive_seed
+from optcov.trajectory import Trajectory
+from optcov.variance.base import VarianceStrategy
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -81,17 +86,17 @@ def build(config: Config, given: Given | None = None) -> Parts:
         ConfigError: if parts do not fit together; the message is one sentence.
     """
     with config_errors("schedule"):
-        schedule = instantiate(config.schedule)
+        schedule = _made(NoiseSchedule, "schedule", config.schedule)
     with config_errors("sampler"):
-        sampler = instantiate(config.sampler)
-        trajectory = instantiate(config.trajectory)
+        sampler = _made(Sampler, "sampler", config.sampler)
+        trajectory = _made(Trajectory, "trajectory", config.trajectory)
         trajectory.check(schedule, sampler.num_steps)
     metrics = {}
     for name, metric in config.metric.items():
         with config_errors(f"metric.{name}"):
-            metrics[name] = instantiate(metric)
+            metrics[name] = _made((Metric, ModelMetric), f"metric.{name}", metric)
     with config_errors("data"):
-        data = instantiate(config.data) if given is None else given.data
+        data = _made(DataSource, "data", config.data) if given is None else given.data
         data.data_shape  # noqa: B018 (opens the data, which may be refused)
     with config_errors("conditional" if config.conditional else "guidance"):
         num_classes = data.num_classes if config.conditional or "classifier" in config.guidance else None
@@ -109,10 +114,10 @@ def build(config: Config, given: Given | None = None) -> Parts:
             denoiser.network.compile()
     with config_errors("var"):
         torch.manual_seed(derive_seed(config.seed, Stream.VARIANCE_WEIGHTS))
-        strategy = instantiate(config.var, denoiser=denoiser)
+        strategy = _made(VarianceStrategy, "var", config.var, denoiser=denoiser)
     with config_errors("guidance"):
         torch.manual_seed(derive_seed(config.seed, Stream.CLASSIFIER_WEIGHTS))
-        guidance = instantiate(config.guidance, denoiser=denoiser, num_classes=num_classes)
+        guidance = _made(Guidance, "guidance", config.guidance, denoiser=denoiser, num_classes=num_classes)
         guidance.check(strategy)
         if guidance.uses_null_label and config.label_dropout == 0:
             raise ConfigError(
@@ -135,19 +140,30 @@ def build(config: Config, given: Given | None = None) -> Parts:
             )
         with config_errors("labels"):
             cycle_labels(config.labels, num_classes, 0)
-    with config_errors("optimizer"):
-        instantiate(config.optimizer)([torch.nn.Parameter(torch.zeros(1))])
-    with config_errors("callbacks"):
-        for callback in config.callbacks.values():
-            instantiate(callback)
+    if config.run is None:  # a run that exists trains nothing
+        with config_errors("optimizer"):
+            instantiate(config.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+        with config_errors("callbacks"):
+            for callback in config.callbacks.values():
+                instantiate(callback)
     return Parts(data, denoiser, strategy, sampler, trajectory, metrics, guidance, config.labels, given is None)
+
+
+def _made(kind: Any, key: str, node: dict[str, Any], **arguments: Any) -> Any:
+    """The object of a node, which must be of the kind that its place in the config asks for."""
+    found = instantiate(node, **arguments)
+    if not isinstance(found, kind):
+        names = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
+        raise must(f"{key}._target_", f"a {names}", node["_target_"], f"leave it out, or give {key}=OPTION")
+    return found
 
 
 def _new(config: Config, schedule: NoiseSchedule, data: DataSource, num_classes: int | None) -> Denoiser:
     """Make the denoiser of a network to be trained."""
     torch.manual_seed(derive_seed(config.seed, Stream.MEAN_WEIGHTS))
-    network = instantiate(config.model, data_shape=data.data_shape, **_classes_of_network(config, num_classes))
-    parameterization = instantiate(config.parameterization)
+    classes = _classes_of_network(config, num_classes)
+    network = _made(torch.nn.Module, "model", config.model, data_shape=data.data_shape, **classes)
+    parameterization = _made(Parameterization, "parameterization", config.parameterization)
     return Denoiser(network, schedule, parameterization, config.time_offset, data.data_range)
 
 

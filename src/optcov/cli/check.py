@@ -17,8 +17,18 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
 
 from optcov.cli.errors import ConfigError, did_you_mean, must
-from optcov.keys import GROUPS, Config
+from optcov.keys import BREAKS_A_RUN, GROUPS, RANGES, Config
 from optcov.signatures import Signature
+
+WORDS = {
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "above {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "below {lt}",
+    "too_short": "a list of at least {min_length}",
+    "string_pattern_mismatch": "of the form {pattern}",
+    "too_long": "a list of at most {max_length}",
+}
 
 
 def check(cfg: DictConfig, hydra: Any) -> Config:
@@ -31,26 +41,35 @@ def check(cfg: DictConfig, hydra: Any) -> Config:
         ConfigError: if a key is missing or unknown, or a value or an argument has the wrong type; the message is one
             sentence.
     """
-    asked = settings(hydra.overrides.task)
+    task = hydra.overrides.task
+    plain: Any = OmegaConf.to_container(task) if OmegaConf.is_list(task) else task  # ${...} in them is text
+    overrides = [str(each) for each in plain]
+    asked = settings(overrides)
     choices = {str(key): str(choice) for key, choice in hydra.runtime.choices.items() if not key.startswith("hydra")}
     for name in (name for name, info in Config.model_fields.items() if info.is_required()):
         if name not in cfg or (name in GROUPS and cfg[name] is None):
             raise must(name, "set", "nothing", f"give {name}={'OPTION' if name in GROUPS else 'VALUE'}")
+        if name in GROUPS and not OmegaConf.is_dict(cfg[name]):
+            raise must(name, "an option of its group", cfg[name], f"give {name}=OPTION")
         if name in GROUPS and "_target_" in cfg[name] and name not in choices:
             raise must(name, "one option of its group", asked.get(name, "several"), f"give {name}=OPTION")
     try:
         resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
+        key, reason = getattr(error, "full_key", None) or "the config", str(error).splitlines()[0]
+        raise must(key, "a value that can be resolved", reason, "correct the name, or quote the value") from error
     assert isinstance(resolved, dict)
     for key, value in leaves(resolved):
         if isinstance(value, float) and not math.isfinite(value):
             raise must(key, "a finite number", value, "give a number")
+    for name, why in BREAKS_A_RUN.items():
+        if isinstance(trainer := resolved.get("trainer"), dict) and name in trainer:
+            raise must(f"trainer.{name}", "left out", trainer[name], why)
     for key in map(str, resolved.keys() - Config.model_fields.keys()):
         raise ConfigError(f"{key} is not a key of the config: {did_you_mean(key, resolved.keys() - {key})}")
     about = {
         "choices": {key: value for key, value in asked.items() if key in GROUPS} | choices,  # or lists of options
-        "overrides": list(hydra.overrides.task),
+        "overrides": overrides,
         "sweep": str(hydra.sweep.dir) if hydra.mode is not None and hydra.mode.name == "MULTIRUN" else None,
     }
     try:
@@ -107,7 +126,8 @@ def check_targets(config: Any) -> None:
             if name in GROUPS and isinstance(value, str):
                 raise must(f"{where}.{name}", "left out, as it follows its group", value, f"set {name}={value}")
             if not (isinstance(value, dict) and "_target_" in value):
-                _check_type(f"{where}.{name}", value, signature.parameters.get(name, Any))
+                key = f"{where}.{name}"
+                _check_type(key, value, RANGES.get(key, signature.parameters.get(name, Any)))
 
 
 def _check_type(key: str, value: Any, annotation: Any) -> None:
@@ -121,10 +141,21 @@ def _check_type(key: str, value: Any, annotation: Any) -> None:
         pass  # not a type of plain values; the class itself will check it
 
 
+def _wording(error: Any) -> str:
+    """What a value must be, in the words of our own checks where pydantic's are others."""
+    found = WORDS.get(error["type"])
+    limits = {
+        name: int(each) if isinstance(each, float) and each.is_integer() else each
+        for name, each in error.get("ctx", {}).items()
+    }
+    return str(error["msg"]) if found is None else found.format(**limits)
+
+
 def _refusal(key: str, error: ValidationError) -> ConfigError:
     errors = error.errors()
     where = key or str(errors[0]["loc"][0])
-    plain = [each["msg"] for each in errors if each["type"] != "needs_python_object"] or ["an object with a _target_"]
+    plain = [_wording(each) for each in errors if each["type"] != "needs_python_object"]
+    plain = plain or ["an object with a _target_"]
     what = " or ".join(dict.fromkeys(each.split("Input should be ")[-1] for each in plain))
     what = what.removeprefix("Value error, ")
     return must(where, what, errors[0]["input"], f"give such a value, or leave {where} out for its default")

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
+from optcov.foreign import printable
+
 
 class ConfigError(ValueError):
     """A config cannot be run; the user sees only the message."""
@@ -37,19 +39,29 @@ def config_errors(key: str) -> Iterator[None]:
         # Hydra wraps exceptions of constructors; Lightning's own exception class would take seconds to import
         cause = error.__cause__ if type(error).__name__ == "InstantiationException" else error
         if not isinstance(cause, ValueError) and type(cause).__name__ != "MisconfigurationException":
-            raise
+            if cause is None or cause is error or isinstance(cause, OSError):
+                raise
+            raise ConfigError(f"{key}: {_unforeseen(cause)}") from error
         message = str(cause)
         raise ConfigError(message if message.startswith(key) else f"{key}: {message}") from error
 
 
 def sentence(error: Exception) -> str:
-    """The one line that tells the user about an error."""
-    if isinstance(error, ConfigError) or type(error).__name__ == "CheckpointError":
+    """The one line that tells the user about an error; it may quote what a stranger wrote."""
+    return printable(_sentence(error))
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, ConfigError) or type(error).__name__ in ("CheckpointError", "Unfinished"):
         return str(error)
     if isinstance(error, RuntimeError) and ("inline_container" in str(error) or "iostream" in str(error)):
         return "a file could not be written completely (disk full?): free space, or set hydra.run.dir or cache_dir"
     if isinstance(error, OSError) and error.errno is not None:
         remedy = "free space, correct its permissions, or set hydra.run.dir or cache_dir"
         return f"{error.filename or 'the output folder'} cannot be written or read ({error.strerror}): {remedy}"
+    return _unforeseen(error)
+
+
+def _unforeseen(error: BaseException) -> str:
     first = next(iter(str(error).splitlines()), "")
     return f"{type(error).__name__}: {first} (set HYDRA_FULL_ERROR=1 to see where it was raised)"

@@ -19,6 +19,7 @@ from optcov.cli.errors import ConfigError, config_errors
 from optcov.cli.run_folder import provenance
 from optcov.data import DataSource
 from optcov.files import write_atomically
+from optcov.foreign import DamagedError, read_json, sealed_json
 from optcov.keys import NETWORK, PLACE, SAMPLES, TRAINING, VARIANCE, difference, select
 from optcov.metric import FrechetDistance, Metric, ModelMetric, Reference, Score, update_all, with_count
 from optcov.report import picture, plot_variance
@@ -97,15 +98,26 @@ def samples_identity(run: Run) -> dict[str, Any]:
     }
 
 
+def read_record(path: Path) -> Any:
+    """What a file says of the samples beside it; None if it is damaged, so that it is that of no samples."""
+    try:
+        return read_json(path)
+    except DamagedError as error:
+        log.warning("%s is damaged, %s", path, error)
+        return None
+
+
 def lock_samples(folder: Path, ours: dict[str, Any]) -> None:
     """Claim a folder by writing down what determines its samples; existing samples are kept if they match."""
     record = folder / "identity.json"
     ours = json.loads(json.dumps(ours))
-    if not record.is_file():
+    theirs = read_record(record) if record.exists() else None
+    if not isinstance(theirs, dict):
+        if record.exists():  # its samples may be of anything
+            delete_partial_samples(folder.parent)
         folder.mkdir(exist_ok=True)
-        write_atomically(record, json.dumps(ours))
+        write_atomically(record, sealed_json(ours))
         return
-    theirs = json.loads(record.read_text())
     for key in ours | theirs:
         if theirs.get(key) != ours.get(key):
             raise ConfigError(
@@ -153,7 +165,9 @@ def evaluate_run(run: Run) -> dict[str, Any]:
             results |= {"reference": {}, "num_samples": len(drawn), "labelled": labels is not None}
             score_samples(run, drawn, len(drawn), results)
             seconds = drawn.seconds()
-            results |= {"throughput_images_per_s": len(drawn) / seconds, "wall_time_s": {"sampling": seconds}}
+            results["wall_time_s"] = {"sampling": seconds}
+            if seconds > 0:  # the clock may have been set back
+                results["throughput_images_per_s"] = len(drawn) / seconds
             results |= drawn.cost()
     if not rank_zero():
         return {}

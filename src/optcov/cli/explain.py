@@ -29,6 +29,10 @@ def explain(error: Exception, overrides: Sequence[str], config_name: str, multir
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as unreadable:
         return str(must(unreadable.override, "KEY=VALUE", "something else", "quote lists, as in 'metric=[fid,nll]'"))
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    for each in parsed:
+        if "${" in str(each.get_value_string()) and "nterpolation" in f"{type(error).__name__} {reason}":
+            return str(must(each.key_or_group, "a value that can be resolved", reason, "correct the name, or quote it"))
     loader = GlobalHydra.instance().config_loader()
     groups = set(loader.list_groups("")) - {"hydra"}
     for each in parsed:
@@ -53,8 +57,7 @@ def explain(error: Exception, overrides: Sequence[str], config_name: str, multir
         cfg = OmegaConf.create()
     others = [each for each in parsed if each.key_or_group not in groups and cfg]
     unknown = [_unknown(each.key_or_group, each, cfg, groups) for each in others if each.key_or_group[:5] != "hydra"]
-    first_line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return next(filter(None, unknown), first_line)
+    return next(filter(None, unknown), reason)
 
 
 def _options(override: Override) -> list[Any]:

@@ -11,12 +11,15 @@ from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from optcov.cli.build import Run
-from optcov.cli.errors import config_errors
+from optcov.cli.errors import config_errors, must
+from optcov.cli.signals import Terminated, Unfinished, patient
 from optcov.keys import NETWORK, TRAINING, Config, difference, select
 from optcov.parts import Parts
 from optcov.seeds import Stream, derive_seed
@@ -26,11 +29,13 @@ from optcov.training import (
     DataModule,
     Entry,
     MeanStage,
+    ResumePoint,
     Stage,
     StageProgressBar,
     StageSettings,
     VarianceStage,
 )
+from optcov.training.csv_log import MetricsCSV
 from optcov.training.store import FORMAT, CheckpointError, Identity, Kind, identity_key, rank_zero
 from optcov.training.tracking import Tracking
 from optcov.variance.base import Calibrated, Trained
@@ -112,6 +117,9 @@ def plan_fits(config: Config, parts: Parts, own: Mapping[str, Path] | None = Non
         problems = {"mean": "fitted to another mean network", "var": "fitted to other settings of var"}
         load("var_ckpt", parts.strategy, asked, problems)
         variance = asked | training | dropout | {key: getattr(config, key) for key in ("variance_steps", "variance_lr")}
+    for key, kind in CHECKPOINTS.items():
+        if (path := getattr(config, key)) is not None and kind not in given:
+            raise must(key, f"left out where no {kind} is fitted", path, f"leave {key} out")
     return FitPlan(mean, variance, classifier, given)
 
 
@@ -219,44 +227,62 @@ def make_callbacks(config: Config, parts: Parts, identity: Identity) -> list[Cal
     """
     with config_errors("callbacks"):
         callbacks: list[Callback | Tracking] = [instantiate(callback) for callback in config.callbacks.values()]
-        for callback in callbacks:
+        for name, callback in zip(config.callbacks, callbacks, strict=True):
             if isinstance(callback, Tracking):
                 callback.check(parts)
+            elif not isinstance(callback, Callback):
+                raise must(f"callbacks.{name}", "a callback of Lightning", type(callback).__name__, "leave it out")
     return [each.tracker(config, parts, identity) if isinstance(each, Tracking) else each for each in callbacks]
 
 
 def run_stage(run: Run, stage: Stage, description: str, loggers: list[Logger], entry: Entry) -> None:
     """Train a stage to its last step, resuming an interrupted run; afterwards it holds the averaged weights."""
     config, parts = run.config, run.parts
-    keep = ModelCheckpoint(
-        entry.resume_folder, "resume", every_n_train_steps=config.checkpoint_every, enable_version_counter=False
-    )
+    keep = ResumePoint(entry.resume_folder, config.checkpoint_every)
     callbacks = make_callbacks(config, parts, entry.identity)
     steps = config.variance_steps if stage.name == "variance" else None
     own = {} if steps is None else {"max_steps": steps}
     trainer = run.trainer(logger=loggers, callbacks=[*callbacks, StageProgressBar(description), keep], **own)
+    found = _resumable(entry.resume_folder)
+    for logger in loggers:
+        if isinstance(logger, MetricsCSV):
+            logger.resume(stage.name, 0 if found is None else found[1])
     try:
-        trainer.fit(
-            stage,
-            datamodule=DataModule(parts.data, stage.labelled),
-            ckpt_path=_resumable(entry.resume_folder),
-            weights_only=True,
-        )
+        with patient():
+            trainer.fit(
+                stage,
+                datamodule=DataModule(parts.data, stage.labelled),
+                ckpt_path=None if found is None else found[0],
+                weights_only=True,
+            )
+    except SIGTERMException:
+        raise Terminated(_stopped(description, trainer)) from None
     except SystemExit:  # how Lightning ends on Ctrl+C
         raise KeyboardInterrupt(f"{description}; the same command continues from the last checkpoint") from None
+    if trainer.global_step < trainer.max_steps:  # Lightning ends without an exception, for example at trainer.max_time
+        raise Unfinished(_stopped(description, trainer))
 
 
-def _resumable(folder: Path) -> Path | None:
+def _stopped(description: str, trainer: Trainer) -> str:
+    return (
+        f"{description}: stopped at step {trainer.global_step:,} of {trainer.max_steps:,}: repeat the command to go on"
+    )
+
+
+def _resumable(folder: Path) -> tuple[Path, int] | None:
+    """The point from which an interrupted fit goes on, and its step."""
     path = folder / "resume.ckpt"
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
     if not path.is_file():
         return None
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:  # torch.load does not verify checksums
                 raise zipfile.BadZipFile
-        step = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
+        step = int(torch.load(path, map_location="cpu", weights_only=True)["global_step"])
     except Exception as error:  # damaged files make the reader raise almost any exception
         log.warning("%s cannot be read (%s): starting from the first step", path, type(error).__name__)
         return None
     log.info("resuming from step %d", step)
-    return path
+    return path, step

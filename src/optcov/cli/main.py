@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
@@ -22,6 +22,8 @@ from optcov.cli.check import check
 from optcov.cli.errors import ConfigError, must, sentence
 from optcov.cli.explain import explain
 from optcov.cli.restore import CONF, restored, store_run
+from optcov.cli.signals import TERMINATED, UNFINISHED, Terminated, Unfinished, terminable
+from optcov.foreign import printable
 from optcov.keys import Config
 
 Task = Literal["train", "sample", "evaluate", "report", "prepare"]
@@ -63,7 +65,12 @@ def main(task: Task) -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
-        _run(task, sys.argv[1:])
+        with terminable():
+            _run(task, sys.argv[1:])
+    except Terminated as error:
+        _stop(str(error) or "stopped by SIGTERM: the same command continues where it stopped", TERMINATED)
+    except Unfinished as error:
+        _stop(str(error), UNFINISHED)
     except KeyboardInterrupt as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":  # only the first process prints the message
             sys.exit(1)
@@ -72,6 +79,13 @@ def main(task: Task) -> None:
         if wants_trace:
             raise
         sys.exit(f"error: {sentence(error)}")
+
+
+def _stop(words: str, status: int) -> NoReturn:
+    """End with a status that tells a scheduler to give the same command again."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # only the first process prints the message
+        print(printable(words), file=sys.stderr)
+    sys.exit(status)
 
 
 def _run(task: Task, arguments: Sequence[str]) -> None:
@@ -151,7 +165,11 @@ def _do(task: Task, cfg: DictConfig) -> None:
     if task == "report":
         from optcov.cli.report import report
 
-        report(cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs), Path(cfg.output_dir))
+        runs = OmegaConf.to_container(cfg)["runs"]  # type: ignore[index, call-overload]
+        sources = [runs] if isinstance(runs, str) else runs
+        if not isinstance(sources, list) or not sources or not all(isinstance(each, str) and each for each in sources):
+            raise must("runs", "a folder or a list of folders", runs, "give runs=FOLDER or runs=[FOLDER,FOLDER]")
+        report(sources, Path(cfg.output_dir))
         return
     config = check(cfg, HydraConfig.get())
     _start(task, config if config.run is None else restored(config))

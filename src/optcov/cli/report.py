@@ -38,20 +38,22 @@ def show_run(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", results["var"], title="optcov", title_justify="left")
+    from optcov.foreign import printable, terminal
+
+    table = Table("", terminal(results["var"]), title="optcov", title_justify="left")
     for key in ("data", "model", "schedule", "sampler", "guidance", "trajectory", "num_steps", "nfe", "ne", "seed"):
         if key in results and (key != "guidance" or results[key] != "none"):
-            table.add_row(key, str(results[key]))
+            table.add_row(key, terminal(results[key]))
     table.add_section()
     for name, value in results["metrics"].items():
         error = results["standard_errors"].get(name)
-        table.add_row(name, f"[bold]{value:.4g}[/bold]" + ("" if error is None else f" ± {error:.2g}"))
+        table.add_row(terminal(name), f"[bold]{value:.4g}[/bold]" + ("" if error is None else f" ± {error:.2g}"))
     if "throughput_images_per_s" in results:
         table.add_row("images/s", f"{results['throughput_images_per_s']:.0f}")
     table.add_row("seconds", f"{results['wall_time_s']['total']:.0f}")
     console = Console()
     console.print(table)
-    console.print(results["output_dir"], soft_wrap=True, highlight=False)
+    console.print(printable(results["output_dir"]), soft_wrap=True, highlight=False, markup=False)
 
 
 class SweepReport(Callback):

@@ -1,9 +1,9 @@
 """Restores a run's saved config, on which ``sample.py`` and ``evaluate.py`` build.
 
 Each group of the run becomes an option of that group; choosing another option on the command line replaces the whole
-group.  Keys that only say where a job runs come from this machine and this command.  A saved config may name only
-classes of this package, PyTorch's optimizers, Lightning's classes, and classes that the user's own command line or
-config names; ``model.source=MODULE:NAME`` is imported only if the user's command line names it.
+group.  Keys that only say where a job runs come from this machine and this command.  A saved config may name only the
+classes that `optcov.trust` allows in their places, and those that the user's own command line or config names;
+``model.source=MODULE:NAME`` is imported only if the user's command line names it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from omegaconf import OmegaConf
 from optcov.cli.check import settings, targets
 from optcov.cli.errors import ConfigError, must
 from optcov.cli.run_folder import Saved
-from optcov.keys import GIVEN, KEYS, PLACE, Config, determines, difference, is_fixed, select
-from optcov.signatures import Signature
+from optcov.keys import GIVEN, GROUPS, PLACE, Config, determines, difference, is_fixed, select
+from optcov.trust import is_allowed
 
 CONF = Path(__file__).parents[1] / "conf"
 OF_RUN = "_of_run"  # suffix of options that hold a run's own settings
-TRUSTED = ("optcov.", "torch.optim.", "lightning.Trainer", "lightning.pytorch.loggers.", "lightning.pytorch.callbacks.")
 
 
 def store_run(task: str, overrides: Sequence[str], config_dir: str | None) -> str:
@@ -47,14 +46,17 @@ def store_run(task: str, overrides: Sequence[str], config_dir: str | None) -> st
     saved = Saved.read(Path(given["run"]))
     here = _here(saved, overrides, config_dir)
     trusted = set(map(str, trust)) if isinstance(trust := given.get("trust"), list) else set()
-    known = {str(node["_target_"]) for _, node in targets(here)} | trusted
+    known = {(key, str(node["_target_"])) for key, node in targets(here)}
     for key, node in targets(saved.values):
         target = str(node["_target_"])
-        if target not in known and not _is_trusted(target):
-            what = "a class of optcov, torch.optim or Lightning"
+        if target not in trusted and (key, target) not in known and not is_allowed(key, target):
+            what = "a class of optcov, torch.optim or Lightning that belongs there"
             raise must(
                 f"{key}._target_ of run = {given['run']}", what, target, f"if you trust it, add 'trust=[{target}]'"
             )
+    for name in ("sample", "evaluate"):  # where output goes if hydra.run.dir does not say otherwise
+        if (Path(given["run"]) / name).is_symlink():
+            raise must("run", "a folder", given["run"], f"its {name} is a link to elsewhere: remove it")
     source = str(saved.values["model"].get("source"))
     if ":" in source and "model.source" not in given and source not in trusted:  # MODULE:NAME would be imported
         raise must(
@@ -83,14 +85,6 @@ def store_run(task: str, overrides: Sequence[str], config_dir: str | None) -> st
     return f"{task}{OF_RUN}"
 
 
-def _is_trusted(target: str) -> bool:
-    """Whether a target is a class from a trusted package, or a function that our own config names."""
-    signature = Signature.read(target) if target.startswith(TRUSTED) else None
-    if signature is None or signature.is_class:
-        return signature is not None
-    return any(f"_target_: {target}\n" in path.read_text() for path in CONF.glob("*/*.yaml"))
-
-
 def _here(saved: Saved, overrides: Sequence[str], config_dir: str | None) -> dict[str, Any]:
     """The options that the run chose, as defined on this machine, with interpolations unresolved."""
     folders = [CONF, *([] if config_dir is None else [Path(config_dir)])]
@@ -98,7 +92,7 @@ def _here(saved: Saved, overrides: Sequence[str], config_dir: str | None) -> dic
     for key, choice in saved.choices.items():
         group, _, package = key.partition("@")  # such as data@data.source
         there = choice[0] == "[" or any((each / group / f"{choice}.yaml").is_file() for each in folders)
-        if group in KEYS and (not package or package.partition(".")[0] in KEYS) and there:
+        if group in GROUPS and (not package or package.partition(".")[0] == group) and there:
             known.append(f"{key}={choice}")
     cfg = compose("config", [*known, *(each for each in overrides if each.startswith("hydra.searchpath="))])
     plain = OmegaConf.to_container(cfg)

@@ -6,26 +6,28 @@ lists.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
-import json
 import platform
 import re
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
+from pydantic import ValidationError
 
-from optcov.cli.check import leaves
+from optcov.cli.check import nodes
 from optcov.cli.errors import ConfigError, must
 from optcov.files import write_atomically
-from optcov.keys import KEYS, PLACE, SCORE, Config, select
+from optcov.foreign import DamagedError, label, read_json, read_yaml, sealed_json, sealed_yaml
+from optcov.keys import GROUPS, KEYS, PLACE, SCORE, Config, select
 from optcov.upgrade import CHOICES, upgrade
 
-LIMIT = 1 << 20  # largest file in bytes
 OF_A_COMMAND = {"run", "trust", "mode", "format", "overrides", "sweep"}  # keys of a command, not of the run
+OF_A_REPORT = ("variance.csv", "samples.png")  # files of a run that a report reads, beside its results
 
 
 @dataclass(frozen=True)
@@ -55,48 +57,64 @@ class Saved:
         choices = values.pop("choices", None)
         if choices is None:  # an earlier version, which stored them in its results
             results = _plain(folder, "results.json") if (folder / "results.json").is_file() else {}
-            choices = CHOICES | {key: value for key, value in results.items() if key in KEYS and isinstance(value, str)}
+            found = results if isinstance(results, dict) else {}
+            choices = CHOICES | {key: value for key, value in found.items() if key in KEYS and isinstance(value, str)}
         values = upgrade({key: value for key, value in values.items() if key not in OF_A_COMMAND})
-        strange = [f"the key {key}" for key in values if key not in KEYS]
-        strange += [f"a defaults list in {key}" for key, _ in leaves(values) if "defaults" in key.split(".")]
-        strange += [f"an interpolation in {key}" for key, value in leaves(values) if "${" in str(value)]
-        strange += [
-            f"the choice {group}={choice}"
-            for group, choice in choices.items()
-            # such as data, or data@data.source
-            if not re.fullmatch(r"(\w+)(@\1\.\w+)?", group)
-            or group.partition("@")[0] not in (*KEYS, "experiment")
-            or not re.fullmatch(r"[\w\[\], ']+", str(choice))
-        ]
-        if strange:
-            remedy = "give another, or use the version of optcov that wrote it"
-            raise must(
-                "run", "a folder whose config this version of optcov wrote", folder, f"it holds {strange[0]}: {remedy}"
-            )
-        return cls(values, {str(key): str(value) for key, value in choices.items()}, [str(each) for each in overrides])
+        if strange := next(_strange(values, choices, overrides), None):
+            remedy = f"it holds {strange}: give another, or use the version of optcov that wrote it"
+            raise must("run", "a folder whose config this version of optcov wrote", folder, remedy)
+        return cls(values, choices, overrides)
+
+
+def _strange(values: dict[str, Any], choices: Any, overrides: list[Any]) -> Iterator[str]:
+    """What no saved config holds, or what would have an effect beyond being a value."""
+    yield from (f"the key {label(key)}" for key in values if key not in KEYS)
+    for key, value in nodes(values):
+        name = key.rpartition(".")[2]
+        if name == "defaults":
+            yield f"a defaults list in {label(key)}"
+        if name.startswith("_") and name not in ("_target_", "_partial_"):  # Hydra's, such as _args_
+            yield f"the key {label(key)}"
+        if "${" in key or (isinstance(value, str) and "${" in value):
+            yield f"an interpolation in {label(key)}"
+        if value == "???":
+            yield f"no value of {label(key)}"
+    for group, choice in choices.items() if isinstance(choices, dict) else [("choices", choices)]:
+        top = str(group).partition("@")[0]  # such as data, or data@data.source
+        named = re.fullmatch(r"(\w+)(@\1\.\w+)?", str(group)) and top in (*GROUPS, "experiment")
+        if not named or not re.fullmatch(r"\w+|\[[\w, ']*\]", str(choice)):
+            yield f"the choice {label(group)}={label(choice)}"
+    yield from (f"the override {label(each)}" for each in overrides if not isinstance(each, str))
+    try:
+        Config.model_validate(values)
+    except ValidationError as error:
+        yield f"{label(error.errors()[0]['loc'][0])}, of which it is said: {label(error.errors()[0]['msg'])}"
 
 
 def _plain(folder: Path, name: str) -> Any:
     """The content of a YAML or JSON file."""
     path = folder / name
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(f"run = {folder} is not the folder of a run (no {path}): give one that train.py printed")
-    text = path.read_bytes()[: LIMIT + 1].decode(errors="replace")
     try:
-        # a few aliases can expand to gigabytes
-        if len(text) > LIMIT or any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise yaml.YAMLError
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        remedy = f"its {name} is damaged, larger than {LIMIT >> 20} MiB, or not plain YAML"
-        raise must("run", "a folder that train.py has printed", folder, remedy) from error
+        return (read_json if path.suffix == ".json" else read_yaml)(path)
+    except DamagedError as error:
+        raise must("run", "a folder that train.py has printed", folder, f"its {name} is damaged, {error}") from error
 
 
 def write_config(folder: Path, config: Config) -> None:
     """Write the resolved config, which marks the folder as belonging to this run."""
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     values = config.model_dump(exclude=OF_A_COMMAND - ({"run"} if config.run else set()))
-    write_atomically(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
+    write_atomically(folder / ".hydra" / "config.yaml", sealed_yaml(OmegaConf.to_yaml(OmegaConf.create(values))))
+
+
+def write_results(folder: Path, results: dict[str, Any]) -> None:
+    """Write ``results.json``, which marks the run as finished, with its checksum and those of what a report reads."""
+    files = {name: folder / name for name in OF_A_REPORT if (folder / name).is_file()}
+    digests = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    results["files"] = digests
+    write_atomically(folder / "results.json", sealed_json(results, indent=2))
 
 
 def open_run_folder(config: Config) -> dict[str, Any] | None:
@@ -112,19 +130,59 @@ def open_run_folder(config: Config) -> dict[str, Any] | None:
     """
     folder = Path(config.output_dir)
     results, saved = folder / "results.json", folder / ".hydra" / "config.yaml"
-    if saved.is_file():
+    if saved.exists():
         free = PLACE if results.is_file() else PLACE | SCORE
-        theirs = select(Saved.read(folder).values, lambda what: not what & free)
+        if config.run is not None and _run_of(saved) != Path(config.run).absolute():
+            raise ConfigError(f"output_dir = {folder} holds another run's evaluation: choose another hydra.run.dir")
+        theirs = select(_own(folder).values, lambda what: not what & free)
         if theirs != select(config.model_dump(), lambda what: not what & free):
             raise ConfigError(f"output_dir = {folder} holds a run with another config: choose another hydra.run.dir")
-    if results.is_file():
-        if not saved.is_file():
+    if results.exists():
+        if not saved.exists():
             raise ConfigError(f"output_dir = {folder} holds another run's results.json: choose another hydra.run.dir")
-        return dict(json.loads(results.read_text()))
+        return read_results(folder)
     saved.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(saved.with_name("overrides.yaml"), OmegaConf.to_yaml(OmegaConf.create(config.overrides)))
+    overrides = OmegaConf.to_yaml(OmegaConf.create(config.overrides))
+    write_atomically(saved.with_name("overrides.yaml"), sealed_yaml(overrides))
     write_config(folder, config)
     return None
+
+
+def _run_of(saved: Path) -> Path | None:
+    """The run that an evaluation is of, in the config of its folder."""
+    try:
+        run = read_yaml(saved).get("run")
+    except (DamagedError, AttributeError):
+        return None
+    return Path(run).absolute() if isinstance(run, str) else None
+
+
+def _own(folder: Path) -> Saved:
+    """The config in a folder that is written to.
+
+    Raises:
+        ConfigError: if it is damaged.
+    """
+    try:
+        return Saved.read(folder)
+    except ConfigError as error:
+        raise ConfigError(f"output_dir = {folder} cannot be used ({error}): choose another hydra.run.dir") from error
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The results of a finished run in a folder that is written to.
+
+    Raises:
+        ConfigError: if they are damaged.
+    """
+    try:
+        found = read_json(folder / "results.json")
+        if not isinstance(found, dict) or not isinstance(found.get("metrics"), dict):
+            raise DamagedError("it holds no metrics")
+        return dict(found)
+    except DamagedError as error:
+        what = f"output_dir = {folder} holds a damaged results.json, {error}"
+        raise ConfigError(f"{what}: delete it and give the same command again, or choose another folder") from error
 
 
 def provenance() -> dict[str, Any]:

@@ -6,24 +6,37 @@ import json
 import logging
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import Logger
 
 from optcov.cli.build import Run, assemble
-from optcov.cli.errors import ConfigError, config_errors
-from optcov.cli.evaluate import delete_partial_samples, draw, evaluate_run, preview, write_variance_profile
-from optcov.cli.fit import CHECKPOINTS, fit, fit_trajectory, make_callbacks, plan_fits
+from optcov.cli.errors import ConfigError, config_errors, must
+from optcov.cli.evaluate import (
+    delete_partial_samples,
+    draw,
+    evaluate_run,
+    preview,
+    read_record,
+    samples_identity,
+    write_variance_profile,
+)
+from optcov.cli.fit import CHECKPOINTS, FitPlan, fit, fit_trajectory, make_callbacks, plan_fits
 from optcov.cli.machine import Machine, configure_machine
 from optcov.cli.report import show_run
-from optcov.cli.run_folder import Saved, open_run_folder, write_config
+from optcov.cli.run_folder import Saved, open_run_folder, write_results
 from optcov.files import write_atomically
+from optcov.foreign import sealed_json
 from optcov.keys import Config
+from optcov.lock import locked
 from optcov.parts import Parts
 from optcov.report.export import write_npz, write_pngs
+from optcov.training.csv_log import MetricsCSV
 from optcov.training.store import Checkpoint, Kind, rank_zero
 from optcov.training.wandb import WandbRun
 
@@ -47,10 +60,18 @@ def train(config: Config, parts: Parts | None = None) -> dict[str, Any]:
     config = run.config
     make_callbacks(config, run.parts, {})  # refuses a run that cannot be tracked
     plan = plan_fits(config, run.parts)
-    done = open_run_folder(config) if rank_zero() else None
-    if done is not None:
-        log.info("%s is finished already: nothing to do", run.folder)
-        return done
+    with _alone(run.folder):
+        done = open_run_folder(config) if rank_zero() else None
+        if done is not None:
+            log.info("%s is finished already: nothing to do", run.folder)
+            delete_partial_samples(run.folder)
+            return done
+        return _train(run, plan, started)
+
+
+def _train(run: Run, plan: FitPlan, started: float) -> dict[str, Any]:
+    """Fit, sample and score in a folder that this process has claimed."""
+    config = run.config
     loggers = _loggers(config)
     try:
         fitted: dict[Kind, Checkpoint | None] = {}
@@ -96,8 +117,23 @@ def sample(config: Config, parts: Parts | None = None) -> Path:
     if config.format == "png" and (len(parts.data.sample_shape) != 3 or parts.data.sample_dtype.is_floating_point):
         raise ConfigError("format must be npz for samples that are vectors or tensors (got png): set format=npz")
     place = folder / ("samples.npz" if config.format == "npz" else "samples")
-    if rank_zero() and place.exists() and not (folder / ".parts").exists():
-        raise ConfigError(f"output_dir = {folder} holds finished samples: choose another hydra.run.dir")
+    with _alone(folder):
+        _draw(run, place)
+    return folder
+
+
+def _draw(run: Run, place: Path) -> None:
+    """Draw and export samples, unless that is done; ``samples.json`` says of what, and that they are complete."""
+    config, parts, folder = run.config, run.parts, run.folder
+    record, ours = folder / "samples.json", {}
+    if rank_zero():
+        ours = json.loads(json.dumps(samples_identity(run) | {"num_samples": config.num_samples}))
+        if place.exists() and not (folder / ".parts" / "identity.json").exists():
+            if not record.exists() or read_record(record) != ours:
+                raise ConfigError(f"output_dir = {folder} holds other samples: choose another hydra.run.dir")
+            log.info("%s is finished already: nothing to do", folder)
+            delete_partial_samples(folder)
+            return
     drawn = draw(run)
     if rank_zero():
         labels = parts.labels(len(drawn), config.seed)
@@ -110,8 +146,8 @@ def sample(config: Config, parts: Parts | None = None) -> Path:
                 rows = [f"{i:06d}.png,{label}" for i, label in enumerate(labels.tolist())]
                 write_atomically(folder / "labels.csv", "\n".join(["file,label", *rows]) + "\n")
         log.info("%d samples in %.1f s: %s", len(drawn), drawn.seconds(), folder)
+        write_atomically(record, sealed_json(ours))
         delete_partial_samples(folder)
-    return folder
 
 
 def evaluate(config: Config, parts: Parts | None = None) -> dict[str, Any]:
@@ -125,12 +161,29 @@ def evaluate(config: Config, parts: Parts | None = None) -> dict[str, Any]:
     """
     started = time.monotonic()
     run = _restore(config, parts)
-    results = evaluate_run(run)
-    if rank_zero():
-        write_config(run.folder, run.config)
-        results["wall_time_s"]["total"] = time.monotonic() - started
-        _finish(run, results, [])
-    return results
+    with _alone(run.folder):
+        done = open_run_folder(run.config) if rank_zero() else None
+        if done is not None:
+            log.info("%s is finished already: nothing to do", run.folder)
+            delete_partial_samples(run.folder)
+            show_run(done)
+            return done
+        results = evaluate_run(run)
+        if rank_zero():
+            results["wall_time_s"]["total"] = time.monotonic() - started
+            _finish(run, results, [])
+        return results
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let only one command at a time work in a folder; its own further processes do not wait."""
+    if not rank_zero():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock", f"output_dir = {folder}"):
+        yield
 
 
 def _run(config: Config, parts: Parts | None) -> Run:
@@ -173,14 +226,14 @@ def _restore(config: Config, parts: Parts | None) -> Run:
         )
     plan_fits(config, run.parts, own)
     fit_trajectory(run)
-    if any((run.folder / name).exists() for name in ("results.json", "checkpoints")):
-        raise ConfigError(f"output_dir = {run.folder} holds a run or its results: choose another hydra.run.dir")
+    if (run.folder / "checkpoints").exists():
+        raise ConfigError(f"output_dir = {run.folder} holds a run: choose another hydra.run.dir")
     run.folder.mkdir(parents=True, exist_ok=True)
     return run
 
 
 def _finish(run: Run, results: dict[str, Any], loggers: list[Logger]) -> None:
-    write_atomically(run.folder / "results.json", json.dumps(results, indent=2) + "\n")
+    write_results(run.folder, results)
     delete_partial_samples(run.folder)
     row = {key: results[key] for key in ("num_steps", "nfe", "ne") if key in results} | results["metrics"]
     for logger in loggers:
@@ -196,8 +249,10 @@ def _loggers(config: Config) -> list[Logger]:
     with config_errors("logger"):
         made = [instantiate(logger) for logger in config.logger.values()]
         loggers = [each(config=config) if isinstance(each, partial) else each for each in made]
-    for logger in loggers:
-        if not isinstance(logger, CSVLogger):  # its folder holds .hydra/config.yaml
+    for name, logger in zip(config.logger, loggers, strict=True):
+        if not isinstance(logger, Logger):
+            raise must(f"logger.{name}", "a logger of Lightning", type(logger).__name__, "leave it out")
+        if not isinstance(logger, MetricsCSV):  # its folder holds .hydra/config.yaml
             logger.log_hyperparams(config.model_dump(exclude={"overrides"}))
     return loggers
 

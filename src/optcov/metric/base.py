@@ -13,6 +13,7 @@ from optcov.data.base import DataSource, Split
 from optcov.data.pixels import to_uint8
 from optcov.denoiser import Denoiser
 from optcov.metric.reference import Reference
+from optcov.ranges import PositiveCount
 from optcov.variance.base import VarianceStrategy
 
 
@@ -127,7 +128,7 @@ class ModelMetric(ABC):
 
     higher_is_better: ClassVar[bool] = False
 
-    def __init__(self, split: Split = "test", num_images: int | None = None) -> None:
+    def __init__(self, split: Split = "test", num_images: PositiveCount | None = None) -> None:
         if num_images is not None and num_images < 2:
             raise ValueError(
                 f"num_images must be at least 2 (got {num_images}): a standard error needs two; give null for all"

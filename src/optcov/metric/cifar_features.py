@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from optcov.metric.cifar_classifier import WEIGHTS, CIFARClassifier, load_cifar_classifier
 from optcov.metric.features import TrainedFeatures
+from optcov.ranges import Batch
 
 SIZE = 32  # pixels
 
@@ -25,7 +26,7 @@ class CIFARFeatures(TrainedFeatures[CIFARClassifier]):
     name = "cifar"
     dim = 192
 
-    def __init__(self, batch_size: int = 256) -> None:
+    def __init__(self, batch_size: Batch = 256) -> None:
         super().__init__(batch_size)
         self._key = f"{self.name}-{hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()[:8]}"
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from optcov.data.pixels import from_uint8
 from optcov.metric.base import Metric, Score, grey_levels
 from optcov.metric.reference import Reference
+from optcov.ranges import Batch
 
 Network = TypeVar("Network", bound=nn.Module)
 State = TypeVar("State")
@@ -31,7 +32,7 @@ class FeatureNetwork(ABC):
 
     name: ClassVar[str]
 
-    def __init__(self, batch_size: int = 64) -> None:
+    def __init__(self, batch_size: Batch = 64) -> None:
         if batch_size < 1:
             raise ValueError(f"features.batch_size must be at least 1 (got {batch_size}): give 64")
         self.batch_size, self.device = batch_size, torch.device("cpu")

@@ -13,6 +13,7 @@ from optcov.metric.base import Score
 from optcov.metric.features import FeatureMetric
 from optcov.metric.inception import NUM_CLASSES, InceptionFeatures
 from optcov.metric.reference import Reference
+from optcov.ranges import PositiveCount
 
 
 class Tally:
@@ -65,7 +66,7 @@ class InceptionScore(FeatureMetric[Tally]):
     name = "inception_score"
     higher_is_better = True
 
-    def __init__(self, features: InceptionFeatures, splits: int = 10) -> None:
+    def __init__(self, features: InceptionFeatures, splits: PositiveCount = 10) -> None:
         super().__init__(features)
         if splits < 1:
             raise ValueError(f"metric.{self.name}.splits must be at least 1 (got {splits}): give 10, as published")

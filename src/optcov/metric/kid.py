@@ -10,6 +10,7 @@ from torch import Tensor
 
 from optcov.metric.base import Score
 from optcov.metric.features import FeatureNetwork, TwoSampleMetric
+from optcov.ranges import PositiveCount
 
 
 class KernelDistance(TwoSampleMetric):
@@ -26,7 +27,9 @@ class KernelDistance(TwoSampleMetric):
         ValueError: if an argument is out of range.
     """
 
-    def __init__(self, features: FeatureNetwork, subsets: int = 100, subset_size: int = 1000) -> None:
+    def __init__(
+        self, features: FeatureNetwork, subsets: PositiveCount = 100, subset_size: PositiveCount = 1000
+    ) -> None:
         super().__init__(features)
         self.name = f"kid{features.suffix}"
         for key, value in (("subsets", subsets), ("subset_size", subset_size)):

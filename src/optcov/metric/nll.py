@@ -20,6 +20,7 @@ from optcov.data.pixels import from_uint8
 from optcov.denoiser import Denoiser, device_of
 from optcov.likelihood import DensityBound, LogMass, VariationalBound, pixel_log_mass
 from optcov.metric.base import ModelMetric, Score
+from optcov.ranges import PositiveCount
 from optcov.sampler.noise import NoiseStream
 from optcov.seeds import Stream, derive_seed
 from optcov.variance.base import VarianceStrategy
@@ -127,7 +128,7 @@ class VariationalNLL(BitsPerDim):
     def __init__(
         self,
         split: Split = "test",
-        num_images: int | None = None,
+        num_images: PositiveCount | None = None,
         clip_x0: bool = True,
         log_mass: LogMass = pixel_log_mass,
     ) -> None:
@@ -152,7 +153,7 @@ class VariationalDensity(BitsPerDim):
 
     stream, unit, nats_in_unit = Stream.NLL, "nats/dim", 1.0
 
-    def __init__(self, split: Split = "test", num_images: int | None = None, clip_x0: bool = True) -> None:
+    def __init__(self, split: Split = "test", num_images: PositiveCount | None = None, clip_x0: bool = True) -> None:
         super().__init__(split, num_images)
         self.clip_x0 = clip_x0
 

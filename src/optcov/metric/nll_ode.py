@@ -11,6 +11,7 @@ from optcov.likelihood import ProbabilityFlow
 from optcov.likelihood.ode import check_settings
 from optcov.likelihood.terms import half_bin
 from optcov.metric.nll import Batch, BitsPerDim
+from optcov.ranges import BelowOne, Positive, PositiveCount
 from optcov.seeds import Stream
 from optcov.variance.base import VarianceStrategy
 
@@ -33,9 +34,9 @@ class FlowNLL(BitsPerDim):
     def __init__(
         self,
         split: Split = "test",
-        num_images: int | None = None,
-        t_min: float | None = None,
-        tolerance: float = 1e-5,
+        num_images: PositiveCount | None = None,
+        t_min: BelowOne | None = None,
+        tolerance: Positive = 1e-5,
     ) -> None:
         super().__init__(split, num_images)
         check_settings(t_min, tolerance)

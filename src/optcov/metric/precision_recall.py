@@ -14,6 +14,7 @@ from torch import Tensor
 
 from optcov.metric.base import Score
 from optcov.metric.features import FeatureNetwork, TwoSampleMetric
+from optcov.ranges import PositiveCount
 
 CHUNK = 1024  # rows of the distance table computed at once
 
@@ -62,7 +63,7 @@ class PrecisionRecall(TwoSampleMetric):
 
     higher_is_better = True
 
-    def __init__(self, features: FeatureNetwork, k: int = 3) -> None:
+    def __init__(self, features: FeatureNetwork, k: PositiveCount = 3) -> None:
         super().__init__(features)
         self.name = f"precision_recall{features.suffix}"
         if k < 1:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from optcov.model.blocks import ResidualBlock, SinusoidalEmbedding, TimeMLP, layer, norm
 from optcov.model.unet import Downsample, heights_of
+from optcov.ranges import BelowOne, Depth, Size, Sizes
 
 
 class Classifier(nn.Module):
@@ -33,10 +34,10 @@ class Classifier(nn.Module):
         self,
         data_shape: Sequence[int],
         num_classes: int,
-        channels: int = 32,
-        channel_mult: Sequence[int] | None = None,
-        num_blocks: int = 1,
-        dropout: float = 0.0,
+        channels: Size = 32,
+        channel_mult: Sizes | None = None,
+        num_blocks: Depth = 1,
+        dropout: BelowOne = 0.0,
     ) -> None:
         super().__init__()
         if channels < 4 or channels % 2:

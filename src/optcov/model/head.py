@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from optcov.model.blocks import ResidualBlock, SinusoidalEmbedding, TimeMLP, layer, norm, norm_silu
+from optcov.ranges import Size
 
 
 class SimpleHead(nn.Module):
@@ -43,7 +44,7 @@ class ComplexHead(SimpleHead):
         hidden_channels: width of the residual block; None for as many channels as the features have.
     """
 
-    def __init__(self, feature_channels: int, data_shape: tuple[int, ...], hidden_channels: int | None = None) -> None:
+    def __init__(self, feature_channels: int, data_shape: tuple[int, ...], hidden_channels: Size | None = None) -> None:
         hidden = hidden_channels or feature_channels
         super().__init__(hidden, data_shape)
         self.hidden_channels = hidden_channels
@@ -65,7 +66,7 @@ class InputHead(nn.Module):
         hidden_channels: width of its layers.
     """
 
-    def __init__(self, feature_channels: int, data_shape: tuple[int, ...], hidden_channels: int = 32) -> None:
+    def __init__(self, feature_channels: int, data_shape: tuple[int, ...], hidden_channels: Size = 32) -> None:
         super().__init__()
         self.hidden_channels = hidden_channels
         self.input = layer(feature_channels, hidden_channels, len(data_shape) - 1)

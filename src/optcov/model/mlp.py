@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from optcov.model.blocks import ResidualBlock, SinusoidalEmbedding, TimeMLP, label_embedding, layer, norm, norm_silu
+from optcov.ranges import Depth, Size
 
 
 class MLP(nn.Module):
@@ -22,7 +23,7 @@ class MLP(nn.Module):
     """
 
     def __init__(
-        self, data_shape: Sequence[int], channels: int = 128, num_blocks: int = 3, num_classes: int | None = None
+        self, data_shape: Sequence[int], channels: Size = 128, num_blocks: Depth = 3, num_classes: int | None = None
     ) -> None:
         super().__init__()
         if len(data_shape) != 1:

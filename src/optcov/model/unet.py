@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optcov.model.blocks import ResidualBlock, SinusoidalEmbedding, TimeMLP, label_embedding, layer, norm, norm_silu
+from optcov.ranges import BelowOne, Depth, Size, Sizes
 
 
 class Attention(nn.Module):
@@ -111,13 +112,13 @@ class UNet(nn.Module):
     def __init__(
         self,
         data_shape: Sequence[int],
-        channels: int = 32,
-        channel_mult: Sequence[int] | None = None,
-        num_blocks: int = 1,
-        attention_resolutions: Sequence[int] | None = None,
+        channels: Size = 32,
+        channel_mult: Sizes | None = None,
+        num_blocks: Depth = 1,
+        attention_resolutions: Sequence[Size] | None = None,
         middle_attention: bool = True,
-        num_heads: int = 1,
-        dropout: float = 0.0,
+        num_heads: Size = 1,
+        dropout: BelowOne = 0.0,
         scale_shift: bool = False,
         additive_skips: bool = False,
         time_embedding: Callable[[int], nn.Module] = SinusoidalEmbedding,
@@ -131,8 +132,14 @@ class UNet(nn.Module):
         heights = heights_of(data_shape[1], data_shape[2])
         if channel_mult is None:
             channel_mult = [1] + [2] * (len(heights) - 1)
+        levels = [data_shape[1] // 2**i for i in range(len(channel_mult))]
         if attention_resolutions is None:
             attention_resolutions = [height for height in heights[1:] if 8 <= height <= 16][:1]
+        elif strange := [height for height in attention_resolutions if height < levels[0] and height not in levels]:
+            raise ValueError(
+                f"model.attention_resolutions must be among the heights of the levels, {levels} (got {strange[0]}): "
+                "give some of them, or []"
+            )
         factor = 2 ** (len(channel_mult) - 1)
         if data_shape[1] % factor or data_shape[2] % factor:
             raise ValueError(

@@ -14,6 +14,7 @@ from torch import Tensor
 from optcov.data import DataSource
 from optcov.files import write_atomically
 from optcov.parts import Parts
+from optcov.ranges import Count, PositiveCount
 from optcov.report import tile
 from optcov.sampler import NoiseStream, invert, slerp
 
@@ -41,7 +42,7 @@ class Mode(ABC):
         ValueError: if either is smaller.
     """
 
-    def __init__(self, rows: int = 4, frames: int = 9) -> None:
+    def __init__(self, rows: PositiveCount = 4, frames: PositiveCount = 9) -> None:
         if rows < 1:
             raise ValueError(f"mode.rows must be at least 1 (got {rows}): give 4")
         if frames < 2:
@@ -112,7 +113,7 @@ class ImageInterpolation(Interpolation):
         corrections: as in `optcov.sampler.invert`.
     """
 
-    def __init__(self, rows: int = 4, frames: int = 9, corrections: int = 3) -> None:
+    def __init__(self, rows: PositiveCount = 4, frames: PositiveCount = 9, corrections: Count = 3) -> None:
         super().__init__(rows, frames)
         if corrections < 0:
             raise ValueError(f"mode.corrections must not be negative (got {corrections}): give 0, 1 or more iterations")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from optcov.foreign import link, printable
 from optcov.keys import is_label
 from optcov.report.runs import Runs
 from optcov.report.table import Scores, labels
@@ -51,7 +51,7 @@ def page(runs: Runs, by_metric: Mapping[str, Scores], pictures: Mapping[str, Pat
         scored = {name: _with_error(results.metrics, results.standard_errors, name) for name in by_metric}
         rows.append(
             {
-                "link": Path(os.path.relpath(run.folder, folder)).as_posix(),
+                "link": link(run.folder, folder),
                 "name": runs.name(run.folder),
                 "label": label,
                 "cells": [results.num_steps, results.nfe, _rounded(results.ne), results.seed, *scored.values()],
@@ -65,6 +65,7 @@ def page(runs: Runs, by_metric: Mapping[str, Scores], pictures: Mapping[str, Pat
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # not what a macro made
     )
     return environment.get_template("page.html").render(
         title=folder.resolve().name,
@@ -76,10 +77,7 @@ def page(runs: Runs, by_metric: Mapping[str, Scores], pictures: Mapping[str, Pat
         others=[(name, _inlined(pictures[name]), CAPTIONS[name]) for name in CAPTIONS if name in pictures],
         metrics=list(by_metric),
         rows=rows,
-        unfinished=[
-            (Path(os.path.relpath(place, folder)).as_posix(), runs.name(place), words)
-            for place, words in runs.unfinished
-        ],
+        unfinished=[(link(place, folder), runs.name(place), words) for place, words in runs.unfinished],
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional
 
 PICTURED = 64  # images in a picture
+MAX_PIXELS = 1 << 26  # of a picture that is read
 
 
 def picture(
@@ -91,16 +93,22 @@ def _scatter(vectors: Tensor, path: Path, labels: Tensor | None) -> None:
     figure.savefig(path, dpi=120)
 
 
-def first_samples(path: Path, shape: Sequence[int] | None, side: int = 4, labelled: bool = False) -> Image.Image:
+def first_samples(
+    path: Path | IO[bytes], shape: Sequence[int] | None, side: int = 4, labelled: bool = False
+) -> Image.Image:
     """Cut the upper left corner out of a file that `picture` wrote.
 
     Args:
-        path: the picture.
+        path: the picture, which may be a stranger's.
         shape: shape of a sample; pictures of vectors, and of samples of unknown shape (None), are returned whole.
         side: maximum number of images per row and column.
         labelled: whether rows are classes; all of them are then kept.
+    Raises:
+        OSError, ValueError, SyntaxError: if it is damaged, not a PNG, or too large.
     """
-    with Image.open(path) as opened:
+    with Image.open(path, formats=["PNG"]) as opened:  # without formats, Pillow runs Ghostscript on PostScript
+        if opened.width * opened.height > MAX_PIXELS:
+            raise ValueError(f"{opened.width} x {opened.height} pixels are too many")
         full = opened.convert("RGB")
     if shape is None or len(shape) != 3:
         return full

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from optcov.foreign import plotted
 from optcov.report.table import scores
 
 if TYPE_CHECKING:
@@ -44,14 +45,14 @@ def plot(runs: pd.DataFrame, metric: str, path: Path) -> None:
             bars = error[mean.index].fillna(0) if error.notna().any() else None
             axes.errorbar(
                 x[mean.index], mean, yerr=bars, marker=MARKERS[i % 10], capsize=3,
-                color=f"C{i % 10}", label=label, linewidth=1.5, markersize=5,
+                color=f"C{i % 10}", label=plotted(label), linewidth=1.5, markersize=5,
             )  # fmt: skip
         axes.set(xlabel=title, xscale="log")
         _ticks_at(axes, sorted(labelled[column].unique()))
         _scale(axes, found.mean)
         axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel(metric)
-    figure.suptitle(found.heading, fontsize="medium")
+    figure.axes[0].set_ylabel(plotted(metric))
+    figure.suptitle(plotted(found.heading), fontsize="medium")
     _legend_below(figure)
     figure.savefig(path, dpi=150)
 
@@ -76,7 +77,7 @@ def plot_variance(curves: Mapping[str, pd.DataFrame], path: Path) -> None:
         step.plot(curve["t"], curve["step_upper"], "--", **line)
         step.plot(curve["t"], curve["step_lower"], "--", **line)
     for i, (label, curve) in enumerate(curves.items()):
-        style: dict[str, Any] = {"color": f"C{i % 10}", "label": label}
+        style: dict[str, Any] = {"color": f"C{i % 10}", "label": plotted(label)}
         positive = curve[["mean", "q05", "q95"]].where(curve[["mean", "q05", "q95"]] > 0)
         marks = {"marker": MARKERS[i % 10], "markersize": 4, "markevery": (i % 4, 4)}
         covariance.plot(curve["t"], positive["mean"], **style, **marks)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from omegaconf import OmegaConf
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
+from optcov.foreign import DamagedError, printable, read_json, read_yaml
 from optcov.upgrade import CHOICES, upgrade
 
 if TYPE_CHECKING:
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # version of results.json; increase it when a key changes its meaning
 STANDARD_ERROR = "_se"  # suffix of a column with the standard errors of another
+COLUMNS = ("run", "num_steps", "nfe", "ne", "seed")  # of every frame, so names of nothing else
+MAX_METRICS, MAX_STEPS, MAX_SIDE = 200, 10**9, 10**6
+Count = Annotated[int | float, Field(ge=0, lt=float("inf"))]
 
 
 class Results(BaseModel):
@@ -31,20 +33,22 @@ class Results(BaseModel):
         standard_errors: standard errors by metric, for metrics that provide them within one run.
         higher_is_better: metrics for which larger is better.
         overrides: settings from the command line, inside groups and at the top level.
+        files: SHA-256 of the files beside it that a report reads.
     """
 
-    model_config = ConfigDict(extra="allow")
-    metrics: dict[str, float]
+    model_config = ConfigDict(extra="allow", strict=True)
+    metrics: Annotated[dict[str, float], Field(max_length=MAX_METRICS)]
     standard_errors: dict[str, float] = {}
     higher_is_better: list[str] = []
     var: str
-    num_steps: int
-    nfe: int | float
-    ne: int | float | None = None
-    seed: int
+    num_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
+    nfe: Count
+    ne: Count | None = None
+    seed: NonNegativeInt
     overrides: dict[str, str] = {}
-    data_shape: tuple[int, ...] | None = None
-    num_samples: int | None = None
+    data_shape: list[Annotated[int, Field(ge=1, le=MAX_SIDE)]] | None = None
+    num_samples: PositiveInt | None = None
+    files: dict[str, str] = {}
     labelled: bool = False
     reference: dict[str, str] | str | None = None
     throughput_images_per_s: float | None = None
@@ -63,22 +67,28 @@ class Results(BaseModel):
         """
         remedy = "run it again, or leave this folder out"
         try:
-            content = json.loads(path.read_text())
+            content = read_json(path)
+            if not isinstance(content, dict):
+                raise DamagedError("it is not a JSON object")
             version = content.get("format", FORMAT)  # absent from the first files
             if version != FORMAT:
-                raise ValueError(f"runs: format of {path} must be {FORMAT} (got {version!r}): {remedy}")
-            return cls.model_validate(content)
+                raise ValueError(f"runs: format of {path} must be {FORMAT} (got {printable(version)}): {remedy}")
+            found = cls.model_validate(content)
+            if strange := [name for name in (*found.metrics, *found.standard_errors) if name in COLUMNS]:
+                raise DamagedError(f"no metric is named {strange[0]}")
+            return found
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
-            raise ValueError(f"runs: {path} is damaged ({key}: {first['msg'].lower()}): {remedy}") from error
-        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-            raise ValueError(f"runs: {path} is damaged (not a JSON object): {remedy}") from error
+            raise ValueError(f"runs: {path} is damaged ({printable(key)}: {first['msg'].lower()}): {remedy}") from error
+        except DamagedError as error:
+            raise ValueError(f"runs: {path} is damaged ({error}): {remedy}") from error
 
     @property
     def choices(self) -> dict[str, str]:
         """The option chosen in each group."""
-        others = {key: value for key, value in (self.model_extra or {}).items() if isinstance(value, str)}
+        extra = (self.model_extra or {}).items()
+        others = {key: value for key, value in extra if isinstance(value, str) and key not in (*COLUMNS, *self.metrics)}
         return {"var": self.var, **CHOICES, **others}
 
 
@@ -98,7 +108,10 @@ class Run:
     def config(self) -> dict[str, Any]:
         """The config of the run; empty if its folder has none."""
         path = self.folder / ".hydra" / "config.yaml"
-        saved = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else None
+        try:
+            saved = read_yaml(path) if path.exists() else None
+        except DamagedError as error:
+            raise ValueError(f"runs: {path} is damaged ({error}): run it again, or leave this folder out") from error
         return upgrade(saved) if isinstance(saved, dict) else {}
 
     def setting(self, key: str) -> str | None:
@@ -135,7 +148,7 @@ class Runs:
         """A data frame with a row for each finished run; see `collect`."""
         import pandas as pd
 
-        keys = dict.fromkeys(key for run in self.ended for key in run.results.overrides if key not in ("run", "seed"))
+        keys = dict.fromkeys(key for run in self.ended for key in run.results.overrides if key not in COLUMNS)
         choices = dict.fromkeys(key for run in self.ended for key in run.results.choices)
         metrics = dict.fromkeys(name for run in self.ended for name in run.results.metrics)
         with_errors = {name for run in self.ended for name in run.results.standard_errors}
@@ -229,12 +242,21 @@ def _is_run(folder: Path) -> bool:
 
 
 def _has_ended(folder: Path) -> bool:
-    return (folder / "results.json").is_file()
+    return (folder / "results.json").exists()
 
 
 def _last_words(folder: Path) -> str:
-    lines = [line for log in sorted(folder.glob("*.log")) for line in log.read_text(errors="replace").splitlines()]
-    return lines[-1].partition(" - ")[2].strip() or lines[-1] if lines else "no log"
+    lines = [line for log in sorted(folder.glob("*.log")) for line in _tail(log).splitlines() if line.strip()]
+    return printable(lines[-1].partition(" - ")[2].strip() or lines[-1])[:LONGEST] if lines else "no log"
+
+
+def _tail(path: Path) -> str:
+    """The last lines of a log; nothing of a link, which may lead out of the folder."""
+    if path.is_symlink() or not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4 * LONGEST))
+        return file.read(4 * LONGEST).decode(errors="replace")
 
 
 def _in_order(paths: Iterable[Path]) -> list[Path]:
@@ -242,4 +264,5 @@ def _in_order(paths: Iterable[Path]) -> list[Path]:
     return sorted(paths, key=lambda path: [int(part) if part.isdigit() else part for part in _PARTS.split(str(path))])
 
 
+LONGEST = 1000  # characters of a line of a log
 _PARTS = re.compile(r"(\d+)")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from optcov.foreign import label, markdown, printable, terminal, tex
 from optcov.keys import is_label
 from optcov.report.runs import STANDARD_ERROR
 
@@ -44,7 +45,7 @@ def labels(runs: pd.DataFrame) -> pd.Series[str]:
     for metric in metric_names(runs):
         scored = runs[metric].notna()
         again[scored] |= cell[scored].duplicated(keep=False)
-    return named.where(~again, named + " (" + runs["run"] + ")")
+    return named.where(~again, named + " (" + runs["run"] + ")").map(label)
 
 
 def _label(settings: pd.Series[str], alone: bool) -> str:
@@ -80,21 +81,21 @@ class Scores:
 
     def to_markdown(self) -> str:
         """The table in Markdown, with the best of each column in bold."""
-        return str(self.bold("**{}**").to_markdown())
+        return str(self.bold("**{}**").rename(index=markdown).to_markdown())
 
     def to_latex(self) -> str:
         """The table as a ``tabular`` for the package booktabs, with the best of each column in bold."""
         text = self.text.apply(lambda column: column.str.replace("±", r"$\pm$"))
         best = self.best.set_axis(text.columns, axis=1)
         style = text.style.apply(lambda _: best.map(lambda is_best: "textbf:--rwrap;" if is_best else ""), axis=None)
-        style = style.format_index(escape="latex", axis=0).hide(names=True, axis=0).hide(names=True, axis=1)
+        style = style.format_index(tex, axis=0).hide(names=True, axis=0).hide(names=True, axis=1)
         return str(style.to_latex(hrules=True, column_format="l" + "c" * len(text.columns)))
 
     def to_terminal(self) -> Table:
         """The table for rich, with the best of each column in bold."""
-        shown = Table("", *self.text.columns, title=self.heading, title_justify="left")
-        for label, cells in self.bold("[bold]{}[/bold]").iterrows():
-            shown.add_row(str(label), *cells)
+        shown = Table("", *self.text.columns, title=terminal(self.heading), title_justify="left")
+        for name, cells in self.bold("[bold]{}[/bold]").iterrows():
+            shown.add_row(terminal(name), *cells)
         return shown
 
     def bold(self, pattern: str) -> pd.DataFrame:
@@ -112,7 +113,7 @@ def scores(runs: pd.DataFrame, metric: str) -> Scores:
         getattr(grouped[metric], name)().unstack().sort_index(axis=1) for name in ("mean", "std", "count")
     )
     largest = higher_is_better(runs, metric)
-    heading = f"{metric} ({'higher' if largest else 'lower'} is better)"
+    heading = f"{printable(metric)} ({'higher' if largest else 'lower'} is better)"
     errors = metric + STANDARD_ERROR
     if count.max(axis=None) > 1:
         fewest, most = int(count.min(axis=None)), int(count.max(axis=None))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,11 @@ from PIL import Image
 from rich.console import Console
 
 from optcov.files import write_atomically
+from optcov.foreign import LIMIT, cell, file_name, markdown, printable
 from optcov.report.page import page
 from optcov.report.picture import first_samples, sample_grid
 from optcov.report.plot import plot, plot_variance
-from optcov.report.runs import Runs
+from optcov.report.runs import Run, Runs
 from optcov.report.table import Scores, labels, metric_names, scores
 from optcov.variance.profile import COLUMNS
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
+RESERVED = ("variance", "samples")  # pictures of no metric
+LIMIT_OF_PICTURE = 1 << 26  # bytes
 
 
 def check_comparable(runs: Runs) -> None:
@@ -55,11 +59,11 @@ def write_tables(runs: Runs, folder: Path) -> dict[str, Scores]:
         The scores by metric.
     """
     frame = runs.frame()
-    write_atomically(folder / "table.csv", frame.to_csv(index=False))
+    write_atomically(folder / "table.csv", frame.map(cell).rename(columns=cell).to_csv(index=False))
     by_metric = {metric: scores(frame, metric) for metric in metric_names(frame) if frame[metric].notna().any()}
-    sections = [f"### {each.heading}\n\n{each.to_markdown()}\n" for each in by_metric.values()]
+    sections = [f"### {markdown(each.heading)}\n\n{each.to_markdown()}\n" for each in by_metric.values()]
     if runs.unfinished:
-        lines = [f"- {runs.name(place)}: {words}" for place, words in runs.unfinished]
+        lines = [f"- {markdown(runs.name(place))}: {markdown(words)}" for place, words in runs.unfinished]
         sections.append("### Not finished, so not in the tables\n\n" + "\n".join(lines) + "\n")
     write_atomically(folder / "table.md", "\n".join(sections))
     tabulars = [f"% {each.heading}\n% \\usepackage{{booktabs}}\n{each.to_latex()}" for each in by_metric.values()]
@@ -75,12 +79,12 @@ def write_report(runs: Runs, folder: Path) -> None:
         folder: an existing folder.
     """
     for place, words in runs.unfinished:
-        log.warning("%s is not finished and does not appear in the tables (%s)", place, words)
+        log.warning("%s is not finished and does not appear in the tables (%s)", printable(place), words)
     by_metric = write_tables(runs, folder)
     frame = runs.frame()
     pictures = {}
     for metric, found in by_metric.items():
-        pictures[metric] = folder / f"{metric}.png"
+        pictures[metric] = folder / f"{file_name(metric, RESERVED)}.png"
         plot(frame, metric, pictures[metric])
         Console().print(found.to_terminal())
     if curves := variance_curves(runs, frame):
@@ -100,22 +104,43 @@ def variance_curves(runs: Runs, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     order = frame.assign(label=labels(frame)).sort_values(["seed", "num_steps"], kind="stable")
     found: dict[str, tuple[str, str]] = {}  # content of the file -> strategy and label
     for position in order.drop_duplicates("label").index.sort_values():
-        path = runs.ended[position].folder / "variance.csv"
-        if path.is_file() and _is_curve(path):
-            found.setdefault(path.read_text(), (order.loc[position, "var"], order.loc[position, "label"]))
+        content = _sound(runs.ended[position], "variance.csv", LIMIT)
+        if content is not None and _is_curve(content, runs.ended[position].folder):
+            found.setdefault(content.decode(), (order.loc[position, "var"], order.loc[position, "label"]))
     short = len({var for var, _ in found.values()}) == len(found)
     return {var if short else label: pd.read_csv(StringIO(text)) for text, (var, label) in found.items()}
 
 
-def _is_curve(path: Path) -> bool:
+def _sound(run: Run, name: str, limit: int) -> bytes | None:
+    """The content of a file in a run's folder, if it is what the results say; a link may lead out of the folder."""
+    path = run.folder / name
+    if not path.exists():
+        return None
+    if path.is_file() and not path.is_symlink() and path.stat().st_size <= limit:
+        content = path.read_bytes()
+        if run.results.files.get(name) in (None, hashlib.sha256(content).hexdigest()):
+            return content
+    _not_drawn(path)
+    return None
+
+
+def _not_drawn(path: Path) -> None:
+    log.warning("%s is damaged, from another version or no plain file, and is not drawn", printable(path))
+
+
+def _is_curve(content: bytes, folder: Path) -> bool:
+    import numpy as np
     import pandas as pd
 
     try:
-        if set(COLUMNS) <= set(pd.read_csv(path, dtype="float64").columns):
-            return True
-    except ValueError:
+        frame = pd.read_csv(StringIO(content.decode()), dtype="float64")
+        if set(COLUMNS) <= set(frame.columns):
+            values = frame[list(COLUMNS)].to_numpy()
+            if len(values) and np.isfinite(values).all() and (frame[["t", "upper"]].to_numpy() > 0).all():
+                return True
+    except ValueError:  # what pandas raises, and text that is not UTF-8
         pass
-    log.warning("%s is damaged or from another version and is not drawn", path)
+    _not_drawn(folder / "variance.csv")
     return False
 
 
@@ -124,8 +149,14 @@ def sample_cells(runs: Runs, frame: pd.DataFrame) -> dict[tuple[str, int], Image
     cells: dict[tuple[str, int], Image.Image] = {}
     first = frame["seed"].min()
     for run, label in zip(runs.ended, labels(frame), strict=True):
-        results, path = run.results, run.folder / "samples.png"
+        results = run.results
         place = (str(label), results.num_steps)
-        if results.seed == first and place not in cells and path.is_file() and results.num_samples:
-            cells[place] = first_samples(path, results.data_shape, labelled=results.labelled)
+        if results.seed != first or place in cells or not results.num_samples:
+            continue
+        content = _sound(run, "samples.png", LIMIT_OF_PICTURE)
+        try:
+            if content is not None:
+                cells[place] = first_samples(BytesIO(content), results.data_shape, labelled=results.labelled)
+        except (OSError, ValueError, SyntaxError):  # what Pillow raises for damaged images
+            _not_drawn(run.folder / "samples.png")
     return cells

@@ -16,6 +16,7 @@ from torch import Tensor
 from optcov.data_range import DataRange
 from optcov.denoiser import Prediction
 from optcov.kernel import ReverseKernel
+from optcov.ranges import NonNegative, Share, Steps
 from optcov.sampler.base import Model, Sampler, State
 from optcov.schedule.base import NoiseSchedule
 from optcov.schedule.levels import NoiseLevels, per_sample
@@ -100,7 +101,9 @@ class DDIMSampler(KernelSampler):
         num_steps, eta, clip_x0, cut: as in `KernelSampler`.
     """
 
-    def __init__(self, num_steps: int = 50, eta: float = 0.0, clip_x0: bool = True, cut: float | None = 1.0) -> None:
+    def __init__(
+        self, num_steps: Steps = 50, eta: Share = 0.0, clip_x0: bool = True, cut: NonNegative | None = 1.0
+    ) -> None:
         super().__init__(num_steps, eta, clip_x0, cut)
 
     def clipped_eps(self, x0: Tensor, prediction: Prediction) -> Tensor:
@@ -114,7 +117,7 @@ class DDPMSampler(KernelSampler):
         num_steps, clip_x0, cut: as in `KernelSampler`.
     """
 
-    def __init__(self, num_steps: int = 50, clip_x0: bool = True, cut: float | None = 2.0) -> None:
+    def __init__(self, num_steps: Steps = 50, clip_x0: bool = True, cut: NonNegative | None = 2.0) -> None:
         super().__init__(num_steps, 1.0, clip_x0, cut)
 
     def clipped_eps(self, x0: Tensor, prediction: Prediction) -> Tensor:

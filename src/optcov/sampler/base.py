@@ -200,14 +200,15 @@ def order_within(order: int, num_steps: int) -> int:
 
 
 def batches(count: int, batch_size: int) -> list[range]:
-    """Split the indices 0..count - 1 into as few batches as possible, all of the same size.
+    """Split the indices 0..count - 1 into as few batches as possible, all of the same size, which is at least 2.
 
     Every network call then has the same shape, so a compiled network is compiled once and its arithmetic does not
-    change.  The last batch may extend beyond ``count``, by fewer indices than there are batches.
+    change.  That of a single sample would: libraries multiply by a vector in another order than by a matrix.  The last
+    batch may extend beyond ``count``, by fewer indices than there are batches, or by one.
 
     Args:
         count: the number of indices.
-        batch_size: the largest allowed size of a batch.
+        batch_size: the largest allowed size of a batch; 1 counts as 2.
     Raises:
         ValueError: if either is below 1.
     """
@@ -215,7 +216,7 @@ def batches(count: int, batch_size: int) -> list[range]:
         raise ValueError(f"count must be at least 1 (got {count}): give the number of samples")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 (got {batch_size}): give how many samples to draw at once")
-    size = math.ceil(count / math.ceil(count / batch_size))
+    size = max(2, math.ceil(count / math.ceil(count / batch_size)))
     return [range(start, start + size) for start in range(0, count, size)]
 
 

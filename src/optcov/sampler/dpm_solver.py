@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import torch
 
+from optcov.ranges import Order, Steps
 from optcov.sampler.base import order_within
 from optcov.sampler.single_step import Call, SingleStepSampler, last_call
 from optcov.schedule.base import NoiseSchedule
@@ -33,7 +34,7 @@ class DPMSolverSampler(SingleStepSampler):
         ValueError: if the order is none of these, or above K.
     """
 
-    def __init__(self, num_steps: int = 50, order: int = 3) -> None:
+    def __init__(self, num_steps: Steps = 50, order: Order = 3) -> None:
         super().__init__(num_steps)
         self.order = order_within(order, num_steps)
 

@@ -6,6 +6,7 @@ three predictions exactly; the published code weights the second difference by h
 
 from __future__ import annotations
 
+from optcov.ranges import Order, Steps
 from optcov.sampler.multistep import AdamsSampler
 
 
@@ -21,5 +22,5 @@ class DPMSolverPPSampler(AdamsSampler):
         ValueError: if the order is none of these, or above K.
     """
 
-    def __init__(self, num_steps: int = 50, order: int = 2, sde: bool = False, clip_x0: bool = False) -> None:
+    def __init__(self, num_steps: Steps = 50, order: Order = 2, sde: bool = False, clip_x0: bool = False) -> None:
         super().__init__(num_steps, order, sde, clip_x0)

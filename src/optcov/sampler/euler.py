@@ -14,6 +14,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from optcov.ranges import NonNegative, Steps
 from optcov.sampler.single_step import Call, SingleStepSampler, last_call
 from optcov.schedule.base import NoiseSchedule
 from optcov.schedule.levels import NoiseLevels
@@ -37,11 +38,11 @@ class ChurnSampler(SingleStepSampler):
 
     def __init__(
         self,
-        num_steps: int = 50,
-        churn: float = 0.0,
-        churn_min: float = 0.0,
-        churn_max: float | None = None,
-        churn_noise: float = 1.0,
+        num_steps: Steps = 50,
+        churn: NonNegative = 0.0,
+        churn_min: NonNegative = 0.0,
+        churn_max: NonNegative | None = None,
+        churn_noise: NonNegative = 1.0,
     ) -> None:
         super().__init__(num_steps)
         if churn < 0:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 
+from optcov.ranges import Steps
 from optcov.sampler.multistep import LinearPlan, LinearSampler
 from optcov.schedule.base import NoiseSchedule
 from optcov.schedule.levels import NoiseLevels
@@ -29,7 +30,7 @@ class EulerMaruyamaSampler(LinearSampler):
 
     schedules = VPSchedule
 
-    def __init__(self, num_steps: int = 50, clip_x0: bool = False) -> None:
+    def __init__(self, num_steps: Steps = 50, clip_x0: bool = False) -> None:
         super().__init__(num_steps, 1, True, clip_x0)
 
     def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> LinearPlan:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from optcov.ranges import Count, NonNegative, Positive, Steps
 from optcov.sampler.ancestral import DDPMSampler, KernelPlan
 from optcov.sampler.base import Model, Sampler, State
 from optcov.schedule.base import NoiseSchedule
@@ -51,11 +52,11 @@ class PredictorCorrectorSampler(Sampler):
 
     def __init__(
         self,
-        num_steps: int = 50,
-        snr: float = 0.16,
-        corrector_steps: int = 1,
+        num_steps: Steps = 50,
+        snr: Positive = 0.16,
+        corrector_steps: Count = 1,
         clip_x0: bool = True,
-        cut: float | None = 2.0,
+        cut: NonNegative | None = 2.0,
     ) -> None:
         super().__init__(num_steps)
         if not 0 < snr < float("inf"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from optcov.ranges import Order, Steps
 from optcov.sampler.multistep import AdamsSampler, LinearPlan, adams_weights, half_log_snr
 from optcov.schedule.base import NoiseSchedule
 from optcov.schedule.levels import NoiseLevels
@@ -25,7 +26,7 @@ class UniPCSampler(AdamsSampler):
         ValueError: if the order is none of these, or above K.
     """
 
-    def __init__(self, num_steps: int = 50, order: int = 2, clip_x0: bool = False) -> None:
+    def __init__(self, num_steps: Steps = 50, order: Order = 2, clip_x0: bool = False) -> None:
         super().__init__(num_steps, order, False, clip_x0)
 
     def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> LinearPlan:

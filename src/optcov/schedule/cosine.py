@@ -12,6 +12,7 @@ import math
 
 import torch
 
+from optcov.ranges import NonNegative, Positive, Steps
 from optcov.schedule.base import at_least_one
 from optcov.schedule.vp import DiscreteSchedule
 
@@ -25,7 +26,7 @@ class CosineSchedule(DiscreteSchedule):
         beta_max: upper limit on every beta; it applies near the last step, where f reaches 0.
     """
 
-    def __init__(self, num_steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999) -> None:
+    def __init__(self, num_steps: Steps = 1000, offset: NonNegative = 0.008, beta_max: Positive = 0.999) -> None:
         u = torch.linspace(0, 1, at_least_one(num_steps) + 1, dtype=torch.float64)
         angle = (u + offset) / (1 + offset) * math.pi / 2
         rise = math.sin(math.pi / 2 / (1 + offset) / num_steps) * torch.sin(angle[1:] + angle[:-1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from optcov.ranges import Steps
 from optcov.schedule.base import NoiseSchedule
 
 
@@ -18,7 +19,7 @@ class FlowSchedule(NoiseSchedule):
         num_steps: N, the size of the time grid on which networks are trained and tables are stored.
     """
 
-    def __init__(self, num_steps: int = 1000) -> None:
+    def __init__(self, num_steps: Steps = 1000) -> None:
         super().__init__(num_steps)
 
     def alpha(self, t: Tensor) -> Tensor:

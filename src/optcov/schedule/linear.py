@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from optcov.ranges import Positive, Steps
 from optcov.schedule.base import at_least_one
 from optcov.schedule.vp import DiscreteSchedule, rescaled
 
@@ -19,7 +20,7 @@ class LinearSchedule(DiscreteSchedule):
         beta_min, beta_max: variances of the first and the last step of the 1000-step process.
     """
 
-    def __init__(self, num_steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> None:
+    def __init__(self, num_steps: Steps = 1000, beta_min: Positive = 1e-4, beta_max: Positive = 0.02) -> None:
         # counted down from the last step, so that N = 1 gives beta_max
         beta = torch.linspace(beta_max, beta_min, at_least_one(num_steps), dtype=torch.float64).flip(0)
         super().__init__(rescaled(beta))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from optcov.ranges import Positive, Steps
 from optcov.schedule.base import at_least_one
 from optcov.schedule.vp import DiscreteSchedule, rescaled
 
@@ -20,6 +21,6 @@ class SqrtLinearSchedule(DiscreteSchedule):
         beta_max: variance of the last step of the 1000-step process.
     """
 
-    def __init__(self, num_steps: int = 1000, beta_max: float = 0.02) -> None:
+    def __init__(self, num_steps: Steps = 1000, beta_max: Positive = 0.02) -> None:
         n = torch.arange(1, at_least_one(num_steps) + 1, dtype=torch.float64)
         super().__init__(rescaled(beta_max * n / num_steps))

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from optcov.ranges import Positive, Steps
 from optcov.schedule.base import NoiseSchedule
 
 
@@ -23,7 +24,7 @@ class VESchedule(NoiseSchedule):
         ValueError: unless ``0 < sigma_min < sigma_max``.
     """
 
-    def __init__(self, num_steps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
+    def __init__(self, num_steps: Steps = 1000, sigma_min: Positive = 0.002, sigma_max: Positive = 80.0) -> None:
         super().__init__(num_steps)
         if not 0 < sigma_min < sigma_max < math.inf:
             raise ValueError(

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from optcov.ranges import Positive, Steps
 from optcov.schedule.vp import VPSchedule
 
 
@@ -24,7 +25,7 @@ class VPSDESchedule(VPSchedule):
         ValueError: unless ``0 < beta_min <= beta_max`` and both are finite.
     """
 
-    def __init__(self, num_steps: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
+    def __init__(self, num_steps: Steps = 1000, beta_min: Positive = 0.1, beta_max: Positive = 20.0) -> None:
         super().__init__(num_steps)
         if not 0 < beta_min <= beta_max < math.inf:
             raise ValueError(

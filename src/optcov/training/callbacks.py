@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from torch import Tensor
+
+from optcov.ranges import BelowOne
+from optcov.training.csv_log import MetricsCSV
 
 
 class EMA(Callback):
@@ -26,7 +30,7 @@ class EMA(Callback):
         ValueError: if ``decay`` is out of range.
     """
 
-    def __init__(self, decay: float = 0.9999) -> None:
+    def __init__(self, decay: BelowOne = 0.9999) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"callbacks.ema.decay must be in [0, 1) (got {decay}): give 0.999")
         self.decay = decay
@@ -82,6 +86,35 @@ class EMA(Callback):
     def _load(self, module: LightningModule, weights: dict[str, Tensor]) -> None:
         for name, parameter in self._trained(module).items():
             parameter.copy_(weights[name])
+
+
+class ResumePoint(ModelCheckpoint):
+    """Keeps ``resume.ckpt``, from which an interrupted fit goes on: every few steps, and when a fit is told to stop.
+
+    Args:
+        folder: where it is kept.
+        every_n_steps: optimizer steps between two.
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int) -> None:
+        super().__init__(folder, "resume", every_n_train_steps=every_n_steps, enable_version_counter=False)
+        self.path = folder / "resume.ckpt"
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        super().on_train_batch_end(trainer, *args)
+        step = trainer.global_step
+        ends_early = (trainer.should_stop or trainer.received_sigterm) and step < trainer.max_steps
+        if ends_early and step != self._last_global_step_saved:
+            trainer.save_checkpoint(self.path)
+            self._last_global_step_saved = step
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Leave the time already spent out, so that trainer.max_time holds for each command; flush the logs."""
+        kept = checkpoint.get("callbacks", {})
+        checkpoint["callbacks"] = {key: value for key, value in kept.items() if not key.startswith("Timer")}
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.checkpointed()
 
 
 class StageProgressBar(TQDMProgressBar):

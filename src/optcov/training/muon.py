@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optcov.ranges import BelowOne, NonNegative
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic, which maps singular values into [0.7, 1.2]
 SMALLEST = 16  # the fewest rows and columns of a weight that is stepped as a matrix
 
@@ -61,11 +63,11 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
-        lr: float = 3e-3,
-        rate: float = 2.0,
-        momentum: float = 0.95,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        lr: NonNegative = 3e-3,
+        rate: NonNegative = 2.0,
+        momentum: BelowOne = 0.95,
+        betas: tuple[BelowOne, BelowOne] = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
     ) -> None:
         for name, value in (("lr", lr), ("rate", rate), ("eps", eps)):
             if not value >= 0:

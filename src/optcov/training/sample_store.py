@@ -8,6 +8,8 @@ memory.
 from __future__ import annotations
 
 import logging
+import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
@@ -22,6 +24,7 @@ from optcov.sampler import batches
 
 log = logging.getLogger(__name__)
 
+NAME = re.compile(r"\d{9,}-\d{9,}\.npz")
 COUNTS = tuple(field.name for field in fields(Cost))
 
 
@@ -52,7 +55,10 @@ class SampleStore:
                 there[span.start : span.stop] = True
             else:
                 log.warning("%s is damaged: its samples are drawn again", path)
-                path.unlink(missing_ok=True)  # another process may have been first
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)  # another process may have been first
         return [batch for batch in self.batches if not there[batch.start : min(batch.stop, self.count)].all()]
 
     def write(self, indices: range, images: Tensor, began: float, ended: float, cost: Cost) -> None:
@@ -124,7 +130,8 @@ class SampleStore:
 
     def _files(self) -> list[tuple[range, Path]]:
         """All files, sorted by first index with longer ones first."""
-        files = [(range(*map(int, path.stem.split("-"))), path) for path in self.folder.glob("*-*.npz")]
+        named = [path for path in self.folder.glob("*-*.npz") if NAME.fullmatch(path.name)]
+        files = [(range(*map(int, path.stem.split("-"))), path) for path in named]
         return sorted(files, key=lambda file: (file[0].start, -file[0].stop))
 
     def _pieces(self) -> Iterator[tuple[Path, slice]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_only
 
 from optcov.checkpoint import (
@@ -18,6 +18,7 @@ from optcov.checkpoint import (
     digest_of,
     identity_key,
 )
+from optcov.lock import locked
 
 __all__ = [
     "FORMAT",
@@ -59,11 +60,13 @@ class Entry:
             yield
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock"):
+        with locked(self.folder / ".lock", f"cache_dir = {self.folder}"):
             yield
 
     def load(self) -> Checkpoint | None:
         """Load the finished checkpoint; None if it is missing, damaged or has another identity."""
+        if self.path.is_dir():  # where a file belongs
+            shutil.rmtree(self.path)
         if not self.path.is_file():
             return None
         try:

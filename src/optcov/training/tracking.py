@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from optcov.keys import Config
 from optcov.metric import Metric, Reference, update_all, with_count
 from optcov.parts import Parts
+from optcov.ranges import PositiveCount
 from optcov.report import picture
 from optcov.sampler import DDIMSampler, NoiseStream, Sampler
 from optcov.seeds import Stream, derive_seed
@@ -66,9 +67,9 @@ class Tracking:
         ValueError: if an argument is out of range.
     """
 
-    every_n_steps: int = 500
-    num_samples: int = 500
-    mean_steps: int = 10
+    every_n_steps: PositiveCount = 500
+    num_samples: PositiveCount = 500
+    mean_steps: PositiveCount = 10
 
     def __post_init__(self) -> None:
         for key, least in (("every_n_steps", 1), ("num_samples", 2), ("mean_steps", 1)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from optcov.ranges import Positive, Share
 from optcov.trajectory.log_snr import NoiseLevelTrajectory
 
 
@@ -17,7 +18,7 @@ class KarrasTrajectory(NoiseLevelTrajectory):
         ValueError: if rho is below 1 or the ends are out of order.
     """
 
-    def __init__(self, rho: float = 7.0, t_max: float = 1.0, t_min: float | None = None) -> None:
+    def __init__(self, rho: Positive = 7.0, t_max: Share = 1.0, t_min: Share | None = None) -> None:
         super().__init__(t_max, t_min)
         if not rho >= 1:
             raise ValueError(

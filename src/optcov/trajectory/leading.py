@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from optcov.ranges import Count
 from optcov.schedule.base import NoiseSchedule
 from optcov.trajectory.base import GridTrajectory
 
@@ -18,7 +19,7 @@ class LeadingTrajectory(GridTrajectory):
         ValueError: if it is negative.
     """
 
-    def __init__(self, offset: int = 0) -> None:
+    def __init__(self, offset: Count = 0) -> None:
         if offset < 0:
             raise ValueError(f"trajectory.offset must not be negative (got {offset}): give 0 or 1")
         self.offset = offset

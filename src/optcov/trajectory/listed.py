@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from optcov.ranges import PositiveCount, Share
 from optcov.schedule.base import NoiseSchedule
 from optcov.trajectory.base import Trajectory
 
@@ -21,7 +22,7 @@ class ListTrajectory(Trajectory):
         ValueError: if both are given, or they do not ascend within their range.
     """
 
-    def __init__(self, times: Sequence[float] | None = None, nodes: Sequence[int] | None = None) -> None:
+    def __init__(self, times: Sequence[Share] | None = None, nodes: Sequence[PositiveCount] | None = None) -> None:
         if times is not None and nodes is not None:
             raise ValueError("trajectory.times and trajectory.nodes are both given: give one of them")
         given = nodes if times is None else times

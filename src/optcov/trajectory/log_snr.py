@@ -11,6 +11,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from optcov.ranges import Share
 from optcov.schedule.base import NoiseSchedule
 from optcov.trajectory.base import Trajectory
 
@@ -26,7 +27,7 @@ class NoiseLevelTrajectory(Trajectory):
         ValueError: if the ends are not in this order.
     """
 
-    def __init__(self, t_max: float = 1.0, t_min: float | None = None) -> None:
+    def __init__(self, t_max: Share = 1.0, t_min: Share | None = None) -> None:
         if not 0 < t_max <= 1:
             raise ValueError(f"trajectory.t_max must be above 0 and at most 1 (got {t_max}): give 1, or a little less")
         if t_min is not None and not 0 < t_min < t_max:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from optcov.denoiser import Denoiser
 from optcov.kernel import ReverseKernel
+from optcov.ranges import PositiveCount
 from optcov.schedule.base import NoiseSchedule
 from optcov.trajectory.base import GridTrajectory
 from optcov.trajectory.shortest import ShortestPaths
@@ -64,7 +65,7 @@ class OptimalTrajectory(GridTrajectory):
         ValueError: if there are too few images for a standard error.
     """
 
-    def __init__(self, num_images: int = 128) -> None:
+    def __init__(self, num_images: PositiveCount = 128) -> None:
         if num_images < 3:
             raise ValueError(
                 f"trajectory.num_images must be at least 3 (got {num_images}): the standard error is undefined below "

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from optcov.denoiser import Denoiser
 from optcov.likelihood.variational import VariationalBound
+from optcov.ranges import PositiveCount
 from optcov.sampler.noise import NoiseStream
 from optcov.schedule.base import NoiseSchedule
 from optcov.trajectory.base import GridTrajectory
@@ -37,7 +38,9 @@ class OptimalNLLTrajectory(GridTrajectory):
         ValueError: if there are fewer than two candidates, or no images.
     """
 
-    def __init__(self, num_images: int = 128, num_candidates: int | None = 100, clip_x0: bool = True) -> None:
+    def __init__(
+        self, num_images: PositiveCount = 128, num_candidates: PositiveCount | None = 100, clip_x0: bool = True
+    ) -> None:
         if num_images < 1:
             raise ValueError(
                 f"trajectory.num_images must be at least 1 (got {num_images}): give how many images to measure on"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from optcov.ranges import Positive, Share
 from optcov.trajectory.base import GridTrajectory
 
 
@@ -25,7 +26,7 @@ class PowerTrajectory(GridTrajectory):
         ValueError: if an argument is out of range.
     """
 
-    def __init__(self, power: float = 2.0, t_max: float = 1.0, t_min: float | None = None) -> None:
+    def __init__(self, power: Positive = 2.0, t_max: Share = 1.0, t_min: Share | None = None) -> None:
         if not 1 <= power < float("inf"):
             raise ValueError(f"trajectory.power must be at least 1 (got {power}): give 2 or 3, or 1 for even times")
         if not 0 < t_max <= 1:

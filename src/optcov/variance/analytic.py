@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from optcov.covariance import Covariance, DiagonalCovariance, IsotropicCovariance
 from optcov.denoiser import Denoiser, Prediction
+from optcov.ranges import Batch, PositiveCount
 from optcov.schedule.base import NoiseSchedule
 from optcov.seeds import Stream, derive_seed
 from optcov.variance.base import Calibrated
@@ -92,9 +93,9 @@ class Analytic(Calibrated):
         denoiser: Denoiser,
         per_pixel: bool = False,
         imperfect_mean: bool = False,
-        num_images: int = 128,
-        num_times: int | None = None,
-        batch_size: int = 512,
+        num_images: PositiveCount = 128,
+        num_times: PositiveCount | None = None,
+        batch_size: Batch = 512,
     ) -> None:
         super().__init__(denoiser)
         if num_images < 3:

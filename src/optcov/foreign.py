@@ -1,0 +1,189 @@
+"""Text and small files of others: files are read within limits, and text is shown as text in every format we write.
+
+A run's folder may come from a stranger, and so may the names of its metrics, its settings and its log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import yaml
+
+LIMIT = 1 << 20  # largest file in bytes
+DEPTH = 40  # levels of lists and dictionaries
+LABEL = 160  # characters of a label
+CHECKSUM = "# sha256 of the lines below: "
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML has it
+_TEX = {each: f"\\{each}" for each in "{}$&#_%"} | {
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}
+
+
+class DamagedError(ValueError):
+    """A file is not what we would have written there; the message says what is wrong with it."""
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file: numbers, text, lists and dictionaries, without aliases or tags.
+
+    A first line with a checksum, such as `sealed_yaml` writes, is verified.
+
+    Raises:
+        DamagedError: if it is damaged, too large, nested too deeply, or holds anything else.
+    """
+    text = _text(path)
+    if text.startswith(CHECKSUM):
+        said, _, text = text.removeprefix(CHECKSUM).partition("\n")
+        if said != _sha256(text):
+            raise DamagedError("it does not match its checksum; delete its first line if you changed it yourself")
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=_LOADER):
+            if isinstance(event, yaml.AliasEvent):  # a few of them can expand to gigabytes
+                raise DamagedError("it has an alias")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEPTH:
+                raise DamagedError(f"it nests more than {DEPTH} levels")
+        content = yaml.load(text, Loader=_LOADER)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise DamagedError("it is not plain YAML") from error
+    except DamagedError:
+        raise
+    except ValueError as error:  # such as a day that no month has
+        raise DamagedError(f"it is not plain YAML, {error}") from error
+    return _plain(content)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; the checksum of `sealed_json` is verified where there is one, and left out.
+
+    Raises:
+        DamagedError: if it is damaged, too large, or nested too deeply.
+    """
+    text = _text(path)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError("it is not JSON") from error
+    if isinstance(content, dict) and (said := content.pop("sha256", None)) is not None and said != _of_json(content):
+        raise DamagedError("it does not match its checksum")
+    return _plain(content)
+
+
+def sealed_json(content: dict[str, Any], indent: int | None = None) -> str:
+    """JSON with a checksum of its content, as ``sha256``."""
+    content = json.loads(json.dumps(content))  # as it is read
+    return json.dumps(content | {"sha256": _of_json(content)}, indent=indent) + "\n"
+
+
+def sealed_yaml(text: str) -> str:
+    """YAML with a checksum in its first line, a comment."""
+    return f"{CHECKSUM}{_sha256(text)}\n{text}"
+
+
+def _of_json(content: dict[str, Any]) -> str:
+    return _sha256(json.dumps(content, sort_keys=True))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _text(path: Path) -> str:
+    if not path.is_file():
+        raise DamagedError("it is not a file")
+    with path.open("rb") as file:
+        content = file.read(LIMIT + 1)
+    if len(content) > LIMIT:
+        raise DamagedError(f"it is larger than {LIMIT >> 20} MiB")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise DamagedError("it is not text in UTF-8") from error
+
+
+def _plain(content: Any, depth: int = 0) -> Any:
+    """The content, if it is made of plain values; keys become strings."""
+    if depth > DEPTH:
+        raise DamagedError(f"it nests more than {DEPTH} levels")
+    if isinstance(content, dict):
+        return {str(key): _plain(value, depth + 1) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_plain(value, depth + 1) for value in content]
+    if content is None or isinstance(content, (bool, int, float, str)):
+        return content
+    raise DamagedError(f"it holds a {type(content).__name__}")
+
+
+def printable(text: Any) -> str:
+    """Text in one line, with every character that controls a terminal or the direction of writing replaced."""
+    line = " ".join(str(text).split())
+    if line.isprintable():
+        return line
+    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(each)[0] == "C" else each for each in line)
+
+
+def label(text: Any) -> str:
+    """Printable text of limited length; what is cut off is told apart by a hash."""
+    line = printable(text)
+    return line if len(line) <= LABEL else f"{line[: LABEL - 10]}… {_short_hash(str(text))}"
+
+
+def file_name(text: str, reserved: tuple[str, ...] = ()) -> str:
+    """Text as the name of a file in a folder: never a path, never hidden, never one of the reserved names."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", text).lstrip(".-_")[:100]
+    return name if name == text and name not in reserved else f"{name}-{_short_hash(text)}".lstrip("-")
+
+
+def tex(text: Any) -> str:
+    """Text as TeX that prints it."""
+    return "".join(_TEX.get(each, each) for each in printable(text))
+
+
+def markdown(text: Any) -> str:
+    """Text as Markdown that shows it, also in a table."""
+    line = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`|*\[\]])", r"\\\1", line)
+
+
+def terminal(text: Any) -> str:
+    """Text as rich's markup that prints it."""
+    from rich.markup import escape
+
+    line = escape(printable(text))
+    return line + "\\" if (len(line) - len(line.rstrip("\\"))) % 2 else line  # it would escape what follows
+
+
+def plotted(text: Any) -> str:
+    """Text as matplotlib prints it in a legend or a title, without mathematics."""
+    line = label(text).replace("$", r"\$")
+    return f" {line}" if line.startswith("_") else line  # matplotlib hides those
+
+
+def cell(value: Any) -> Any:
+    """A value for a CSV file that no spreadsheet takes for a formula."""
+    if not isinstance(value, str):
+        return value
+    line = printable(value)
+    return f"'{line}" if re.match(r"[=@]|[+-](?![\d.]+(e[+-]?\d+)?$|inf$)", line) else line
+
+
+def link(path: Path, folder: Path) -> str:
+    """The relative address of a path in a page in a folder; it has no scheme, whatever the names are."""
+    return quote(os.fsencode(Path(os.path.relpath(path, folder)).as_posix()))
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]

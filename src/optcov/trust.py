@@ -1,0 +1,62 @@
+"""What a config from a stranger may name: for each place in it, the classes that belong there, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatchcase
+
+from optcov.signatures import Signature
+
+OURS = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
+# the first pattern that a key matches counts; a name ends in a dot where everything below it is meant
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "model": ("optcov.model.", "optcov.oracle.OracleNetwork", "optcov.adapter.Pretrained"),
+    "*.mixture": ("optcov.oracle.GaussianMixture",),
+    "model.schedule": ("optcov.schedule.",),
+    "model.parameterization": ("optcov.parameterization.",),
+    "model.*": ("optcov.model.",),
+    "schedule": ("optcov.schedule.",),
+    "parameterization": ("optcov.parameterization.",),
+    "data": ("optcov.data.",),
+    "data.*": ("optcov.data.",),
+    "optimizer": ("torch.optim.", "optcov.training.muon.Muon"),
+    "callbacks.*": ("optcov.training.EMA", "optcov.training.tracking.Tracking", "lightning.pytorch.callbacks."),
+    "trainer": ("lightning.Trainer", "lightning.pytorch.Trainer"),
+    "logger.*": (
+        "lightning.pytorch.loggers.",
+        "optcov.training.csv_log.MetricsCSV",
+        "optcov.training.wandb.wandb_logger",
+    ),  # never made for a received run
+    "head": ("optcov.model.",),
+    "var": ("optcov.variance.",),
+    "var.head": ("optcov.model.",),
+    "guidance": ("optcov.guidance.",),
+    "guidance.classifier": ("optcov.model.",),
+    "sampler": ("optcov.sampler.",),
+    "trajectory": ("optcov.trajectory.",),
+    "metric.*.log_mass": ("optcov.likelihood.",),
+    "metric.*": ("optcov.metric.",),
+}
+FUNCTIONS = (  # those of ours that a config names; everything else must be a class
+    "optcov.likelihood.pixel_log_mass",
+    "optcov.likelihood.pixel_log_mass_tanh",
+    "optcov.training.wandb.wandb_logger",
+)
+
+
+def is_allowed(key: str, target: str) -> bool:
+    """Whether a received config may name a class at a place.
+
+    Args:
+        key: the full name of the node, such as ``model.time_embedding``.
+        target: its ``_target_``.
+    """
+    allowed = next((names for pattern, names in ALLOWED.items() if fnmatchcase(key, pattern)), ())
+    if not OURS.fullmatch(target) or not any(_covers(name, target) for name in allowed):
+        return False
+    signature = Signature.read(target)
+    return signature is not None and (signature.is_class or target in FUNCTIONS)
+
+
+def _covers(name: str, target: str) -> bool:
+    return target.startswith(name) if name.endswith(".") else target == name
