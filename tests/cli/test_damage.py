@@ -1,4 +1,4 @@
-"""A damaged file is named, or made again where it is a cache; nothing of it is used.  `benchmarks.damage` tries all, and the cache."""
+"""A damaged file of a run is named, and nothing of it is used; `benchmarks.damage` tries every file and the cache."""
 
 from pathlib import Path
 
