@@ -15,6 +15,7 @@ an exact network is the product with Cov[x_0|x_t]; they are counted: a call 1, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -35,6 +36,7 @@ class Step:
         t, s: levels; ``is_last`` where s is 0.
         matrix: A, ``[m, d]``, of which ``A A^T`` is ``gram I``.
         y: ``[B, m]``; its noise has the standard deviation ``noise``.
+        bound: of m', whose values are clipped to ``[-bound, bound]``.
         products: how many were taken.
     """
 
@@ -49,6 +51,7 @@ class Step:
     y: Tensor
     noise: float
     generator: torch.Generator
+    bound: float = math.inf
     products: int = field(default=0)
 
     @property
@@ -67,6 +70,7 @@ class Step:
 
     def moved(self, m: Tensor) -> Tensor:
         """A draw from the kernel with m, ``[B, d]``, in place of the mean; m itself in the last step."""
+        m = m.clamp(-self.bound, self.bound)
         if self.is_last:
             return m
         kernel = ReverseKernel.from_levels(self.s, self.t)
