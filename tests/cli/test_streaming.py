@@ -83,7 +83,7 @@ def test_killed_while_a_batch_is_written(run: CLI, untouched: Path, count_calls:
     steps = count_calls(SamplingStage, "predict_step")
     folder = run(*arguments, task="sample", tiny=False)
     assert drawn(steps) == [(6, 9), (9, 12), (12, 15)]
-    assert files(folder) == {"samples.npz", "samples.png"}
+    assert files(folder) == {"samples.npz", "samples.png", "samples.json"}
     whole = run(*arguments, "hydra.run.dir=whole", task="sample", tiny=False)
     assert arrays(whole).shape == (14, 8, 8, 1)
     assert (arrays(folder) == arrays(whole)).all()
