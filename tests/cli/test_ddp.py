@@ -57,4 +57,4 @@ def test_two_processes_train_fit_and_draw_as_one_draws(run: CLI):
         cwd=run.folder, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert files(run.folder / "few") == {"samples.npz", "samples.png"}
+    assert files(run.folder / "few") == {"samples.npz", "samples.png", "samples.json"}

@@ -16,7 +16,7 @@ import pytest
 from command_line import CLI, contents, files, results, weights
 from test_resume import of, same
 
-from optcov.cli import evaluate, run_folder, tasks
+from optcov.cli import evaluate, tasks
 from optcov.lock import locked
 from optcov.training import SamplingStage, StageProgressBar
 from optcov.training.csv_log import MetricsCSV
@@ -124,7 +124,7 @@ POINTS = {
         (tasks, "delete_partial_samples", False), (tasks, "delete_partial_samples", True),
     ],
     "evaluate": [
-        (run_folder, "write_config", False), (evaluate, "_add", True), (tasks, "write_results", False),
+        (tasks, "write_config", False), (evaluate, "_add", True), (tasks, "write_results", False),
         (tasks, "write_results", True), (tasks, "show_run", False),
     ],
 }  # fmt: skip

@@ -90,7 +90,7 @@ def test_the_default_folder_lies_in_the_run(run: CLI, copy: Path):
 def test_samples_as_one_file(run: CLI, untouched: Path):
     arguments = [f"run={untouched}", "sampler=ddim", "sampler.num_steps=4", "num_samples=9"]
     folder = run(*arguments, task="sample", tiny=False)
-    assert files(folder) == {"samples.npz", "samples.png"}
+    assert files(folder) == {"samples.npz", "samples.png", "samples.json"}
     (images,) = np.load(folder / "samples.npz").values()
     assert images.dtype == np.uint8
     assert images.shape == (9, 8, 8, 1)  # NHWC, as the usual evaluation scripts read it
@@ -113,7 +113,7 @@ def test_samples_as_one_file(run: CLI, untouched: Path):
 def test_samples_as_pictures(run: CLI, untouched: Path):
     arguments = [f"run={untouched}", "num_samples=5"]
     folder = run(*arguments, "format=png", task="sample", tiny=False)
-    assert files(folder) == {"samples.png", *(f"samples/{i:06d}.png" for i in range(5))}
+    assert files(folder) == {"samples.png", "samples.json", *(f"samples/{i:06d}.png" for i in range(5))}
     pictures = [np.asarray(Image.open(path)) for path in sorted((folder / "samples").iterdir())]
     (images,) = np.load(run(*arguments, "hydra.run.dir=npz", task="sample", tiny=False) / "samples.npz").values()
     assert np.array_equal(np.stack(pictures), images[..., 0])

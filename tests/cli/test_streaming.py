@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from optcov import upgrade
+from optcov.foreign import read_json, sealed_json
 from optcov.metric import FrechetPixelDistance
 from optcov.model import UNet
 from optcov.report.export import write_npz
@@ -82,7 +83,7 @@ def test_killed_while_a_batch_is_written(run: CLI, untouched: Path, count_calls:
     steps = count_calls(SamplingStage, "predict_step")
     folder = run(*arguments, task="sample", tiny=False)
     assert drawn(steps) == [(6, 9), (9, 12), (12, 15)]
-    assert files(folder) == {"samples.npz", "samples.png"}
+    assert files(folder) == {"samples.npz", "samples.png", "samples.json"}
     whole = run(*arguments, "hydra.run.dir=whole", task="sample", tiny=False)
     assert arrays(whole).shape == (14, 8, 8, 1)
     assert (arrays(folder) == arrays(whole)).all()
@@ -217,7 +218,7 @@ def test_samples_of_another_kind_of_device_are_not_taken_for_its_own(
     with pytest.raises(SystemExit):
         run(f"run={untouched}", *COUNT, task="sample", tiny=False)
     record = run.folder / "sample" / ".parts" / "identity.json"
-    record.write_text(record.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    record.write_text(sealed_json(read_json(record) | {"device": "cuda"}))
     assert "device = cuda, not cpu" in run.refused(f"run={untouched}", *COUNT, task="sample", tiny=False)
 
 
@@ -281,8 +282,9 @@ def test_finished_samples_are_not_drawn_over(run: CLI, untouched: Path):
     for format_ in ("npz", "png"):
         arguments = [f"run={untouched}", "num_samples=3", f"format={format_}", f"hydra.run.dir={format_}"]
         before = contents(run(*arguments, task="sample", tiny=False))
-        sentence = run.refused(*arguments, task="sample", tiny=False)
-        assert sentence == f"output_dir = {run.folder / format_} holds finished samples: choose another hydra.run.dir"
+        run(*arguments, task="sample", tiny=False)
+        sentence = run.refused(*arguments, "num_samples=4", task="sample", tiny=False)
+        assert sentence == f"output_dir = {run.folder / format_} holds other samples: choose another hydra.run.dir"
         assert contents(run.folder / format_) == before
 
 

@@ -29,7 +29,7 @@ from optcov.cli.evaluate import (
 from optcov.cli.fit import CHECKPOINTS, FitPlan, fit, fit_trajectory, make_callbacks, plan_fits
 from optcov.cli.machine import Machine, configure_machine
 from optcov.cli.report import show_run
-from optcov.cli.run_folder import Saved, open_run_folder, write_results
+from optcov.cli.run_folder import Saved, open_run_folder, write_config, write_results
 from optcov.files import write_atomically
 from optcov.foreign import sealed_json
 from optcov.keys import Config
@@ -162,7 +162,7 @@ def evaluate(config: Config, parts: Parts | None = None) -> dict[str, Any]:
     started = time.monotonic()
     run = _restore(config, parts)
     with _alone(run.folder):
-        done = open_run_folder(run.config) if rank_zero() else None
+        done = open_run_folder(run.config) if rank_zero() and (run.folder / "results.json").exists() else None
         if done is not None:
             log.info("%s is finished already: nothing to do", run.folder)
             delete_partial_samples(run.folder)
@@ -170,6 +170,7 @@ def evaluate(config: Config, parts: Parts | None = None) -> dict[str, Any]:
             return done
         results = evaluate_run(run)
         if rank_zero():
+            write_config(run.folder, run.config)
             results["wall_time_s"]["total"] = time.monotonic() - started
             _finish(run, results, [])
         return results
