@@ -30,8 +30,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "head": ("optcov.model.",),
     "var": ("optcov.variance.",),
     "var.head": ("optcov.model.",),
-    "guidance": ("optcov.guidance.",),
+    "guidance": ("optcov.guidance.", "optcov.measurement.from_file"),
     "guidance.classifier": ("optcov.model.",),
+    "guidance.operator": ("optcov.measurement.", "optcov.inverse."),
     "sampler": ("optcov.sampler.",),
     "trajectory": ("optcov.trajectory.",),
     "metric.*.log_mass": ("optcov.likelihood.",),
@@ -40,6 +41,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 FUNCTIONS = (  # those of ours that a config names; everything else must be a class
     "optcov.likelihood.pixel_log_mass",
     "optcov.likelihood.pixel_log_mass_tanh",
+    "optcov.measurement.from_file",
+    "optcov.measurement.inpaint",
     "optcov.training.wandb.wandb_logger",
 )
 

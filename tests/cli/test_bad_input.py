@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from optcov import checkpoint as store
-from optcov.cli import build, fit, run_folder, tasks
+from optcov.cli import build, fit, run_folder
 from optcov.training.store import Checkpoint
 
 
@@ -435,14 +435,14 @@ def test_a_file_that_can_not_grow(run: CLI, failing: str, fits: None):
 
 
 def test_a_disk_that_is_full_when_the_results_are_written(run: CLI, monkeypatch: pytest.MonkeyPatch, fits: None):
-    write = tasks.write_atomically
+    write = run_folder.write_atomically
 
     def full(path: Path, text: str) -> None:
         if path.name == "results.json":
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write(path, text)
 
-    monkeypatch.setattr(tasks, "write_atomically", full)
+    monkeypatch.setattr(run_folder, "write_atomically", full)
     sentence = run.refused("var=beta")
     one_sentence(sentence, "results.json", "No space left on device", "free space")
     no_scraps(run.folder / "run")

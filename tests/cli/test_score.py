@@ -168,7 +168,7 @@ def test_missing_weights_are_refused_before_training(run: CLI, metric: str, monk
         (["metric=fd_cifar", "metric.fd_cifar.reference=absent.npz"], ["metric.fd_cifar", "absent.npz is not a file"]),
         (
             ["metric=fd_cifar", "metric.fd_cifar.features.batch_size=0"],
-            ["metric.fd_cifar: features.batch_size", "(got 0)"],
+            ["metric.fd_cifar.features.batch_size", "at least 1 (got 0)"],
         ),
         (["metric=kid"], ["metric.kid.subset_size", "samples, 8 (got 1000)"]),
         (

@@ -22,7 +22,7 @@ CONTRACT = {
 }  # fmt: skip
 LEFT = {
     "results.json", "metrics.csv", "samples.png", "variance.csv", "variance.png",
-    "train.log", ".hydra/config.yaml", ".hydra/overrides.yaml",
+    "train.log", ".lock", ".hydra/config.yaml", ".hydra/overrides.yaml",
     "checkpoints/mean.safetensors", "checkpoints/variance.safetensors",
 }  # fmt: skip
 

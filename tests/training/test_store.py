@@ -149,7 +149,7 @@ def test_the_lock_keeps_others_out(tmp_path: Path):
 
     entry = Entry(tmp_path, "mean", IDENTITY)
     with entry.lock():
-        (lock,) = entry.folder.glob("*lock")
+        lock = entry.folder / ".lock"
         with pytest.raises(Timeout):
             FileLock(lock).acquire(timeout=0)
     FileLock(lock).acquire(timeout=0).lock.release()
