@@ -69,7 +69,7 @@ def test_other_steps_samplers_and_counts(run: CLI, untouched: Path):
     assert [found[key] for key in ("var", "sampler", "trajectory", "num_steps", "nfe")] == [
         "sn_dpm", "ddim", "quadratic", 4, 4,
     ]  # fmt: skip
-    assert files(folder) == {"results.json", "samples.png", ".hydra/config.yaml"}
+    assert files(folder) == {"results.json", "samples.png", ".hydra/config.yaml", ".hydra/overrides.yaml"}
 
 
 def test_a_strategy_that_needs_no_fit_on_the_same_mean(run: CLI, untouched: Path):

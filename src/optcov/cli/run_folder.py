@@ -103,8 +103,10 @@ def _plain(folder: Path, name: str) -> Any:
 
 
 def write_config(folder: Path, config: Config) -> None:
-    """Write the resolved config, which marks the folder as belonging to this run."""
+    """Write the overrides and the resolved config, which marks the folder as belonging to this run."""
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    overrides = OmegaConf.to_yaml(OmegaConf.create(config.overrides))
+    write_atomically(folder / ".hydra" / "overrides.yaml", sealed_yaml(overrides))
     values = config.model_dump(exclude=OF_A_COMMAND - ({"run"} if config.run else set()))
     write_atomically(folder / ".hydra" / "config.yaml", sealed_yaml(OmegaConf.to_yaml(OmegaConf.create(values))))
 
@@ -141,9 +143,6 @@ def open_run_folder(config: Config) -> dict[str, Any] | None:
         if not saved.exists():
             raise ConfigError(f"output_dir = {folder} holds another run's results.json: choose another hydra.run.dir")
         return read_results(folder)
-    saved.parent.mkdir(parents=True, exist_ok=True)
-    overrides = OmegaConf.to_yaml(OmegaConf.create(config.overrides))
-    write_atomically(saved.with_name("overrides.yaml"), sealed_yaml(overrides))
     write_config(folder, config)
     return None
 
