@@ -18,6 +18,14 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: as man
 hypothesis.settings.register_profile("optcov", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("optcov")
 
+LONG = ("test_ddp", "test_the_notebook_runs", "test_sweep", "test_real_data", "test_half_done")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest tests first, so that no process is left alone with one at the end."""
+    items.sort(key=lambda item: not any(name in item.nodeid for name in LONG))
+
+
 SCHEDULES = [
     *[LinearSchedule(n) for n in (1000, 21)],
     *[CosineSchedule(n) for n in (1000, 17, 4)],
