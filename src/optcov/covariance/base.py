@@ -7,6 +7,7 @@ Each kind is one class in its own file.  Events have d dimensions in any shape, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar, Protocol
 
 import torch
@@ -99,9 +100,7 @@ class Covariance(ABC):
 
     def inv_trace(self) -> Tensor:
         """``tr C^{-1}`` of each sample, ``[B]``.  The default makes d calls of `solve`."""
-        like = self.diagonal()
-        unit = torch.eye(self.dim, dtype=like.dtype, device=like.device).reshape(self.dim, 1, *self.shape[1:])
-        return torch.stack([self.inv_quad(row.expand_as(like)) for row in unit]).sum(0)
+        return torch.stack([self.inv_quad(unit) for unit in unit_vectors(self.diagonal())]).sum(0)
 
     def dense(self) -> Tensor:
         """The matrices ``[B, d, d]``.  The default makes d calls of `matvec`.
@@ -110,9 +109,13 @@ class Covariance(ABC):
             ValueError: if d is above `DENSE_LIMIT`.
         """
         check_dense(self.dim)
-        like = self.diagonal()
-        unit = torch.eye(self.dim, dtype=like.dtype, device=like.device).reshape(self.dim, 1, *self.shape[1:])
-        return torch.stack([self.matvec(row.expand_as(like)).flatten(1) for row in unit], dim=-1)
+        return torch.stack([self.matvec(unit).flatten(1) for unit in unit_vectors(self.diagonal())], dim=-1)
+
+
+def unit_vectors(like: Tensor) -> Iterator[Tensor]:
+    """Yield the d unit vectors of an event, each ``[B, *event]`` as ``like`` is, and the same for all samples."""
+    rows = torch.eye(like[0].numel(), dtype=like.dtype, device=like.device)
+    return (row.reshape(like.shape[1:]).expand_as(like) for row in rows)
 
 
 def check_dense(dim: int) -> None:

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from optcov.covariance.base import Covariance, Noise, bounding_scale, check_dense
+from optcov.covariance.base import Covariance, Noise, bounding_scale, check_dense, unit_vectors
 from optcov.covariance.lanczos import Krylov, Product, lanczos
 from optcov.schedule.levels import per_sample
 
@@ -41,11 +41,10 @@ class Quadrature:
         """The probes, each ``[B, *event]`` and the same for all samples; in expectation they are white."""
         like, dim = self.like, self.like[0].numel()
         if self.is_exact:
-            rows = torch.eye(dim, dtype=like.dtype, device=like.device)
-        else:
-            generator = torch.Generator().manual_seed(0)
-            signs = torch.randint(0, 2, (self.count, dim), generator=generator) * 2 - 1
-            rows = signs.to(like.device, like.dtype)
+            return list(unit_vectors(like))
+        generator = torch.Generator().manual_seed(0)
+        signs = torch.randint(0, 2, (self.count, dim), generator=generator) * 2 - 1
+        rows = signs.to(like.device, like.dtype)
         return [row.reshape(like.shape[1:]).expand(like.shape) for row in rows]
 
 

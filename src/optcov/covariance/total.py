@@ -7,6 +7,7 @@ beyond that.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -80,7 +81,31 @@ class CongruentCovariance(Covariance):
         return bool((self.scale == 1).all())
 
 
-class SumCovariance(Covariance):
+class CompositeCovariance(Covariance):
+    """A covariance known by its parts, which takes solutions and determinants from a single kind of the same matrix."""
+
+    @property
+    @abstractmethod
+    def _whole(self) -> Covariance:
+        """The same matrix as one kind."""
+
+    def solve(self, v: Tensor) -> Tensor:
+        return self._whole.solve(v)
+
+    def logdet(self) -> Tensor:
+        return self._whole.logdet()
+
+    def lerp(self, other: Covariance, weight: float) -> Covariance:
+        return mix(self, other, weight)
+
+    def inv_quad(self, v: Tensor) -> Tensor:
+        return self._whole.inv_quad(v)
+
+    def inv_trace(self) -> Tensor:
+        return self._whole.inv_trace()
+
+
+class SumCovariance(CompositeCovariance):
     """``C = A + B + ...``, for kinds whose sum is not of one of these kinds.
 
     Args:
@@ -119,23 +144,8 @@ class SumCovariance(Covariance):
     def matvec(self, v: Tensor) -> Tensor:
         return torch.stack([term.matvec(v) for term in self.terms]).sum(0)
 
-    def solve(self, v: Tensor) -> Tensor:
-        return self._whole.solve(v)
-
-    def logdet(self) -> Tensor:
-        return self._whole.logdet()
-
-    def lerp(self, other: Covariance, weight: float) -> Covariance:
-        return mix(self, other, weight)
-
     def congruence(self, scale: Tensor) -> SumCovariance:
         return SumCovariance([term.congruence(scale) for term in self.terms])
-
-    def inv_quad(self, v: Tensor) -> Tensor:
-        return self._whole.inv_quad(v)
-
-    def inv_trace(self) -> Tensor:
-        return self._whole.inv_trace()
 
     @cached_property
     def _whole(self) -> Covariance:

@@ -28,8 +28,8 @@ from optcov.covariance import (
     MatrixFreeCovariance,
     SumCovariance,
 )
-from optcov.covariance.base import Noise, bounding_scale
-from optcov.covariance.total import EXACT_UP_TO, LANCZOS_STEPS, mix
+from optcov.covariance.base import Noise, bounding_scale, unit_vectors
+from optcov.covariance.total import EXACT_UP_TO, LANCZOS_STEPS, CompositeCovariance
 from optcov.inverse.operator import Operator
 from optcov.schedule.levels import per_sample
 
@@ -62,7 +62,7 @@ def innovation(
         if own is not None:
             return DiagonalCovariance(own + variance)
     if shape.numel() <= EXACT_UP_TO and not is_matrix_free(covariance):
-        rows = [covariance.matvec(operator.adjoint(unit)) for unit in _units(like)]
+        rows = [covariance.matvec(operator.adjoint(unit)) for unit in unit_vectors(like)]
         gram = torch.stack([operator(row).flatten(1) for row in rows], 1).double()
         return FullCovariance((gram + gram.mT) / 2 + variance.double().expand(shape).flatten().diag(), shape)
     isotropic = variance if variance.ndim == 0 else None
@@ -124,7 +124,7 @@ def _kept(white: Tensor, operator: Operator, variance: Tensor) -> Tensor:
     return torch.where(seen, operator.adjoint(variance / (own + variance)).to(white.dtype), 1.0)
 
 
-class ConditionedCovariance(Covariance):
+class ConditionedCovariance(CompositeCovariance):
     """``C' = scale (C - C A^T S^{-1} A C)``, known by what C and S can do.
 
     A draw takes one of C, one of N and one solution with S.  What needs the whole matrix at once (`solve`, `logdet` and
@@ -174,28 +174,13 @@ class ConditionedCovariance(Covariance):
 
     def diagonal(self) -> Tensor:
         variance = self.prior.diagonal()
-        for unit in _units(self.like):
+        for unit in unit_vectors(self.like):
             variance = variance - self.prior.matvec(self.operator.adjoint(unit)) * self._gain(unit)
         return per_sample(self.scale, variance) * variance
 
     def matvec(self, v: Tensor) -> Tensor:
         seen = self.prior.matvec(v)
         return per_sample(self.scale, v) * (seen - self._gain(self.operator(seen)))
-
-    def solve(self, v: Tensor) -> Tensor:
-        return self._whole.solve(v)
-
-    def logdet(self) -> Tensor:
-        return self._whole.logdet()
-
-    def lerp(self, other: Covariance, weight: float) -> Covariance:
-        return mix(self, other, weight)
-
-    def inv_quad(self, v: Tensor) -> Tensor:
-        return self._whole.inv_quad(v)
-
-    def inv_trace(self) -> Tensor:
-        return self._whole.inv_trace()
 
     def _gain(self, v: Tensor) -> Tensor:
         """``C A^T S^{-1} v``, ``[B, *event]``."""
@@ -220,9 +205,3 @@ def is_matrix_free(covariance: Covariance) -> bool:
 def _solved(total: Covariance, v: Tensor) -> Tensor:
     """``S^{-1} v``, in float64 where S is dense: it is as ill-conditioned as the noise is small."""
     return total.solve(v.double()).to(v.dtype) if isinstance(total, FullCovariance) else total.solve(v)
-
-
-def _units(like: Tensor) -> list[Tensor]:
-    """The unit vectors of measurements, of the shape of ``like`` each."""
-    unit = torch.eye(like[0].numel(), dtype=like.dtype, device=like.device).reshape(-1, 1, *like.shape[1:])
-    return [row.expand_as(like) for row in unit]

@@ -61,10 +61,10 @@ class Traits:
 class VarianceStrategy(nn.Module, ABC):
     """Base class of all strategies.
 
-    A strategy is built for a denoiser; it reads the denoiser's shapes but does not keep it.  Each argument of a
-    constructor besides the denoiser is also an attribute of the same name, so that a strategy can be saved.
+    A strategy is built for a denoiser; it reads the denoiser's shapes but does not keep it.
 
     Attributes:
+        given: the arguments of the constructor besides the denoiser, with which a saved strategy is made again.
         made_for: what a denoiser must share to be used with the strategy: see `Traits`.
         needs_fit: whether a new strategy must be fitted before use.
         cut_last: whether a sampler may bound the noise of its last stochastic step, as published for fitted variances;

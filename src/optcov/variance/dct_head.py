@@ -41,15 +41,11 @@ class SpectrumHead(TrainedHead, CovarianceModel):
     """
 
     def __init__(self, denoiser: Denoiser, head: HeadFactory, modes: int = 8) -> None:
-        if modes < 1:
-            raise ValueError(
-                f"var.modes must be at least 1 (got {modes}): give the number of spectra to mix, such as 8"
-            )
+        check_modes(modes)
         super().__init__(denoiser, several(head, modes))
         shape = denoiser.data_shape
         self.basis = DCT(shape)
         self.log_spectrum = nn.Parameter(torch.full(shape, math.log(data_variance(denoiser))))
-        self.modes = modes
         self.curves = TimeCurves(shape)
         self.spectra = nn.Parameter(torch.randn(modes, *shape) / modes**0.5)
 
@@ -61,10 +57,31 @@ class SpectrumHead(TrainedHead, CovarianceModel):
 
     def _ratio(self, denoiser: Denoiser, prediction: Prediction) -> BasisCovariance:
         outputs = self.head_outputs(denoiser, prediction)
-        space = tuple(range(3, outputs.ndim))
-        weights = outputs.mean(space, keepdim=True) if space else outputs
-        change = positive((weights * self.spectra.to(outputs.dtype)).sum(1) + self.curves(prediction.level))
+        change = spectrum_change(outputs, self.spectra, self.curves(prediction.level))
         return BasisCovariance(self.basis, spectrum_ratio(self.log_spectrum, denoiser, prediction) * change)
+
+
+def check_modes(modes: int) -> None:
+    """Refuse a number of spectra that is below 1.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if modes < 1:
+        raise ValueError(f"var.modes must be at least 1 (got {modes}): give the number of spectra to mix, such as 8")
+
+
+def spectrum_change(outputs: Tensor, spectra: Tensor, curves: Tensor) -> Tensor:
+    """``exp(sum_j a_j b_jk + c_k(t))``, where a_j is an output ``[B, modes, *event]`` of a head, averaged over pixels.
+
+    Args:
+        outputs: of the head; its axis of channels is 1 where they share a spectrum.
+        spectra: the b_j, ``[modes, *event]``.
+        curves: the c_k at the level, ``[B or 1, *event]``.
+    """
+    space = tuple(range(3, outputs.ndim))
+    weights = outputs.mean(space, keepdim=True) if space else outputs
+    return positive((weights * spectra.to(outputs.dtype)).sum(1) + curves)
 
 
 def spectrum_ratio(log_spectrum: Tensor, denoiser: Denoiser, prediction: Prediction) -> Tensor:

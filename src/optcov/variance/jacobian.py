@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from optcov.covariance import Covariance, DiagonalCovariance, FullCovariance, SumCovariance
+from optcov.covariance.base import unit_vectors
 from optcov.denoiser import Denoiser, Prediction
 from optcov.schedule.levels import per_sample
 from optcov.variance.base import Closed, CovarianceModel, HeadFactory
@@ -55,8 +56,7 @@ def product(denoiser: Denoiser, prediction: Prediction, v: Tensor) -> Tensor:
 def full_jacobian(denoiser: Denoiser, prediction: Prediction) -> FullCovariance:
     """The symmetric part of ``C_J``, by d products."""
     x_t = prediction.x_t
-    unit = torch.eye(x_t[0].numel(), dtype=x_t.dtype, device=x_t.device).reshape(-1, 1, *x_t.shape[1:])
-    columns = [product(denoiser, prediction, row.expand_as(x_t)).flatten(1) for row in unit]
+    columns = [product(denoiser, prediction, unit).flatten(1) for unit in unit_vectors(x_t)]
     matrix = torch.stack(columns, -1)
     return FullCovariance((matrix + matrix.mT) / 2, x_t.shape[1:])
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from optcov.covariance import DCT, BasisCovariance, Covariance, DiagonalCovariance, SumCovariance
 from optcov.denoiser import Denoiser, Prediction
 from optcov.variance.base import CovarianceModel, HeadFactory, TrainedHead, several
-from optcov.variance.dct_head import spectrum_ratio
+from optcov.variance.dct_head import check_modes, spectrum_change, spectrum_ratio
 from optcov.variance.likely import TimeCurves, data_variance, nll, positive, residual, scaled
 
 
@@ -35,14 +35,10 @@ class KroneckerDCT(TrainedHead, CovarianceModel):
     """
 
     def __init__(self, denoiser: Denoiser, head: HeadFactory, modes: int = 8) -> None:
-        if modes < 1:
-            raise ValueError(
-                f"var.modes must be at least 1 (got {modes}): give the number of spectra to mix, such as 8"
-            )
+        check_modes(modes)
         super().__init__(denoiser, several(head, 1 + modes))
         channels, *space = denoiser.data_shape
         self.log_spectrum = nn.Parameter(torch.full((1, *space), math.log(data_variance(denoiser))))
-        self.modes = modes
         self.pixel_curves, self.curves = TimeCurves(denoiser.data_shape), TimeCurves((1, *space))
         self.spectra = nn.Parameter(torch.randn(modes, 1, *space) / modes**0.5)
         self.log_channels = nn.Parameter(torch.zeros(channels))
@@ -61,10 +57,8 @@ class KroneckerDCT(TrainedHead, CovarianceModel):
 
     def _terms(self, denoiser: Denoiser, prediction: Prediction) -> tuple[Tensor, BasisCovariance]:
         outputs = self.head_outputs(denoiser, prediction)
-        rest = outputs[:, 1:].mean(2, keepdim=True)  # of channels
-        space = tuple(range(3, outputs.ndim))
-        weights = rest.mean(space, keepdim=True) if space else rest
-        change = positive((weights * self.spectra.to(outputs.dtype)).sum(1) + self.curves(prediction.level))
+        shared = outputs[:, 1:].mean(2, keepdim=True)  # by the channels
+        change = spectrum_change(shared, self.spectra, self.curves(prediction.level))
         spectrum = spectrum_ratio(self.log_spectrum, denoiser, prediction)[:, :1] * change
         vectors = torch.linalg.matrix_exp(self.rotation - self.rotation.T).to(outputs.dtype)
         own = positive(self.log_channels).to(outputs.dtype)
