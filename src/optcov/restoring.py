@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from optcov.guidance.measurement import MeasurementGuidance, OperatorFactory
 from optcov.inverse import Operator
 from optcov.registry import resolve, settings_of
 from optcov.report.picture import tile
-from optcov.sampler import ImageBar, NoiseStream, Sampler, batches
+from optcov.sampler import NoiseStream, Sampler, State, batches
+from optcov.sampler.base import drawn_in_batches
 from optcov.trajectory import Trajectory
 from optcov.variance.base import VarianceStrategy
 from optcov.verbs import fitted, times_of
@@ -143,15 +144,14 @@ def restore(
     if count < 1:
         raise ValueError(f"count must be at least 1 (got {count}): give the number of samples")
     total = len(given) * count
-    samples = torch.empty(total, *denoiser.data_shape)
-    with ImageBar(sampler.num_updates(denoiser.schedule, times), total, disable=not progress) as bar:
-        for indices in batches(total, batch_size):
-            rows = given[torch.tensor(indices).clamp(max=total - 1) // count]  # the last batch may extend beyond
-            stream = NoiseStream(seed, indices, denoiser.data_shape, device)
-            states = sampler.steps(denoiser, strategy, times, stream, guidance=guidance(rows).to(device))
-            for state in bar.watch(states, len(indices)):
-                x_0 = state.x
-            samples[indices.start : indices.stop] = x_0[: total - indices.start]
+
+    def chain(indices: range) -> Iterator[State]:
+        rows = given[torch.tensor(indices).clamp(max=total - 1) // count]  # the last batch may extend beyond
+        stream = NoiseStream(seed, indices, denoiser.data_shape, device)
+        return sampler.steps(denoiser, strategy, times, stream, guidance=guidance(rows).to(device))
+
+    updates = sampler.num_updates(denoiser.schedule, times)
+    samples = drawn_in_batches(chain, batches(total, batch_size), updates, (total, *denoiser.data_shape), progress)
     several = () if y.shape in (operator.measurement_shape, operator.event_shape) else (len(given),)
     samples = samples.reshape(*several, count, *denoiser.data_shape)
     return Restoration(samples, len(denoiser.data_shape), operator, given.cpu(), denoiser.data_range)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -266,13 +266,39 @@ def sample(
     if labels is not None:  # the last batch may extend beyond count
         labels = torch.cat([labels, labels.new_zeros(parts[-1].stop - count)]).to(device)
     guidance = (guidance or Guidance(denoiser)).to(device).eval()
-    images = torch.empty(count, *denoiser.data_shape)
-    with ImageBar(sampler.num_updates(denoiser.schedule, times), count, disable=not progress) as bar:
+
+    def chain(indices: range) -> Iterator[State]:
+        noise = NoiseStream(seed, indices, denoiser.data_shape, device)
+        condition = None if labels is None else labels[indices.start : indices.stop]
+        return sampler.steps(denoiser, strategy, times, noise, guidance=guidance, condition=condition)
+
+    updates = sampler.num_updates(denoiser.schedule, times)
+    return drawn_in_batches(chain, parts, updates, (count, *denoiser.data_shape), progress)
+
+
+def drawn_in_batches(
+    chain: Callable[[range], Iterator[State]],
+    parts: Sequence[range],
+    updates: int,
+    shape: Sequence[int],
+    progress: bool,
+) -> Tensor:
+    """Run a chain for each batch, with a progress bar, and collect the last states.
+
+    Args:
+        chain: starts the chain of the samples with these indices.
+        parts: from `batches`.
+        updates: states of a chain: see `Sampler.num_updates`.
+        shape: of all samples, ``[count, *event]``.
+        progress: whether to show the bar.
+    Returns:
+        float32, on the CPU.
+    """
+    images = torch.empty(*shape)
+    count = len(images)
+    with ImageBar(updates, count, disable=not progress) as bar:
         for indices in parts:
-            noise = NoiseStream(seed, indices, denoiser.data_shape, device)
-            condition = None if labels is None else labels[indices.start : indices.stop]
-            states = sampler.steps(denoiser, strategy, times, noise, guidance=guidance, condition=condition)
-            for state in bar.watch(states, len(indices)):
+            for state in bar.watch(chain(indices), len(indices)):
                 drawn = state.x
             images[indices.start : indices.stop] = drawn[: count - indices.start]
     return images
