@@ -33,11 +33,12 @@ log = logging.getLogger(__name__)
 SAMPLES_FORMAT = 2  # increase this when a code change alters sample i of a config
 
 
-def draw(run: Run) -> SampleStore:
+def draw(run: Run, identity: dict[str, Any] | None = None) -> SampleStore:
     """Draw those of the ``num_samples`` samples that are still missing, on all devices.
 
     Args:
         run: a fitted run; its folder keeps the samples until `delete_partial_samples`.
+        identity: that of `samples_identity`, where it is known; to hash all weights takes a moment.
     Returns:
         The samples, which only the first process should read.
     Raises:
@@ -45,7 +46,7 @@ def draw(run: Run) -> SampleStore:
     """
     config, parts, folder = run.config, run.parts, run.folder
     if rank_zero():
-        lock_samples(folder / ".parts", samples_identity(run))
+        lock_samples(folder / ".parts", identity or samples_identity(run))
     shape, dtype = parts.data.sample_shape, parts.data.sample_dtype
     drawn = SampleStore(folder / ".parts", shape, config.num_samples, config.sample_batch_size, dtype)
     labels = parts.labels(drawn.batches[-1].stop, config.seed)
@@ -89,13 +90,14 @@ def samples_identity(run: Run) -> dict[str, Any]:
         fitted |= {f"{type(module).__name__}.{name}": value for name, value in module.state_dict().items()}
     determine = NETWORK | TRAINING | VARIANCE | SAMPLES
     config = select(run.config.model_dump(), lambda what: what & determine and not what & PLACE)
-    return {
+    identity = {
         "format": SAMPLES_FORMAT,
         "device": run.machine.device.type,
         **config,
         **({} if parts.data.sample_shape == parts.data.data_shape else {"decoded_by": parts.data.identity()}),
         "weights_and_times": digest_of(fitted),
     }
+    return dict(json.loads(json.dumps(identity)))  # as a file gives it back
 
 
 def read_record(path: Path) -> Any:
@@ -110,7 +112,6 @@ def read_record(path: Path) -> Any:
 def lock_samples(folder: Path, ours: dict[str, Any]) -> None:
     """Claim a folder by writing down what determines its samples; existing samples are kept if they match."""
     record = folder / "identity.json"
-    ours = json.loads(json.dumps(ours))
     theirs = read_record(record) if record.exists() else None
     if not isinstance(theirs, dict):
         if record.exists():  # its samples may be of anything

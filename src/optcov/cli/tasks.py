@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import warnings
@@ -125,17 +124,17 @@ def sample(config: Config, parts: Parts | None = None) -> Path:
 def _draw(run: Run, place: Path) -> None:
     """Draw and export samples, unless that is done; ``samples.json`` says of what, and that they are complete."""
     config, parts, folder = run.config, run.parts, run.folder
-    record, ours = folder / "samples.json", {}
-    if rank_zero():
-        ours = json.loads(json.dumps(samples_identity(run) | {"num_samples": config.num_samples}))
+    record, identity = folder / "samples.json", samples_identity(run) if rank_zero() else None
+    if identity is not None:
+        ours = identity | {"num_samples": config.num_samples}
         if place.exists() and not (folder / ".parts" / "identity.json").exists():
             if not record.exists() or read_record(record) != ours:
                 raise ConfigError(f"output_dir = {folder} holds other samples: choose another hydra.run.dir")
             log.info("%s is finished already: nothing to do", folder)
             delete_partial_samples(folder)
             return
-    drawn = draw(run)
-    if rank_zero():
+    drawn = draw(run, identity)
+    if identity is not None:
         labels = parts.labels(len(drawn), config.seed)
         preview(drawn, parts.data, folder / "samples.png", labels)
         if config.format == "npz":
