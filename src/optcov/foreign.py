@@ -66,13 +66,16 @@ def read_yaml(path: Path) -> Any:
     return _plain(content)
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, limit: int = LIMIT) -> Any:
     """The content of a JSON file; the checksum of `sealed_json` is verified where there is one, and left out.
 
+    Args:
+        path: of the file.
+        limit: its largest size in bytes.
     Raises:
         DamagedError: if it is damaged, too large, or nested too deeply.
     """
-    text = _text(path)
+    text = _text(path, limit)
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -101,13 +104,13 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, limit: int = LIMIT) -> str:
     if not path.is_file():
         raise DamagedError("it is not a file")
     with path.open("rb") as file:
-        content = file.read(LIMIT + 1)
-    if len(content) > LIMIT:
-        raise DamagedError(f"it is larger than {LIMIT >> 20} MiB")
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise DamagedError(f"it is larger than {limit >> 20} MiB")
     try:
         return content.decode()
     except UnicodeDecodeError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping
 from importlib import import_module
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from optcov import foreign
 from optcov.adapter.conventions import Conventions
 
 AVERAGED = (
@@ -226,11 +226,11 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if it is missing or damaged.
     """
+    if not path.exists():
+        raise ValueError(f"{path.parent.name}/{path.name} is missing: give the whole folder")
     try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ValueError(f"{path.parent.name}/{path.name} is missing: give the whole folder") from error
-    except (ValueError, RecursionError, OSError) as error:
+        content = foreign.read_json(path)
+    except (foreign.DamagedError, OSError) as error:
         raise ValueError(f"{path.parent.name}/{path.name} is damaged ({error}): download the folder again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path.parent.name}/{path.name} must hold a dictionary (got {type(content).__name__})")

@@ -112,7 +112,7 @@ def load(
         if given:
             raise ValueError(f"{given[0]} must be left out for a network of optcov, which states it: leave it out")
         return (source if device is None else source.to(device)).eval()
-    call, read = _from_diffusers(source)
+    call, read = from_diffusers(source)
     found = _merged(read, found)
     known = _merged(stated, found)
     if isinstance(call, nn.Module) and isinstance(inner(call), nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -128,8 +128,8 @@ def load(
         if device is not None:
             call.to(device)
     assert known.shape is not None
-    path = _schedule(known.schedule)
-    meaning = _parameterization(known.prediction)
+    path = to_schedule(known.schedule)
+    meaning = to_parameterization(known.prediction)
     feed = time_feed(known.time, path)  # type: ignore[arg-type]
     support = _range(known.data_range)
     adapted = call
@@ -276,7 +276,7 @@ def _is_ours(network: Any) -> bool:
     return hasattr(network, "data_shape") and hasattr(network, "feature_channels")
 
 
-def _from_diffusers(source: Any) -> tuple[Any, Conventions]:
+def from_diffusers(source: Any) -> tuple[Any, Conventions]:
     """The network in an object of diffusers, and what its configs state; any other object is returned unchanged."""
     if not type(source).__module__.startswith(("diffusers.", "transformers.")) and not hasattr(source, "scheduler"):
         return source, Conventions()
@@ -285,7 +285,7 @@ def _from_diffusers(source: Any) -> tuple[Any, Conventions]:
     return of_object(source)
 
 
-def _parameterization(prediction: Any) -> Parameterization:
+def to_parameterization(prediction: Any) -> Parameterization:
     if isinstance(prediction, Parameterization):
         return prediction
     if isinstance(prediction, type) and issubclass(prediction, Parameterization):
@@ -311,7 +311,7 @@ def _range(data_range: Any) -> DataRange:
     return DataRange(*ends)
 
 
-def _schedule(schedule: Any) -> NoiseSchedule:
+def to_schedule(schedule: Any) -> NoiseSchedule:
     if isinstance(schedule, NoiseSchedule):
         return schedule
     if isinstance(schedule, str):

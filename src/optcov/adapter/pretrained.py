@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from optcov.adapter.conventions import Conventions
 from optcov.adapter.files import open_source
-from optcov.adapter.load import _from_diffusers, load
+from optcov.adapter.load import from_diffusers, load
 from optcov.checkpoint import digest_of
 from optcov.denoiser import Denoiser
 from optcov.parameterization import Parameterization
@@ -72,7 +72,7 @@ class Pretrained:
                 f"source must be a torch.nn.Module, whose weights identify it (got {type(call).__name__}): wrap it in "
                 "one that holds its weights, or load it in a notebook with optcov.load"
             )
-        network, read = _from_diffusers(call)
+        network, read = from_diffusers(call)
         return network, read if call is not network else said
 
     def denoiser(

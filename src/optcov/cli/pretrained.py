@@ -18,7 +18,7 @@ from torch import Tensor
 from optcov.adapter import Pretrained
 from optcov.adapter.check import check_conventions
 from optcov.adapter.conventions import Conventions
-from optcov.adapter.load import _parameterization, _schedule
+from optcov.adapter.load import to_parameterization, to_schedule
 from optcov.adapter.pretrained import sha256_of
 from optcov.adapter.time import time_feed
 from optcov.cli.check import settings
@@ -138,7 +138,7 @@ def _is_chosen(config: Config, group: str) -> bool:
 
 def _schedule_of(config: Config, said: Conventions) -> tuple[Config, NoiseSchedule]:
     """Put the network's schedule into the config; returns both."""
-    stated = None if said.schedule is None else _schedule(said.schedule)
+    stated = None if said.schedule is None else to_schedule(said.schedule)
     with config_errors("schedule"):
         chosen: NoiseSchedule = instantiate(config.schedule)
     if _is_chosen(config, "schedule"):
@@ -192,7 +192,7 @@ def _named_schedule(schedule: NoiseSchedule) -> tuple[str, dict[str, Any]]:
 def _parameterization_of(config: Config, said: Conventions) -> tuple[Config, Parameterization]:
     """Put the network's parameterization into the config; returns both."""
     chosen: Parameterization = instantiate(config.parameterization)
-    stated = None if said.prediction is None else _parameterization(said.prediction)
+    stated = None if said.prediction is None else to_parameterization(said.prediction)
     if _is_chosen(config, "parameterization"):
         if stated is not None and (type(stated), vars(stated)) != (type(chosen), vars(chosen)):
             raise must(

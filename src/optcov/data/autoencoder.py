@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from optcov.checkpoint import digest_of
+from optcov.foreign import DamagedError, read_json
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL", "VQModel")
 HOW = "give the folder of a diffusers AutoencoderKL, or of a pipeline with a vae"
-MAX_JSON = 2**20  # bytes of a config.json
 
 
 class Autoencoder(ABC):
@@ -140,10 +139,8 @@ def _of_folder(folder: Path) -> nn.Module:
     if not path.is_file():
         raise ValueError(f"data.autoencoder = {folder} has no config.json (looked in {home.absolute()}): {HOW}")
     try:
-        if path.stat().st_size > MAX_JSON:
-            raise ValueError("it is too large")
-        kind = json.loads(path.read_bytes()).get("_class_name")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        kind = read_json(path).get("_class_name")
+    except (OSError, DamagedError, AttributeError) as error:
         raise ValueError(f"data.autoencoder: {path} is damaged ({error}): {HOW}") from error
     if kind not in KINDS:
         raise ValueError(f"data.autoencoder: {path} must name one of {', '.join(KINDS)} (got {kind}): {HOW}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -16,6 +15,7 @@ from optcov.data.encoded import EncodedImages, Pictures
 from optcov.data.files import file_fingerprint
 from optcov.data.image_folder import SPLITS
 from optcov.data.tables import ArrowTable, ParquetTable, Shards, Table, is_image_type
+from optcov.foreign import DamagedError, read_json
 
 MAX_JSON = 2**24  # bytes of a list of files
 HOW = "give the folder of datasets' save_to_disk, or one with train-*.parquet"
@@ -143,12 +143,10 @@ def _json(path: Path) -> dict[str, Any]:
         ValueError: if it is damaged.
     """
     try:
-        if path.stat().st_size > MAX_JSON:
-            raise ValueError("it is too large")
-        found = json.loads(path.read_bytes())
+        found = read_json(path, MAX_JSON)
         if not isinstance(found, dict):
-            raise ValueError("it is not an object")
-    except (ValueError, OSError, RecursionError) as error:
+            raise DamagedError("it is not an object")
+    except (DamagedError, OSError) as error:
         raise ValueError(f"data.root: {path} is damaged ({error}): copy or download the data set again") from error
     return found
 
