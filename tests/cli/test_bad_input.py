@@ -375,7 +375,7 @@ def test_a_folder_that_refuses_writing(run: CLI, monkeypatch: pytest.MonkeyPatch
 
 @contextmanager
 def full_disk(limit: int) -> Iterator[None]:
-    """Files can not grow beyond ``limit`` bytes: real writes fail half way, as on a full disk."""
+    """Files cannot grow beyond ``limit`` bytes: real writes fail half way, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:

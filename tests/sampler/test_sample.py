@@ -20,7 +20,7 @@ from optcov.variance.sn_dpm import SN
 
 
 class Elementwise(nn.Module):
-    """A network whose arithmetic can not depend on the batch."""
+    """A network whose arithmetic cannot depend on the batch."""
 
     data_shape, feature_channels = (2, 4, 4), 2
 
