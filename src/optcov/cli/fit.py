@@ -7,6 +7,7 @@ import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -99,24 +100,29 @@ def plan_fits(config: Config, parts: Parts, own: Mapping[str, Path] | None = Non
     network = select(values, lambda what: what & NETWORK)
     del network["conditional"]
     network |= {"num_classes": num_classes, "data_shape": list(parts.denoiser.data_shape)}
-    training = {"format": FORMAT} | select(values, lambda what: what & TRAINING)
-    training["data"] |= parts.data.identity()  # the content of the files
-    dropout = {} if num_classes is None else {"label_dropout": training["label_dropout"]}
-    del training["label_dropout"]  # affects only class-conditional networks
+
+    @cache
+    def trained(with_labels: bool = False) -> Identity:
+        """What determines a fit beside its network; it reads the data, without which given checkpoints can do."""
+        found = {"format": FORMAT} | select(values, lambda what: what & TRAINING)
+        found["data"] |= parts.data.identity()  # the content of the files
+        dropout = found.pop("label_dropout")  # affects only class-conditional networks
+        return found | ({} if num_classes is None or not with_labels else {"label_dropout": dropout})
 
     mean = variance = classifier = None
     if parts.trains_mean and list(parts.denoiser.parameters()):
         loaded = load("mean_ckpt", parts.denoiser, network, dict.fromkeys(network, ""))
-        mean = network | training | dropout if loaded is None else loaded.identity
+        mean = network | trained(True) if loaded is None else loaded.identity
     if parts.guidance is not None and parts.guidance.classifier is not None:
         asked = {"guidance.classifier": config.guidance["classifier"], "schedule": config.schedule}
-        load("classifier_ckpt", parts.guidance.classifier, asked, dict.fromkeys(asked, ""))
-        classifier = asked | training
+        loaded = load("classifier_ckpt", parts.guidance.classifier, asked, dict.fromkeys(asked, ""))
+        classifier = asked | trained() if loaded is None else loaded.identity
     if parts.strategy.needs_fit:
         asked = {"mean": network if mean is None else identity_key(mean), "var": config.var}
         problems = {"mean": "fitted to another mean network", "var": "fitted to other settings of var"}
-        load("var_ckpt", parts.strategy, asked, problems)
-        variance = asked | training | dropout | {key: getattr(config, key) for key in ("variance_steps", "variance_lr")}
+        loaded = load("var_ckpt", parts.strategy, asked, problems)
+        own_keys = {key: getattr(config, key) for key in ("variance_steps", "variance_lr")}
+        variance = asked | trained(True) | own_keys if loaded is None else loaded.identity
     for key, kind in CHECKPOINTS.items():
         if (path := getattr(config, key)) is not None and kind not in given:
             raise must(key, f"left out where no {kind} is fitted", path, f"leave {key} out")

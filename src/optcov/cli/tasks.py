@@ -208,8 +208,11 @@ def _restore(config: Config, parts: Parts | None) -> Run:
     config = run.config
     guidance, strategy = run.parts.guidance, run.parts.strategy
     own = {key: folder / "checkpoints" / f"{kind}.safetensors" for key, kind in CHECKPOINTS.items()}
+    beside = folder / "checkpoints" / f"{config.choices['var']}.safetensors"  # as networks of the package have several
+    if beside.is_file():
+        own["var_ckpt"] = beside
     unfitted = None
-    other_variance = config.var != Saved.read(folder).values["var"]
+    other_variance = not beside.is_file() and config.var != Saved.read(folder).values["var"]
     if strategy.needs_fit and config.var_ckpt is None and other_variance:
         unfitted = "var", "fitted", "fit it"
     has_classifier = config.classifier_ckpt is not None or own["classifier_ckpt"].is_file()
