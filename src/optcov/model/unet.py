@@ -104,7 +104,7 @@ class UNet(nn.Module):
         scale_shift: the time scales and shifts norms (Improved DDPM) instead of being added (DDPM).
         additive_skips: skip connections are added (Keras-DDPM) instead of concatenated.
         patch: height and width of the squares of pixels that become channels at the input and pixels again at the
-            output, so that the network works on smaller maps.  1 for none; the square of ``patch`` divides ``channels``.
+            output, so that the network works on smaller maps; its square divides ``channels``.  1 for none.
         time_embedding: makes the time embedding from its number of channels.
         num_classes: K, to make the network class-conditional; None for an unconditional network.
     Raises:
