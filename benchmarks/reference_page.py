@@ -6,7 +6,6 @@ A table stands between ``<!-- NAME -->`` and ``<!-- end -->``; everything else i
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -123,9 +122,8 @@ def tables(entries: list[Entry], count: int) -> dict[str, str]:
 def filled(page: str, made: dict[str, str]) -> str:
     """The document with its tables replaced."""
     for name, text in made.items():
-        page = re.sub(
-            rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{text}\n{m[2]}", page, flags=re.DOTALL
-        )  # noqa: B023
+        before, marker, rest = page.partition(f"<!-- {name} -->\n")
+        page = f"{before}{marker}{text}\n{rest[rest.index('<!-- end -->') :]}"
     return page
 
 
