@@ -136,7 +136,7 @@ class PCA(Basis):
         """
         check_dense(images[0].numel())
         if len(images) < 2:
-            raise ValueError(f"images must number at least 2 (got {len(images)}): a covariance needs two")
+            raise ValueError(f"images must be at least 2 (got {len(images)}): a covariance needs two")
         values, axes = torch.linalg.eigh(images.flatten(1).double().T.cov())
         return cls(axes, images.shape[1:]), values.clamp(min=0).reshape(images.shape[1:])
 
