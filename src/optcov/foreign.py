@@ -86,13 +86,13 @@ def read_json(path: Path, limit: int = LIMIT) -> Any:
 
 
 def sealed_json(content: dict[str, Any], indent: int | None = None) -> str:
-    """Write content as JSON with its checksum under the key ``sha256``."""
+    """Return content as JSON, with its checksum under the key ``sha256``."""
     content = json.loads(json.dumps(content))  # hash the content in the form in which it will be read
     return json.dumps(content | {"sha256": _of_json(content)}, indent=indent) + "\n"
 
 
 def sealed_yaml(text: str) -> str:
-    """Put a checksum in front of YAML, in a comment on the first line."""
+    """Return YAML with its checksum in a comment on the first line."""
     return f"{CHECKSUM}{_sha256(text)}\n{text}"
 
 

@@ -41,7 +41,7 @@ class Key:
     """The meaning of a key.
 
     Args:
-        determines: what the key determines, and so does everything inside it that no pattern of ``inside`` matches.
+        determines: what the key determines; this also holds for keys inside it that no pattern of ``inside`` matches.
         inside: what keys inside a group determine, by pattern; the first match counts.
     """
 

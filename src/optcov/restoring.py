@@ -79,7 +79,7 @@ class Restoration:
         tile(torch.stack(levels, 1), line=True).save(path)
 
     def _unit(self, level: float, like: Tensor) -> Tensor:
-        """Map a level on [-1, 1] to the range of the data, in the shape of an image."""
+        """Map a level on [-1, 1] to the range of the data, in the shape of images."""
         return self.data_range.from_unit(torch.full_like(like[:, 0], level))
 
 

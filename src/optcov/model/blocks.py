@@ -40,7 +40,7 @@ def norm(channels: int, spatial_dims: int) -> nn.GroupNorm:
 
 
 def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """Apply a norm and then SiLU to ``[B, C, ...]``, as most layers require of their input."""
+    """Apply a norm and then SiLU to ``[B, C, ...]``; this comes before most layers."""
     if torch.is_grad_enabled() and norm.weight.requires_grad and not x.requires_grad:
         x = x.contiguous()  # PyTorch 2.13 crashes in the backward pass of a channels-last norm behind frozen layers
     # on a CPU, PyTorch normalises small channels-last maps with narrow groups four times slower in bfloat16

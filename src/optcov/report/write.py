@@ -112,7 +112,7 @@ def variance_curves(runs: Runs, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _sound(run: Run, name: str, limit: int) -> bytes | None:
-    """Read a file in a run's folder if it matches the checksum in the results; links may lead out and are refused."""
+    """Read a file in a run's folder, unless its checksum differs from that in the results or it is a link."""
     path = run.folder / name
     if not path.exists():
         return None
