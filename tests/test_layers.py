@@ -22,7 +22,7 @@ FLOORS = [
         "numpy scipy sklearn torchdiffeq tqdm safetensors",
     ),
     (
-        "data labels metric report keys parts upgrade signatures trust foreign lock registry adapter fitting "
+        "data labels metric report keys parts upgrade signatures trust foreign errors lock registry adapter fitting "
         "measurement restoring verbs",
         "diffusers huggingface_hub filelock PIL pooch pyarrow requests torchmetrics jinja2 matplotlib omegaconf pandas "
         "pydantic rich yaml",

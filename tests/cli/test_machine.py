@@ -8,9 +8,9 @@ from command_line import composed
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 
 from optcov.cli import machine
-from optcov.cli.errors import ConfigError
 from optcov.cli.machine import Machine, available_threads, configure_machine
 from optcov.denoiser import Denoiser
+from optcov.errors import ConfigError
 from optcov.model import UNet
 from optcov.schedule import LinearSchedule
 

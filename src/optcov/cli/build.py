@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from hydra.utils import get_object, instantiate
 
-from optcov.cli.errors import ConfigError, config_errors, must
 from optcov.cli.pretrained import Given, open_pretrained
 from optcov.data import DataSource
 from optcov.denoiser import Denoiser
+from optcov.errors import ConfigError, config_errors, must
 from optcov.guidance import Guidance
 from optcov.keys import Config
 from optcov.labels import cycle_labels

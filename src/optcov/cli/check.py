@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
 
-from optcov.cli.errors import ConfigError, did_you_mean, must
+from optcov.errors import ConfigError, did_you_mean, must
 from optcov.keys import BREAKS_A_RUN, GROUPS, RANGES, Config
 from optcov.signatures import Signature
 

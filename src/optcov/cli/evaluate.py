@@ -15,9 +15,9 @@ from torch import Tensor
 
 from optcov.cli.build import Run
 from optcov.cli.check import settings
-from optcov.cli.errors import ConfigError, config_errors
 from optcov.cli.run_folder import provenance
 from optcov.data import DataSource
+from optcov.errors import ConfigError, config_errors
 from optcov.files import write_atomically
 from optcov.foreign import DamagedError, read_json, sealed_json
 from optcov.keys import NETWORK, PLACE, SAMPLES, TRAINING, VARIANCE, difference, select

@@ -18,8 +18,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from optcov.cli.build import Run
-from optcov.cli.errors import config_errors, must
 from optcov.cli.signals import Terminated, Unfinished, patient
+from optcov.errors import config_errors, must
 from optcov.keys import NETWORK, TRAINING, Config, difference, select
 from optcov.parts import Parts
 from optcov.seeds import Stream, derive_seed

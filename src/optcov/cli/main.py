@@ -19,10 +19,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from optcov.cli.check import check
-from optcov.cli.errors import ConfigError, must, sentence
 from optcov.cli.explain import explain
 from optcov.cli.restore import CONF, restored, store_run
 from optcov.cli.signals import TERMINATED, UNFINISHED, Terminated, Unfinished, terminable
+from optcov.errors import ConfigError, config_errors, must, sentence
 from optcov.foreign import printable
 from optcov.keys import Config
 
@@ -179,9 +179,7 @@ def _start(task: Task, config: Config) -> None:
     if task == "sample":
         config = config.model_copy(update={"metric": {}})  # nothing is scored: nothing needed for that must exist
     if task == "prepare":
-        from optcov.cli.prepare import prepare
-
-        return prepare(config)
+        return _prepare(config)
     from optcov.cli.build import assemble  # imports PyTorch, which takes seconds
 
     assembled = assemble(config)
@@ -189,3 +187,15 @@ def _start(task: Task, config: Config) -> None:
 
     getattr(tasks, task)(*assembled)
     return None
+
+
+def _prepare(config: Config) -> None:
+    """Decode every split of the data into the cache before any run needs them, and print a line for each."""
+    from hydra.utils import instantiate
+
+    from optcov.data.prepare import prepare
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with config_errors("data"):
+        for line in prepare(instantiate(config.data)):
+            print(line)

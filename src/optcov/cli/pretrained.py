@@ -22,9 +22,9 @@ from optcov.adapter.load import to_parameterization, to_schedule
 from optcov.adapter.pretrained import sha256_of
 from optcov.adapter.time import time_feed
 from optcov.cli.check import settings
-from optcov.cli.errors import ConfigError, config_errors, must
 from optcov.data import DataSource
 from optcov.denoiser import Denoiser
+from optcov.errors import ConfigError, config_errors, must
 from optcov.keys import Config
 from optcov.parameterization import EDM, Parameterization
 from optcov.registry import CONF, make, node, options

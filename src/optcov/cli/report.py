@@ -12,7 +12,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from optcov.cli.errors import config_errors
+from optcov.errors import config_errors
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from optcov.cli.check import settings, targets
-from optcov.cli.errors import ConfigError, must
 from optcov.cli.run_folder import Saved
+from optcov.errors import ConfigError, must
 from optcov.keys import GIVEN, GROUPS, PLACE, Config, determines, difference, is_fixed, select
 from optcov.trust import is_allowed
 

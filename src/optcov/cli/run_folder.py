@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from optcov.cli.check import nodes
-from optcov.cli.errors import ConfigError, must
+from optcov.errors import ConfigError, must
 from optcov.files import write_atomically
 from optcov.foreign import DamagedError, label, read_json, read_yaml, sealed_json, sealed_yaml
 from optcov.keys import GROUPS, KEYS, PLACE, SCORE, Config, select

@@ -15,7 +15,6 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 
 from optcov.cli.build import Run, assemble
-from optcov.cli.errors import ConfigError, config_errors, must
 from optcov.cli.evaluate import (
     delete_partial_samples,
     draw,
@@ -29,6 +28,7 @@ from optcov.cli.fit import CHECKPOINTS, FitPlan, fit, fit_trajectory, make_callb
 from optcov.cli.machine import Machine, configure_machine
 from optcov.cli.report import show_run
 from optcov.cli.run_folder import Saved, open_run_folder, write_config, write_results
+from optcov.errors import ConfigError, config_errors, must
 from optcov.files import write_atomically
 from optcov.foreign import sealed_json
 from optcov.keys import Config
