@@ -22,8 +22,8 @@ FLOORS = [
         "numpy scipy sklearn torchdiffeq tqdm safetensors",
     ),
     (
-        "data labels metric report keys parts upgrade signatures trust foreign errors lock registry adapter fitting "
-        "measurement restoring verbs",
+        "data labels metric report keys parts upgrade signatures targets trust foreign errors lock registry adapter "
+        "fitting measurement restoring run_folder verbs",
         "diffusers huggingface_hub filelock PIL pooch pyarrow requests torchmetrics jinja2 matplotlib omegaconf pandas "
         "pydantic rich yaml",
     ),

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from optcov.cli.build import Run
 from optcov.cli.check import settings
-from optcov.cli.run_folder import provenance
 from optcov.data import DataSource
 from optcov.errors import ConfigError, config_errors
 from optcov.files import write_atomically
@@ -24,6 +23,7 @@ from optcov.keys import NETWORK, PLACE, SAMPLES, TRAINING, VARIANCE, difference,
 from optcov.metric import FrechetDistance, Metric, ModelMetric, Reference, Score, update_all, with_count
 from optcov.report import picture, plot_variance
 from optcov.report.runs import FORMAT
+from optcov.run_folder import provenance
 from optcov.training import SampleStore, SamplingStage
 from optcov.training.store import digest_of, rank_zero
 from optcov.variance.profile import num_profile_images, variance_profile

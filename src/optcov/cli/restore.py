@@ -18,10 +18,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from optcov.cli.check import settings, targets
-from optcov.cli.run_folder import Saved
+from optcov.cli.check import settings
 from optcov.errors import ConfigError, must
 from optcov.keys import GIVEN, GROUPS, PLACE, Config, determines, difference, is_fixed, select
+from optcov.run_folder import Saved
+from optcov.targets import targets
 from optcov.trust import is_allowed
 
 CONF = Path(__file__).parents[1] / "conf"

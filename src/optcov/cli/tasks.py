@@ -27,7 +27,6 @@ from optcov.cli.evaluate import (
 from optcov.cli.fit import CHECKPOINTS, FitPlan, fit, fit_trajectory, make_callbacks, plan_fits
 from optcov.cli.machine import Machine, configure_machine
 from optcov.cli.report import show_run
-from optcov.cli.run_folder import Saved, open_run_folder, write_config, write_results
 from optcov.errors import ConfigError, config_errors, must
 from optcov.files import write_atomically
 from optcov.foreign import sealed_json
@@ -35,6 +34,7 @@ from optcov.keys import Config
 from optcov.lock import locked
 from optcov.parts import Parts
 from optcov.report.export import write_npz, write_pngs
+from optcov.run_folder import Saved, open_run_folder, write_config, write_results
 from optcov.training.csv_log import MetricsCSV
 from optcov.training.store import Checkpoint, Kind, rank_zero
 from optcov.training.wandb import WandbRun
