@@ -15,15 +15,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 
 from optcov.cli.build import Run, assemble
-from optcov.cli.evaluate import (
-    delete_partial_samples,
-    draw,
-    evaluate_run,
-    preview,
-    read_record,
-    samples_identity,
-    write_variance_profile,
-)
+from optcov.cli.evaluate import draw, evaluate_run, samples_identity, write_variance_profile
 from optcov.cli.fit import CHECKPOINTS, FitPlan, fit, fit_trajectory, make_callbacks, plan_fits
 from optcov.cli.machine import Machine, configure_machine
 from optcov.cli.report import show_run
@@ -36,6 +28,7 @@ from optcov.parts import Parts
 from optcov.report.export import write_npz, write_pngs
 from optcov.run_folder import Saved, open_run_folder, write_config, write_results
 from optcov.training.csv_log import MetricsCSV
+from optcov.training.sample_store import PARTS, delete_partial_samples, read_record
 from optcov.training.store import Checkpoint, Kind, rank_zero
 from optcov.training.wandb import WandbRun
 
@@ -123,20 +116,18 @@ def sample(config: Config, parts: Parts | None = None) -> Path:
 
 def _draw(run: Run, place: Path) -> None:
     """Draw and export samples, unless that is done; ``samples.json`` says of what, and that they are complete."""
-    config, parts, folder = run.config, run.parts, run.folder
+    config, folder = run.config, run.folder
     record, identity = folder / "samples.json", samples_identity(run) if rank_zero() else None
     if identity is not None:
         ours = identity | {"num_samples": config.num_samples}
-        if place.exists() and not (folder / ".parts" / "identity.json").exists():
+        if place.exists() and not (folder / PARTS / "identity.json").exists():
             if not record.exists() or read_record(record) != ours:
                 raise ConfigError(f"output_dir = {folder} holds other samples: choose another hydra.run.dir")
             log.info("%s is finished already: nothing to do", folder)
             delete_partial_samples(folder)
             return
-    drawn = draw(run, identity)
+    drawn, labels = draw(run, identity)
     if identity is not None:
-        labels = parts.labels(len(drawn), config.seed)
-        preview(drawn, parts.data, folder / "samples.png", labels)
         if config.format == "npz":
             write_npz(drawn, len(drawn), drawn.shape, place, labels, drawn.dtype)
         else:
