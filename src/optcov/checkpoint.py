@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from optcov.files import atomic_write
 
@@ -96,3 +96,22 @@ class Checkpoint:
                 f"{key} = {path} must hold the {kind} of a model (got its {found}): give {kind}.safetensors"
             )
         return cls(kind, identity, weights)
+
+    def load_into(self, module: nn.Module, name: str) -> Checkpoint:
+        """Put the weights into a module.
+
+        Args:
+            module: the module.
+            name: name of the checkpoint in the error message.
+        Returns:
+            The checkpoint itself.
+        Raises:
+            CheckpointError: if the weights belong to another network.
+        """
+        try:
+            module.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{name} holds the weights of another network: {str(error).splitlines()[-1].strip()}"
+            ) from error
+        return self

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from optcov.cli import fit
 from optcov.cli.build import build
-from optcov.cli.fit import plan_fits
 from optcov.training import StageProgressBar, VarianceStage
+from optcov.training.plan import plan_fits
 from optcov.training.store import identity_key
 
 LONGER = [

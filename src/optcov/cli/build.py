@@ -63,14 +63,19 @@ class Run:
         return trainer
 
 
-def assemble(config: Config) -> tuple[Config, Parts]:
+def assemble(task: str, config: Config) -> tuple[Config, Parts]:
     """Build what a config names; of a given mean network, the config also gets what the network says of itself.
 
     This needs PyTorch but not Lightning, whose import would delay a refusal by seconds.
 
+    Args:
+        task: ``train``, ``sample`` or ``evaluate``; ``sample`` scores nothing, so that nothing for it must exist.
+        config: a checked config of the task.
     Raises:
         ConfigError: as in `build`, or if the given network cannot be used.
     """
+    if task == "sample":
+        config = config.model_copy(update={"metric": {}})
     given = open_pretrained(config)
     config = config if given is None else given.config
     return config, build(config, given)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +18,8 @@ from torch import Tensor
 
 from optcov.ranges import BelowOne
 from optcov.training.csv_log import MetricsCSV
+
+log = logging.getLogger(__name__)
 
 
 class EMA(Callback):
@@ -115,6 +120,23 @@ class ResumePoint(ModelCheckpoint):
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV):
                 logger.checkpointed()
+
+    def find(self) -> tuple[Path, int] | None:
+        """The file from which an interrupted fit goes on, and its step; None if there is none that can be read."""
+        if self.path.is_dir():
+            shutil.rmtree(self.path, ignore_errors=True)
+        if not self.path.is_file():
+            return None
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                if archive.testzip() is not None:  # torch.load does not verify checksums
+                    raise zipfile.BadZipFile
+            step = int(torch.load(self.path, map_location="cpu", weights_only=True)["global_step"])
+        except Exception as error:  # damaged files make the reader raise almost any exception
+            log.warning("%s cannot be read (%s): starting from the first step", self.path, type(error).__name__)
+            return None
+        log.info("resuming from step %d", step)
+        return self.path, step
 
 
 class StageProgressBar(TQDMProgressBar):
