@@ -29,7 +29,7 @@ from optcov.variance.base import VarianceStrategy
 if TYPE_CHECKING:
     from lightning import Trainer
 
-    from optcov.cli.machine import Machine
+    from optcov.training.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -148,9 +148,6 @@ def build(config: Config, given: Given | None = None) -> Parts:
     if config.run is None:  # a run that exists trains nothing
         with config_errors("optimizer"):
             instantiate(config.optimizer)([torch.nn.Parameter(torch.zeros(1))])
-        with config_errors("callbacks"):
-            for callback in config.callbacks.values():
-                instantiate(callback)
     return Parts(data, denoiser, strategy, sampler, trajectory, metrics, guidance, config.labels, given is None)
 
 

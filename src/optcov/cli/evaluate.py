@@ -16,19 +16,16 @@ from optcov.cli.check import settings
 from optcov.data import DataSource
 from optcov.errors import config_errors
 from optcov.files import write_atomically
-from optcov.keys import NETWORK, PLACE, SAMPLES, TRAINING, VARIANCE, select
 from optcov.metric import Metric, ModelMetric, Reference, Score, refer_all, score_samples, with_count
 from optcov.report import picture, plot_variance
 from optcov.report.runs import FORMAT
 from optcov.run_folder import provenance
 from optcov.training import SampleStore, SamplingStage
-from optcov.training.sample_store import PARTS, lock_samples
-from optcov.training.store import digest_of, rank_zero
+from optcov.training.sample_store import PARTS, lock_samples, samples_identity
+from optcov.training.store import rank_zero
 from optcov.variance.profile import num_profile_images, variance_profile
 
 log = logging.getLogger(__name__)
-
-SAMPLES_FORMAT = 2  # increase this when a code change alters sample i of a config
 
 
 def draw(run: Run, identity: dict[str, Any] | None = None) -> tuple[SampleStore, Tensor | None]:
@@ -44,7 +41,7 @@ def draw(run: Run, identity: dict[str, Any] | None = None) -> tuple[SampleStore,
     """
     config, parts, folder = run.config, run.parts, run.folder
     if rank_zero():
-        lock_samples(folder / PARTS, identity or samples_identity(run))
+        lock_samples(folder / PARTS, identity or samples_identity(config, parts, run.machine.device))
     shape, dtype = parts.data.sample_shape, parts.data.sample_dtype
     drawn = SampleStore(folder / PARTS, shape, config.num_samples, config.sample_batch_size, dtype)
     labels = parts.labels(drawn.batches[-1].stop, config.seed)
@@ -79,27 +76,6 @@ def preview(drawn: SampleStore, data: DataSource, path: Path, labels: Tensor | N
     """Draw the first samples as one picture: 64 images, with one class per row if labelled, or 10,000 points."""
     count = 10_000 if len(drawn.shape) != 3 else 64 if labels is None else 256  # enough to fill the rows of classes
     picture(data.levels(drawn.first(count)), path, labels=None if labels is None else labels[:count])
-
-
-def samples_identity(run: Run) -> dict[str, Any]:
-    """Everything that determines sample i, as JSON: config, weights, times, and the kind of device.
-
-    The kind of device matters because its random generator draws the noise.
-    """
-    parts = run.parts
-    fitted = {"times": parts.times}
-    for module in parts.modules:
-        fitted |= {f"{type(module).__name__}.{name}": value for name, value in module.state_dict().items()}
-    determine = NETWORK | TRAINING | VARIANCE | SAMPLES
-    config = select(run.config.model_dump(), lambda what: what & determine and not what & PLACE)
-    identity = {
-        "format": SAMPLES_FORMAT,
-        "device": run.machine.device.type,
-        **config,
-        **({} if parts.data.sample_shape == parts.data.data_shape else {"decoded_by": parts.data.identity()}),
-        "weights_and_times": digest_of(fitted),
-    }
-    return dict(json.loads(json.dumps(identity)))  # as a file gives it back
 
 
 def evaluate_run(run: Run) -> dict[str, Any]:

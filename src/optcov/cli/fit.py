@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import get_args
 
-import torch
 from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
@@ -83,7 +82,8 @@ def fit(run: Run, plan: FitPlan, kind: Kind, loggers: list[Logger]) -> Checkpoin
         if checkpoint is None:
             log.info("%s: fitting (will be kept as %s)", kind, entry.path)
             if calibrated:
-                _calibrate(run)
+                with run.machine.training() as device:
+                    parts.calibrate(device, config.seed)
             else:
                 run_stage(run, *_stage(run, kind), loggers, entry)
             checkpoint = Checkpoint(kind, identity, module.state_dict())
@@ -116,25 +116,11 @@ def _stage(run: Run, kind: Kind) -> tuple[Stage, str]:
     return ClassifierStage(parts.denoiser, parts.guidance.classifier, settings), "classifier"
 
 
-def _calibrate(run: Run) -> None:
-    parts, strategy = run.parts, run.parts.strategy
-    assert isinstance(strategy, Calibrated)
-    with run.machine.training() as device:
-        clean, labels = parts.calibration(strategy.num_images, device)
-        batches = torch.split(clean, parts.data.batch_size)
-        strategy.calibrate(parts.denoiser.to(device).eval(), batches, run.config.seed, labels)
-
-
 def fit_trajectory(run: Run) -> None:
-    """Fit a trajectory that depends on the model, and fix the times.  Takes seconds, so it is not cached."""
-    config, parts, trajectory = run.config, run.parts, run.parts.trajectory
+    """Fit a trajectory that depends on the model, and fix the times; neither is kept in the cache."""
+    seed = derive_seed(run.config.seed, Stream.TRAJECTORY)
     with config_errors("trajectory"), run.machine.training() as device:
-        if trajectory.num_images:
-            clean, labels = parts.calibration(trajectory.num_images, device)
-            denoiser, strategy = parts.denoiser.to(device).eval(), parts.strategy.to(device).eval()
-            batches = list(torch.split(clean, config.sample_batch_size))
-            trajectory.fit(denoiser, strategy, batches, derive_seed(config.seed, Stream.TRAJECTORY), labels)
-        parts.times  # noqa: B018 (computed once, and refused here)
+        run.parts.fit_trajectory(device, seed, run.config.sample_batch_size)
 
 
 def make_callbacks(config: Config, parts: Parts, identity: Identity) -> list[Callback]:

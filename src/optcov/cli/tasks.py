@@ -15,10 +15,8 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 
 from optcov.cli.build import Run, assemble
-from optcov.cli.evaluate import draw, evaluate_run, samples_identity, write_variance_profile
+from optcov.cli.evaluate import draw, evaluate_run, write_variance_profile
 from optcov.cli.fit import fit_all, fit_trajectory, make_callbacks
-from optcov.cli.machine import Machine, configure_machine
-from optcov.cli.report import show_run
 from optcov.errors import ConfigError, config_errors, must
 from optcov.files import write_atomically
 from optcov.foreign import sealed_json
@@ -26,10 +24,12 @@ from optcov.keys import Config
 from optcov.lock import locked
 from optcov.parts import Parts
 from optcov.report.export import write_npz, write_pngs
+from optcov.report.write import show_run
 from optcov.run_folder import open_run_folder, write_config, write_results
 from optcov.training.csv_log import MetricsCSV
+from optcov.training.machine import Machine, configure_machine
 from optcov.training.plan import plan_fits
-from optcov.training.sample_store import PARTS, delete_partial_samples, read_record
+from optcov.training.sample_store import PARTS, delete_partial_samples, read_record, samples_identity
 from optcov.training.store import rank_zero
 from optcov.training.wandb import WandbRun
 
@@ -87,8 +87,9 @@ def sample(config: Config, parts: Parts | None = None) -> Path:
 def _draw(run: Run, place: Path) -> None:
     """Draw and export samples, unless that is done; ``samples.json`` says of what, and that they are complete."""
     config, folder = run.config, run.folder
-    record, identity = folder / "samples.json", samples_identity(run) if rank_zero() else None
-    if identity is not None:
+    record, identity = folder / "samples.json", None
+    if rank_zero():
+        identity = samples_identity(config, run.parts, run.machine.device)
         ours = identity | {"num_samples": config.num_samples}
         if place.exists() and not (folder / PARTS / "identity.json").exists():
             if not record.exists() or read_record(record) != ours:

@@ -7,6 +7,7 @@ memory.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
@@ -19,17 +20,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optcov.checkpoint import digest_of
 from optcov.denoiser import Cost
 from optcov.errors import ConfigError
 from optcov.files import atomic_write, write_atomically
 from optcov.foreign import DamagedError, read_json, sealed_json
-from optcov.keys import difference
+from optcov.keys import NETWORK, PLACE, SAMPLES, TRAINING, VARIANCE, Config, difference, select
+from optcov.parts import Parts
 from optcov.sampler import batches
 
 log = logging.getLogger(__name__)
 
 PARTS = ".parts"  # the folder of samples in the folder of a run
 NAME = re.compile(r"\d{9,}-\d{9,}\.npz")
+SAMPLES_FORMAT = 2  # increase this when a code change alters sample i of a config
 COUNTS = tuple(field.name for field in fields(Cost))
 
 
@@ -163,6 +167,26 @@ class SampleStore:
         shapes = (images.shape, interval.shape, cost.shape)
         expected = ((len(span), *self.shape), (2,), (len(COUNTS),))
         return torch.from_numpy(images[:0]).dtype == self.dtype and shapes == expected
+
+
+def samples_identity(config: Config, parts: Parts, device: torch.device) -> dict[str, Any]:
+    """Everything that determines sample i, as JSON: config, weights, times, and the kind of device.
+
+    The kind of device matters because its random generator draws the noise.
+    """
+    fitted = {"times": parts.times}
+    for module in parts.modules:
+        fitted |= {f"{type(module).__name__}.{name}": value for name, value in module.state_dict().items()}
+    determine = NETWORK | TRAINING | VARIANCE | SAMPLES
+    settings = select(config.model_dump(), lambda what: what & determine and not what & PLACE)
+    identity = {
+        "format": SAMPLES_FORMAT,
+        "device": device.type,
+        **settings,
+        **({} if parts.data.sample_shape == parts.data.data_shape else {"decoded_by": parts.data.identity()}),
+        "weights_and_times": digest_of(fitted),
+    }
+    return dict(json.loads(json.dumps(identity)))  # as a file gives it back
 
 
 def read_record(path: Path) -> Any:
