@@ -65,6 +65,19 @@ class Checkpoint:
         except SafetensorError as error:  # how safetensors reports a full disk
             raise OSError(errno.EIO, f"could not be written: {error}", str(path)) from error
 
+    @staticmethod
+    def identity_of(path: Path) -> Identity:
+        """Everything that determined the weights in a file, without reading the weights.
+
+        Raises:
+            CheckpointError: if it is not a checkpoint of optcov.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                return dict(json.loads((file.metadata() or {})["identity"]))
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
+            raise CheckpointError(f"{path} is damaged or not an optcov checkpoint: delete it") from error
+
     @classmethod
     def load(cls, path: Path, kind: Kind, key: str) -> Checkpoint:
         """Read a file.

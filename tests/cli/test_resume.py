@@ -97,6 +97,28 @@ def flipped(path: Path) -> None:
     path.write_bytes(content)
 
 
+def test_more_steps_go_on_from_the_fit_of_fewer(run: CLI, capsys):
+    """From its last step before the cooldown, up to which the learning rates are the same, to the same weights."""
+    few = ["var=beta", "warmup_steps=3", "callbacks.ema.decay=0.9", "data.batch_size=16", "cooldown=0.25"]
+    run(*few, "trainer.max_steps=4")
+    longer = run(*few, "trainer.max_steps=9", "hydra.run.dir=longer")
+    said = "".join(capsys.readouterr())
+    assert "mean: going on from the fit of 4 steps in the cache" in said
+    assert "resuming from step 3" in said
+    anew = run(*few, "trainer.max_steps=9", "hydra.run.dir=anew", "cache_dir=other_cache")
+    assert "resuming" not in "".join(capsys.readouterr())
+    first, second = (weights(folder / "checkpoints" / "mean.safetensors") for folder in (longer, anew))
+    assert same(first, second)
+
+
+def test_a_fit_whose_rate_falls_from_the_first_step_on_is_not_gone_on_from(run: CLI, capsys):
+    run("var=beta", "cooldown=1", "trainer.max_steps=2")
+    run("var=beta", "cooldown=1", "trainer.max_steps=3", "hydra.run.dir=longer")
+    said = "".join(capsys.readouterr())
+    assert "mean: starting anew, not from the fit of 2 steps in the cache" in said
+    assert "resuming" not in said
+
+
 @pytest.mark.parametrize("damage", [cut, empty, replaced, flipped])
 def test_a_damaged_point_to_resume_from_is_not_used(
     run: CLI, whole: dict[str, Tensor], interrupt: Callable[[str, int], Any], damage: Callable[[Path], None]
