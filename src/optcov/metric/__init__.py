@@ -1,4 +1,4 @@
-"""Metrics that score samples, or a model on given data."""
+"""Metrics that score samples, or score a model on given data."""
 
 from optcov.metric.base import Metric, ModelMetric, Score, grey_levels, with_count
 from optcov.metric.cifar_features import CIFARFeatures

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
-RESERVED = ("variance", "samples")  # pictures of no metric
-LIMIT_OF_PICTURE = 1 << 26  # bytes
+RESERVED = ("variance", "samples")  # names of pictures that do not belong to a metric
+LIMIT_OF_PICTURE = 1 << 26  # bytes of the largest picture that is read
 
 
 def check_comparable(runs: Runs) -> None:
@@ -113,7 +113,7 @@ def variance_curves(runs: Runs, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _sound(run: Run, name: str, limit: int) -> bytes | None:
-    """The content of a file in a run's folder, if it is what the results say; a link may lead out of the folder."""
+    """Read a file in a run's folder if it matches the checksum in the results; links may lead out and are refused."""
     path = run.folder / name
     if not path.exists():
         return None
@@ -126,7 +126,7 @@ def _sound(run: Run, name: str, limit: int) -> bytes | None:
 
 
 def _not_drawn(path: Path) -> None:
-    log.warning("%s is damaged, from another version or no plain file, and is not drawn", printable(path))
+    log.warning("%s is damaged, from another version or not a regular file: it is not drawn", printable(path))
 
 
 def _is_curve(content: bytes, folder: Path) -> bool:
@@ -139,7 +139,7 @@ def _is_curve(content: bytes, folder: Path) -> bool:
             values = frame[list(COLUMNS)].to_numpy()
             if len(values) and np.isfinite(values).all() and (frame[["t", "upper"]].to_numpy() > 0).all():
                 return True
-    except ValueError:  # what pandas raises, and text that is not UTF-8
+    except ValueError:  # raised by pandas, and for text that is not UTF-8
         pass
     _not_drawn(folder / "variance.csv")
     return False
@@ -158,7 +158,7 @@ def sample_cells(runs: Runs, frame: pd.DataFrame) -> dict[tuple[str, int], Image
         try:
             if content is not None:
                 cells[place] = first_samples(BytesIO(content), results.data_shape, labelled=results.labelled)
-        except (OSError, ValueError, SyntaxError):  # what Pillow raises for damaged images
+        except (OSError, ValueError, SyntaxError):  # raised by Pillow for damaged images
             _not_drawn(run.folder / "samples.png")
     return cells
 

@@ -40,7 +40,7 @@ class ShortestPaths:
             best = np.concatenate([np.full(edges, np.inf), np.take_along_axis(through, before[:, None], 1)[:, 0]])
             self._before.append(before + edges - 1)
             totals.append(best[-1])
-        self.totals = np.array(totals)  # index K - 1: total cost of the best path with K edges, inf if there is none
+        self.totals = np.array(totals)  # entry K - 1 is the cost of the best path with K edges, inf if there is none
 
     def nodes(self, num_edges: int) -> list[int]:
         """``tau_1 .. tau_K`` of the best path with K edges.
