@@ -85,7 +85,7 @@ def samples_identity(run: Run) -> dict[str, Any]:
     The kind of device matters because its random generator draws the noise.
     """
     parts = run.parts
-    fitted = {"times": parts.times}
+    fitted = {"times": parts.times, **parts.sampler.measured()}
     for module in parts.modules:
         fitted |= {f"{type(module).__name__}.{name}": value for name, value in module.state_dict().items()}
     determine = NETWORK | TRAINING | VARIANCE | SAMPLES
@@ -149,6 +149,7 @@ def evaluate_run(run: Run) -> dict[str, Any]:
         **{key: value for key, value in config.choices.items() if key != "metric"},
         "num_steps": parts.sampler.num_steps,
         "times": parts.times.tolist(),
+        **{name: values.tolist() for name, values in parts.sampler.measured().items()},
         "seed": config.seed,
         "data_shape": list(parts.data.sample_shape),
         "overrides": {key: value for key, value in settings(config.overrides).items() if key not in config.choices},

@@ -205,7 +205,10 @@ def _calibrate(run: Run) -> None:
 
 
 def fit_trajectory(run: Run) -> None:
-    """Fit a trajectory that depends on the model, and fix the times.  Takes seconds, so it is not cached."""
+    """Fit a trajectory that depends on the model, fix the times, and fit a sampler to them.
+
+    Takes seconds, so it is not cached.
+    """
     config, parts, trajectory = run.config, run.parts, run.parts.trajectory
     with config_errors("trajectory"), run.machine.training() as device:
         if trajectory.num_images:
@@ -214,6 +217,13 @@ def fit_trajectory(run: Run) -> None:
             batches = list(torch.split(clean, config.sample_batch_size))
             trajectory.fit(denoiser, strategy, batches, derive_seed(config.seed, Stream.TRAJECTORY), labels)
         parts.times  # noqa: B018 (computed once, and refused here)
+    sampler = parts.sampler
+    if sampler.num_images:
+        with config_errors("sampler"), run.machine.training() as device:
+            clean, labels = parts.calibration(sampler.num_images, device)
+            denoiser, strategy = parts.denoiser.to(device).eval(), parts.strategy.to(device).eval()
+            seed = derive_seed(config.seed, Stream.TRAJECTORY)
+            sampler.fit(denoiser, strategy, parts.times, [clean], seed, labels)
 
 
 def make_callbacks(config: Config, parts: Parts, identity: Identity) -> list[Callback]:
