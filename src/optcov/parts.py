@@ -79,3 +79,14 @@ class Parts:
             denoiser, strategy = self.denoiser.to(device).eval(), self.strategy.to(device).eval()
             self.trajectory.fit(denoiser, strategy, list(torch.split(clean, batch_size)), seed, labels)
         self.times  # noqa: B018 (computed once, and refused here)
+
+    def fit_sampler(self, device: torch.device, seed: int) -> None:
+        """Fit a sampler that depends on the model to the times.  Takes seconds.
+
+        Raises:
+            ValueError: if the sampler cannot be fitted to this model.
+        """
+        if self.sampler.num_images:
+            clean, labels = self.calibration(self.sampler.num_images, device)
+            denoiser, strategy = self.denoiser.to(device).eval(), self.strategy.to(device).eval()
+            self.sampler.fit(denoiser, strategy, self.times, [clean], seed, labels)

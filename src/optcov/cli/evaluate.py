@@ -93,6 +93,7 @@ def evaluate_run(run: Run) -> dict[str, Any]:
         **{key: value for key, value in config.choices.items() if key != "metric"},
         "num_steps": parts.sampler.num_steps,
         "times": parts.times.tolist(),
+        **{name: values.tolist() for name, values in parts.sampler.measured().items()},
         "seed": config.seed,
         "data_shape": list(parts.data.sample_shape),
         "overrides": {key: value for key, value in settings(config.overrides).items() if key not in config.choices},

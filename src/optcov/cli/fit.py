@@ -54,7 +54,7 @@ def fit_all(run: Run, plan: FitPlan, loggers: list[Logger]) -> dict[str, float]:
         began = time.monotonic()
         fitted[kind] = fit(run, plan, kind, loggers)
         if kind == "variance":
-            fit_trajectory(run)
+            fit_steps(run)
         if fitted[kind] is not None or kind != "classifier":
             seconds[kind] = time.monotonic() - began
     for kind, checkpoint in fitted.items():
@@ -117,11 +117,13 @@ def _stage(run: Run, kind: Kind) -> tuple[Stage, str]:
     return ClassifierStage(parts.denoiser, parts.guidance.classifier, settings), "classifier"
 
 
-def fit_trajectory(run: Run) -> None:
-    """Fit a trajectory that depends on the model, and fix the times; neither is kept in the cache."""
+def fit_steps(run: Run) -> None:
+    """Fit what depends on the model of the trajectory and of the sampler; neither is kept in the cache."""
     seed = derive_seed(run.config.seed, Stream.TRAJECTORY)
     with config_errors("trajectory"), run.machine.training() as device:
         run.parts.fit_trajectory(device, seed, run.config.sample_batch_size)
+    with config_errors("sampler"), run.machine.training() as device:
+        run.parts.fit_sampler(device, seed)
 
 
 def make_callbacks(config: Config, parts: Parts, identity: Identity) -> list[Callback]:

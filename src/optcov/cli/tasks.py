@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 
 from optcov.cli.build import Run, assemble
 from optcov.cli.evaluate import draw, evaluate_run, write_variance_profile
-from optcov.cli.fit import fit_all, fit_trajectory, make_callbacks
+from optcov.cli.fit import fit_all, fit_steps, make_callbacks
 from optcov.errors import ConfigError, config_errors, must
 from optcov.files import write_atomically
 from optcov.foreign import sealed_json
@@ -188,7 +188,7 @@ def _restore(task: str, config: Config, parts: Parts | None) -> Run:
     """
     run = _run(task, config, parts)
     plan_fits(run.config, run.parts)
-    fit_trajectory(run)
+    fit_steps(run)
     if (run.folder / "checkpoints").exists():
         raise ConfigError(f"output_dir = {run.folder} holds a run: choose another hydra.run.dir")
     run.folder.mkdir(parents=True, exist_ok=True)

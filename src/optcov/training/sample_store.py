@@ -174,7 +174,7 @@ def samples_identity(config: Config, parts: Parts, device: torch.device) -> dict
 
     The kind of device matters because its random generator draws the noise.
     """
-    fitted = {"times": parts.times}
+    fitted = {"times": parts.times, **parts.sampler.measured()}
     for module in parts.modules:
         fitted |= {f"{type(module).__name__}.{name}": value for name, value in module.state_dict().items()}
     determine = NETWORK | TRAINING | VARIANCE | SAMPLES

@@ -94,6 +94,11 @@ class Tracking:
                 f"callbacks.tracking.mean_steps must be at most the {parts.denoiser.schedule.num_steps} steps of the "
                 f"schedule (got {self.mean_steps}): give fewer"
             )
+        if parts.sampler.num_images:
+            raise ValueError(
+                "sampler.noise must be none or full for callbacks=tracking (got one that is fitted after training): "
+                "set sampler.noise=full, or leave tracking out"
+            )
         if parts.trajectory.num_images and isinstance(parts.strategy, Trained):
             raise ValueError(
                 f"trajectory must not need a fit for callbacks=tracking (got {type(parts.trajectory).__name__}, which "
