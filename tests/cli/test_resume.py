@@ -55,11 +55,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     return of(CLI(tmp_path_factory.mktemp("whole"))(*LONGER))
 
 
-@pytest.mark.parametrize("other", [[], ["~callbacks.ema", "trainer.accumulate_grad_batches=2"]])
+@pytest.mark.parametrize("other", [[], ["~callbacks.ema", "trainer.accumulate_grad_batches=2", "optimizer=muon"]])
 def test_interrupted_stages_end_with_the_same_weights(
     run: CLI, interrupt: Callable[[str, int], Any], capsys, request: pytest.FixtureRequest, other: list[str]
 ):
-    """Both stages, each stopped at step 5 of 6: with dropout, warm-up and averaged weights, and without the average."""
+    """Both stages, each stopped at step 5 of 6: with dropout, warm-up and averaged weights, and without the average and by Muon."""
     for stage, done in (("1/3", 0), ("2/3", 1)):
         interrupt(stage, 5)
         with pytest.raises(SystemExit) as exit_:

@@ -102,7 +102,8 @@ def build(config: Config, given: Given | None = None) -> Parts:
             metrics[name] = _made((Metric, ModelMetric), f"metric.{name}", metric)
     with config_errors("data"):
         data = _made(DataSource, "data", config.data) if given is None else given.data
-        data.data_shape  # noqa: B018 (opens the data, which may be refused)
+        if config.run is None:
+            data.train  # noqa: B018 (opens the data, which may be refused; a run that exists may do without)
     with config_errors("conditional" if config.conditional else "guidance"):
         num_classes = data.num_classes if config.conditional or "classifier" in config.guidance else None
     for name, metric in metrics.items():

@@ -103,9 +103,8 @@ def _stage(run: Run, kind: Kind) -> tuple[Stage, str]:
     config, parts = run.config, run.parts
     lr = config.variance_lr if kind == "variance" else None
     own = {} if lr is None else {"lr": lr}
-    settings = StageSettings(
-        instantiate(config.optimizer, **own), config.warmup_steps, config.cooldown, config.seed, config.label_dropout
-    )
+    optimizer = instantiate(config.optimizer, _convert_="all", **own)  # a resume point may hold plain lists only
+    settings = StageSettings(optimizer, config.warmup_steps, config.cooldown, config.seed, config.label_dropout)
     if kind == "mean":
         return MeanStage(parts.denoiser, settings), "1/3 mean network"
     if kind == "variance":

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from optcov.cli.check import check
 from optcov.cli.explain import explain
+from optcov.cli.reference import by_name
 from optcov.cli.restore import CONF, restored, store_run
 from optcov.cli.signals import TERMINATED, UNFINISHED, Terminated, Unfinished, terminable
 from optcov.errors import ConfigError, config_errors, must, sentence
@@ -92,7 +93,8 @@ def _stop(words: str, status: int) -> NoReturn:
 def _run(task: Task, arguments: Sequence[str]) -> None:
     parser = get_args_parser()
     args = parser.parse_args(arguments)
-    overrides, keys = list(args.overrides), {override.partition("=")[0] for override in args.overrides}
+    overrides = by_name(task, args.overrides)
+    keys = {override.partition("=")[0] for override in overrides}
     if task == "evaluate" and "runs" in keys:
         if "run" in keys:
             raise ConfigError("run and runs are both given: run=FOLDER scores a run, runs=FOLDER compares runs")

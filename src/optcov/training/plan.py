@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from torch import nn
@@ -79,24 +80,29 @@ def plan_fits(config: Config, parts: Parts) -> FitPlan:
     network = select(values, lambda what: what & NETWORK)
     del network["conditional"]
     network |= {"num_classes": num_classes, "data_shape": list(parts.denoiser.data_shape)}
-    training = {"format": FORMAT} | select(values, lambda what: what & TRAINING)
-    training["data"] |= parts.data.identity()  # the content of the files
-    dropout = {} if num_classes is None else {"label_dropout": training["label_dropout"]}
-    del training["label_dropout"]  # affects only class-conditional networks
+
+    @cache
+    def trained(with_labels: bool = False) -> Identity:
+        """What determines a fit besides its network; it reads the data, which given checkpoints can do without."""
+        found = {"format": FORMAT} | select(values, lambda what: what & TRAINING)
+        found["data"] |= parts.data.identity()  # the content of the files
+        dropout = found.pop("label_dropout")  # affects only class-conditional networks
+        return found | ({} if num_classes is None or not with_labels else {"label_dropout": dropout})
 
     mean = variance = classifier = None
     if parts.trains_mean and list(parts.denoiser.parameters()):
         loaded = load("mean_ckpt", parts.denoiser, network, dict.fromkeys(network, ""))
-        mean = network | training | dropout if loaded is None else loaded.identity
+        mean = network | trained(True) if loaded is None else loaded.identity
     if parts.guidance is not None and parts.guidance.classifier is not None:
         asked = {"guidance.classifier": config.guidance["classifier"], "schedule": config.schedule}
-        load("classifier_ckpt", parts.guidance.classifier, asked, dict.fromkeys(asked, ""))
-        classifier = asked | training
+        loaded = load("classifier_ckpt", parts.guidance.classifier, asked, dict.fromkeys(asked, ""))
+        classifier = asked | trained() if loaded is None else loaded.identity
     if parts.strategy.needs_fit:
         asked = {"mean": network if mean is None else identity_key(mean), "var": config.var}
         problems = {"mean": "fitted to another mean network", "var": "fitted to other settings of var"}
-        load("var_ckpt", parts.strategy, asked, problems)
-        variance = asked | training | dropout | {key: getattr(config, key) for key in ("variance_steps", "variance_lr")}
+        loaded = load("var_ckpt", parts.strategy, asked, problems)
+        own = {key: getattr(config, key) for key in ("variance_steps", "variance_lr")}
+        variance = asked | trained(True) | own if loaded is None else loaded.identity
     for key, kind in CHECKPOINTS.items():
         if (path := getattr(config, key)) is not None and kind not in given:
             raise must(key, f"left out where no {kind} is fitted", path, f"leave {key} out")
@@ -104,8 +110,15 @@ def plan_fits(config: Config, parts: Parts) -> FitPlan:
 
 
 def _own(config: Config, kind: Kind) -> Path | None:
-    """Where the run that a job is based on keeps its weights; None if the job is a run itself."""
-    return None if config.run is None else Path(config.run) / "checkpoints" / f"{kind}.safetensors"
+    """Where the run that a job is based on keeps its weights; None if the job is a run itself.
+
+    A network that comes with the package has several variances, each under the name of its option.
+    """
+    if config.run is None:
+        return None
+    folder = Path(config.run) / "checkpoints"
+    named = folder / f"{config.choices["var"]}.safetensors"
+    return named if kind == "variance" and named.is_file() else folder / f"{kind}.safetensors"
 
 
 def _was_fitted(config: Config, kind: Kind) -> bool:
