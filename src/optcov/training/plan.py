@@ -117,7 +117,7 @@ def _own(config: Config, kind: Kind) -> Path | None:
     if config.run is None:
         return None
     folder = Path(config.run) / "checkpoints"
-    named = folder / f"{config.choices["var"]}.safetensors"
+    named = folder / f"{config.choices['var']}.safetensors"
     return named if kind == "variance" and named.is_file() else folder / f"{kind}.safetensors"
 
 
