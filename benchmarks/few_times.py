@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from optcov.checkpoint import Checkpoint
 from optcov.cli.build import build
-from optcov.cli.run_folder import Saved
 from optcov.denoiser import Denoiser
 from optcov.keys import Config
 from optcov.metric import VariationalNLL
+from optcov.run_folder import Saved
 from optcov.trajectory import OptimalTrajectory
 from optcov.variance.analytic import Analytic, even_in_log_snr, interpolate_in_log_snr, left_out
 

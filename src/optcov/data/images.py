@@ -110,6 +110,11 @@ class ImageData(DataSource):
     def load(self, split: Split) -> Tensor:
         return self.stored(split).images
 
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """Shape of one image, which is known without any: samples of a finished run need no data."""
+        return self.shape
+
     def labels(self, split: Split) -> Tensor:
         labels = self.stored(split).labels
         return super().labels(split) if labels is None else labels

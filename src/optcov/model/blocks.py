@@ -15,13 +15,14 @@ from torch.nn import functional as F
 def layer(
     in_channels: int, out_channels: int, spatial_dims: int, kernel_size: int = 3, zero: bool = False
 ) -> nn.Module:
-    """Make a size-preserving convolution for images (``spatial_dims = 2``) or a linear layer for vectors (0).
+    """Make a size-preserving convolution over 1 to 3 spatial dimensions, or a linear layer for vectors (0).
 
     With ``zero``, its weights and biases start at 0.
     """
-    made: nn.Conv2d | nn.Linear
-    if spatial_dims == 2:
-        made = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+    made: nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+    if spatial_dims:
+        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[spatial_dims - 1]
+        made = convolution(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
     else:
         made = nn.Linear(in_channels, out_channels)
     if zero:

@@ -1,4 +1,4 @@
-"""Writes the files of a report into one folder."""
+"""Writes the files of a report into one folder, and prints what belongs on the terminal."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import logging
 from collections.abc import Mapping
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from rich.console import Console
+from rich.table import Table
 
 from optcov.files import write_atomically
-from optcov.foreign import LIMIT, cell, file_name, markdown, printable
+from optcov.foreign import LIMIT, cell, file_name, markdown, printable, terminal
 from optcov.report.page import page
 from optcov.report.picture import first_samples, sample_grid
 from optcov.report.plot import plot, plot_variance
@@ -160,3 +161,21 @@ def sample_cells(runs: Runs, frame: pd.DataFrame) -> dict[tuple[str, int], Image
         except (OSError, ValueError, SyntaxError):  # raised by Pillow for damaged images
             _not_drawn(run.folder / "samples.png")
     return cells
+
+
+def show_run(results: dict[str, Any]) -> None:
+    """Print a run's results as a table on the terminal."""
+    table = Table("", terminal(results["var"]), title="optcov", title_justify="left")
+    for key in ("data", "model", "schedule", "sampler", "guidance", "trajectory", "num_steps", "nfe", "ne", "seed"):
+        if key in results and (key != "guidance" or results[key] != "none"):
+            table.add_row(key, terminal(results[key]))
+    table.add_section()
+    for name, value in results["metrics"].items():
+        error = results["standard_errors"].get(name)
+        table.add_row(terminal(name), f"[bold]{value:.4g}[/bold]" + ("" if error is None else f" ± {error:.2g}"))
+    if "throughput_images_per_s" in results:
+        table.add_row("images/s", f"{results['throughput_images_per_s']:.0f}")
+    table.add_row("seconds", f"{results['wall_time_s']['total']:.0f}")
+    console = Console()
+    console.print(table)
+    console.print(printable(results["output_dir"]), soft_wrap=True, highlight=False, markup=False)
