@@ -112,7 +112,7 @@ class ImageData(DataSource):
 
     @property
     def data_shape(self) -> tuple[int, ...]:
-        """Shape of one image, which is known without any: samples of a finished run need no data."""
+        """Shape of one image, known without loading any, so that sampling from a finished run needs no data."""
         return self.shape
 
     def labels(self, split: Split) -> Tensor:

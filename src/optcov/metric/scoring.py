@@ -30,13 +30,13 @@ def score_samples(
     """Score samples; features that several metrics share are computed only once.
 
     Args:
-        metrics: with their references, see `refer_all`.
-        chunks: ``[b, *sample_shape]``, all samples in order, as in `Metric.update`.
+        metrics: metrics that have their references; see `refer_all`.
+        chunks: all samples in order, each chunk ``[b, *sample_shape]`` as in `Metric.update`.
         count: total number of samples.
     Yields:
         Each score with its metric, and its name with the number of samples.
     Raises:
-        ValueError: if there are more or fewer samples, or they cannot be scored.
+        ValueError: if the number of samples differs from ``count``, or they cannot be scored.
     """
     for metric in metrics:
         metric.reset()
