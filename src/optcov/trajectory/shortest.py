@@ -49,7 +49,10 @@ class ShortestPaths:
             ValueError: if there is none.
         """
         if not np.isfinite(self.totals[num_edges - 1]):
-            raise ValueError(f"no path of {num_edges} steps leads from 0 to {self._last}")
+            raise ValueError(
+                f"sampler.num_steps must be one for which a path of finite cost leads from 0 to {self._last} "
+                f"(got {num_edges}): give fewer steps"
+            )
         path = [self._last]
         for edges in range(num_edges, 1, -1):
             path.append(int(self._before[edges - 1][path[-1] - edges]))
