@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from optcov.checkpoint import Checkpoint, Kind
-from optcov.cli.run_folder import Saved, write_config
 from optcov.keys import Config
 from optcov.reference import EXPERIMENTS, folder_of
+from optcov.run_folder import Saved, write_config
 
 LIMIT = 20_000_000  # bytes of all weights
 

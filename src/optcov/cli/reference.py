@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from optcov.cli.errors import must
+from optcov.errors import must
 from optcov.reference import EXPERIMENTS, PREFIX, folder_of
 
 OUTPUT = "${now:%Y-%m-%d_%H-%M-%S}_${optcov_unique:}"

@@ -65,7 +65,7 @@ class Upsample(nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """A residual block, followed by attention at some resolutions."""
+    """A residual block, followed by attention where the U-Net has it."""
 
     def __init__(self, block: ResidualBlock, attention: Attention | None) -> None:
         super().__init__()
@@ -95,9 +95,9 @@ class UNet(nn.Module):
         channels: width at full resolution; even and at least 4.
         channel_mult: factor on ``channels`` at each level; every level after the first halves the resolution.  None for
             1, 2, 2, ... down to 4 pixels.
-        num_blocks: residual blocks at each level on the way down (one more on the way up).
-        attention_resolutions: heights at which attention follows each block; None for the largest height from 8 to 16
-            that is below the images' own.
+        num_blocks: residual blocks at each level on the way down; there is one more on the way up.
+        attention_resolutions: feature-map heights at which attention follows each block; None for the largest height
+            from 8 to 16 that is below that of the images.
         middle_attention: put attention between the two middle blocks.
         num_heads: number of attention heads.
         dropout: dropout rate in residual blocks.
@@ -106,7 +106,7 @@ class UNet(nn.Module):
         patch: height and width of the squares of pixels that become channels at the input and pixels again at the
             output, so that the network works on smaller maps; its square divides ``channels``.  1 for none.
         time_embedding: makes the time embedding from its number of channels.
-        num_classes: K, to make the network class-conditional; None for an unconditional network.
+        num_classes: K, for a class-conditional network; None for an unconditional one.
     Raises:
         ValueError: if the data are not images, their size does not fit the levels, or ``channels`` is odd or below 4.
     """
