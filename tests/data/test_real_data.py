@@ -70,7 +70,8 @@ def test_a_whole_run_on_cifar10_ends_with_a_table(
     command = [
         "train.py", "data=cifar10", f"data.root={shared_data / 'cifar10'}", "model=unet", "var=sn_dpm",
         "trainer.max_steps=2", "num_samples=4", "sampler.num_steps=2", "data.limit=64", "data.batch_size=4",
-        "model.channels=8", "metric=fd_cifar", "trainer.accelerator=cpu", "logger=csv",
+        "model.channels=8", "model.channel_mult=[1,1]", "model.middle_attention=false", "metric=fd_cifar",
+        "trainer.accelerator=cpu", "logger=csv",
         f"cache_dir={tmp_path / 'cache'}", f"hydra.run.dir={tmp_path / 'run'}",
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", command)
