@@ -187,7 +187,7 @@ def test_a_job_that_is_refused_leaves_the_others_their_results(run: CLI):
 def test_jobs_side_by_side_share_one_mean(run: CLI, monkeypatch: pytest.MonkeyPatch):
     """The joblib launcher: two processes at once, one of which trains while the other waits at the lock."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.backend=multiprocessing"]
     run.raw("-m", *TINY, *UNET, *launcher, "var=beta,npr_dpm", "hydra.sweep.dir=sweep")
     folder = run.folder / "sweep"
     logs = [path.read_text() for path in folder.glob("*/train.log")]
