@@ -1,5 +1,6 @@
 """Wherever a network comes from, its weights are found and nothing in a file runs."""
 
+import argparse
 import gc
 import pickle
 from collections.abc import Callable
@@ -98,7 +99,19 @@ def prefixed(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + key: value for key, value in weights.items()}
 
 
-RAW = Small(2).state_dict()
+def parameters() -> dict[str, Tensor]:
+    """Averages without the buffer."""
+    return {key: value.data for key, value in Small(1).named_parameters()}
+
+
+RAW = Small(2).state_dict() | {"scale": torch.tensor(7.0)}
+
+
+def buffered() -> dict[str, Tensor]:
+    """Raw weights whose buffer is right."""
+    return RAW | {"scale": averaged()["scale"]}
+
+
 LAYOUTS: dict[str, Callable[[], Any]] = {
     "plain": averaged,
     "module.": lambda: prefixed("module.", averaged()),
@@ -114,10 +127,26 @@ LAYOUTS: dict[str, Callable[[], Any]] = {
     "a trainer's": lambda: {"step": 1, "model": RAW, "ema": prefixed("ema_model.model.", averaged())
                             | prefixed("online_model.model.", RAW) | {"initted": torch.tensor(True)}},
     "score SDE": lambda: {
-        "model": prefixed("module.", RAW), "optimizer": {"lr": 1.0}, "step": 9,
+        "model": prefixed("module.", buffered()), "optimizer": {"lr": 1.0}, "step": 9,
         "ema": {"decay": 0.999, "num_updates": 9, "shadow_params": list(Small(1).parameters())},
     },
     "beside tables": lambda: prefixed("net.", averaged()) | {"betas": torch.ones(3)},
+    "latent diffusion": lambda: {"state_dict": prefixed("model.diffusion_model.", buffered())
+                                 | {"model_ema.diffusion_model" + key.replace(".", ""): value
+                                    for key, value in parameters().items()}},
+    "shadow": lambda: {"model": buffered(), "ema": {"decay": 0.99, "shadow": parameters()}},
+    "params_ema": lambda: {"params": RAW, "params_ema": averaged()},
+    "ema_0.9999": lambda: {"model": RAW, "ema_0.9999": averaged()},
+    "Lightning net_ema": lambda: {"state_dict": prefixed("net.", RAW) | prefixed("net_ema.", averaged())},
+    "a callback's": lambda: {"state_dict": prefixed("model.", RAW),
+                             "callbacks": {"EMA": {"ema_state_dict": prefixed("model.", averaged())}}},
+    "an optimizer's": lambda: {"state_dict": prefixed("model.", buffered()),
+                               "optimizer_states": [{"opt": {}, "ema": tuple(parameters().values())}]},
+    "AveragedModel": lambda: prefixed("module.module.", averaged()) | {"n_averaged": torch.tensor(3)},
+    "DeepSpeed": lambda: {"module": averaged(), "optimizer": None},
+    "settings beside": lambda: {"model": RAW, "ema": averaged(), "args": argparse.Namespace(lr=1e-4)},
+    "a name of its own": lambda: {"generator": averaged(), "discriminator": {"last.weight": torch.ones(2)}},
+    "compiled inside": lambda: {key.replace("last.", "last._orig_mod."): value for key, value in averaged().items()},
 }  # fmt: skip
 
 
@@ -128,6 +157,12 @@ def test_averaged_weights_are_found_in(layout: str, tmp_path: Path):
     denoiser = optcov.load(path, network=Small(5), **STATED)
     with torch.no_grad():
         assert_close(answer(denoiser), said(Small(1)))
+
+
+def test_averages_that_do_not_fit_are_told(tmp_path: Path):
+    torch.save({"model": Small(1).state_dict(), "ema": {f"{i}": torch.ones(2) for i in range(9)}}, tmp_path / "both.pt")
+    with pytest.warns(UserWarning, match=r"both\.pt seems to hold averaged weights that do not fit the network"):
+        optcov.load(tmp_path / "both.pt", network=Small(5), **STATED)
 
 
 def test_safetensors_and_half_precision(tmp_path: Path):

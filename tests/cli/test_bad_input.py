@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from optcov import checkpoint as store
-from optcov.cli import build, fit, run_folder
+from optcov import run_folder
+from optcov.cli import build, fit
 from optcov.training.store import Checkpoint
 
 

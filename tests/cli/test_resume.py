@@ -14,8 +14,8 @@ from torch import Tensor
 
 from optcov.cli import fit
 from optcov.cli.build import build
-from optcov.cli.fit import plan_fits
 from optcov.training import StageProgressBar, VarianceStage
+from optcov.training.plan import plan_fits
 from optcov.training.store import identity_key
 
 LONGER = [
@@ -58,11 +58,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     return of(CLI(tmp_path_factory.mktemp("whole"))(*LONGER))
 
 
-@pytest.mark.parametrize("other", [[], ["~callbacks.ema", "trainer.accumulate_grad_batches=2"]])
+@pytest.mark.parametrize("other", [[], ["~callbacks.ema", "trainer.accumulate_grad_batches=2", "optimizer=muon"]])
 def test_interrupted_stages_end_with_the_same_weights(
     run: CLI, interrupt: Callable[[str, int], Any], capsys, request: pytest.FixtureRequest, other: list[str]
 ):
-    """Both stages, each stopped at step 5 of 6: with dropout, warm-up and averaged weights, and without the average."""
+    """Both stages, each stopped at step 5 of 6: with dropout, warm-up and averages; without these, by Muon."""
     for stage, done in (("1/3", 0), ("2/3", 1)):
         interrupt(stage, 5)
         with pytest.raises(SystemExit) as exit_:
@@ -98,6 +98,28 @@ def flipped(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
+
+
+def test_more_steps_go_on_from_the_fit_of_fewer(run: CLI, capsys):
+    """From its last step before the cooldown, up to which the learning rates are the same, to the same weights."""
+    few = ["var=beta", "warmup_steps=3", "callbacks.ema.decay=0.9", "data.batch_size=16", "cooldown=0.25"]
+    run(*few, "trainer.max_steps=4")
+    longer = run(*few, "trainer.max_steps=9", "hydra.run.dir=longer")
+    said = "".join(capsys.readouterr())
+    assert "mean: going on from the fit of 4 steps in the cache" in said
+    assert "resuming from step 3" in said
+    anew = run(*few, "trainer.max_steps=9", "hydra.run.dir=anew", "cache_dir=other_cache")
+    assert "resuming" not in "".join(capsys.readouterr())
+    first, second = (weights(folder / "checkpoints" / "mean.safetensors") for folder in (longer, anew))
+    assert same(first, second)
+
+
+def test_a_fit_whose_rate_falls_from_the_first_step_on_is_not_gone_on_from(run: CLI, capsys):
+    run("var=beta", "cooldown=1", "trainer.max_steps=2")
+    run("var=beta", "cooldown=1", "trainer.max_steps=3", "hydra.run.dir=longer")
+    said = "".join(capsys.readouterr())
+    assert "mean: starting anew, not from the fit of 2 steps in the cache" in said
+    assert "resuming" not in said
 
 
 @pytest.mark.parametrize("damage", [cut, empty, replaced, flipped])

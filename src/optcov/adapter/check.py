@@ -97,7 +97,7 @@ def check_conventions(denoiser: Denoiser, images: Any = None, labels: Tensor | N
         f"the network fits {'these images' if known else 'smooth random images'} better with {best}: its error of the "
         f"noise is {most:.1%} smaller than as stated: compare samples of both"
     )
-    warnings.warn(words, stacklevel=4)
+    warnings.warn(words, stacklevel=3)
     return words
 
 
