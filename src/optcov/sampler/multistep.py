@@ -230,7 +230,9 @@ class MultistepSampler(LinearSampler):
         clean = torch.cat(list(batches))
         if len(clean) < 2:
             raise ValueError(f"images must be at least two to fit sampler.noise={self.noise} (got {len(clean)})")
-        noise = NoiseStream(derive_seed(seed, Stream.SHARES), range(len(clean)), clean.shape[1:], clean.device, clean.dtype)
+        noise = NoiseStream(
+            derive_seed(seed, Stream.SHARES), range(len(clean)), clean.shape[1:], clean.device, clean.dtype
+        )
         self.match(denoiser, strategy, times, noise, float(clean.flatten(1).double().var(0).sum()), labels)
 
     def measured(self) -> dict[str, Tensor]:
