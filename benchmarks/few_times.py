@@ -86,7 +86,7 @@ def main(run: str, num_images: int = 128) -> None:
         trajectory = OptimalTrajectory()
         trajectory.fit(denoiser, strategy, [])
         times = trajectory.times(schedule, 10)
-        value = metric.measure(denoiser, strategy, times, metric.images(data), 0, 100).value
+        value = metric.measure(denoiser, strategy, times, metric.images(data, denoiser.data_range), 0, 100).value
         return (times * schedule.num_steps).round().long().tolist(), value
 
     print("| var | times | within 1 % | median | 95 of 100 | worst | within 1 se | log says | bits/dim, K = 10 |")

@@ -43,7 +43,7 @@ def test_analytic_is_below_beta_is_below_beta_tilde(denoiser: Denoiser, data: Di
     metric = VariationalNLL(num_images=60)
 
     def bits(strategy: VarianceStrategy, times: torch.Tensor) -> float:
-        return metric.measure(denoiser, strategy, times, metric.images(data), 1, 512).value
+        return metric.measure(denoiser, strategy, times, metric.images(data, denoiser.data_range), 1, 512).value
 
     optimal = OptimalTrajectory()
     optimal.fit(denoiser, analytic, [])

@@ -215,9 +215,9 @@ def bits_per_dim(
     Raises:
         ValueError: if a value is not valid, or the data have no grey levels; the message is one sentence.
     """
-    from optcov.metric.nll import BitsPerDim, VariationalDensity, VariationalNLL
+    from optcov.metric import ModelMetric, VariationalDensity, VariationalNLL
 
-    kinds: dict[str, type[BitsPerDim]] = {"bits": VariationalNLL, "nats": VariationalDensity}
+    kinds: dict[str, type[ModelMetric]] = {"bits": VariationalNLL, "nats": VariationalDensity}
     if unit not in kinds:
         raise ValueError(f'unit must be "bits" or "nats" (got {unit!r}): data on grey levels have bits')
     strategy = fitted(strategy, denoiser)
@@ -229,7 +229,7 @@ def bits_per_dim(
         _check_grey_levels(denoiser, x_0)
     times = times_of(denoiser, strategy, trajectory, num_steps, seed, x_0)
     labels = _labels(denoiser, labels, len(x_0))
-    return metric.score(denoiser, strategy, times, x_0, seed, batch_size, labels, progress)
+    return metric.measure(denoiser, strategy, times, x_0, seed, batch_size, labels, progress)
 
 
 def _with_head(name: str, denoiser: Denoiser, settings: dict[str, Any]) -> dict[str, Any]:

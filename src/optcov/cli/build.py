@@ -103,7 +103,7 @@ def build(config: Config, given: Given | None = None) -> Parts:
     for name, metric in metrics.items():
         with config_errors(f"metric.{name}"):
             if isinstance(metric, ModelMetric):
-                metric.images(data)
+                metric.images(data, data.data_range)
                 if config.conditional:
                     metric.labels(data)
             else:

@@ -214,7 +214,7 @@ def score_model(run: Run, results: dict[str, Any]) -> None:
     for key, metric in parts.metrics.items():
         if isinstance(metric, ModelMetric):
             with config_errors(f"metric.{key}"), run.machine.training() as device:
-                images = metric.images(parts.data)
+                images = metric.images(parts.data, parts.denoiser.data_range)
                 labels = None if parts.denoiser.num_classes is None else metric.labels(parts.data)
                 denoiser, strategy = parts.denoiser.to(device).eval(), parts.strategy.to(device).eval()
                 how = (config.seed, config.sample_batch_size, labels)

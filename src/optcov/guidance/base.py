@@ -90,7 +90,15 @@ class Guidance(nn.Module):
             level: the noise level, with t in (0, 1], 0-dimensional or ``[B]``.
             condition: labels, int64 ``[B]`` in 0..K-1; None if no class is requested.
         """
-        return denoiser(x_t, level, condition)  # type: ignore[no-any-return]
+        knows_classes = denoiser.num_classes is not None or self.classifier is None
+        own: Prediction = denoiser(x_t, level, condition if knows_classes else None)
+        return self.steer(denoiser, strategy, own, condition)
+
+    def steer(
+        self, denoiser: Denoiser, strategy: VarianceStrategy, own: Prediction, condition: Tensor | None
+    ) -> Prediction:
+        """Change the network's own prediction; arguments as in `predict`."""
+        return own
 
     def own(self, prediction: Prediction) -> Prediction:
         """The network's own prediction behind a guided one, from which a strategy models the covariance."""

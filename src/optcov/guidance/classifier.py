@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from optcov.denoiser import Denoiser, Prediction
 from optcov.guidance.base import Guidance, GuidedPrediction, finite
-from optcov.schedule.levels import NoiseLevels, per_sample
+from optcov.schedule.levels import per_sample
 from optcov.variance.base import VarianceStrategy
 
 ClassifierFactory = Callable[[tuple[int, ...], int], nn.Module]
@@ -50,17 +50,12 @@ class ClassifierGuidance(Guidance):
         self.steers = self.weight != 0
         self.classifier = classifier(denoiser.data_shape, num_classes)
 
-    def predict(
-        self,
-        denoiser: Denoiser,
-        strategy: VarianceStrategy,
-        x_t: Tensor,
-        level: NoiseLevels,
-        condition: Tensor | None,
+    def steer(
+        self, denoiser: Denoiser, strategy: VarianceStrategy, own: Prediction, condition: Tensor | None
     ) -> Prediction:
-        own: Prediction = denoiser(x_t, level, None if denoiser.num_classes is None else condition)
         if not self.steers or condition is None:
             return own
+        x_t, level = own.x_t, own.level
         alpha, sigma = per_sample(level.alpha, x_t), per_sample(level.sigma, x_t)
         denoiser.cost.add(len(x_t), classifier_calls=1)
         shift = self.weight * sigma * self.gradient(x_t, denoiser.network_time(level), condition)

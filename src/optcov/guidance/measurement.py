@@ -29,7 +29,7 @@ from optcov.denoiser import Denoiser, Prediction
 from optcov.guidance.base import Guidance, GuidedPrediction
 from optcov.inverse import Operator, condition
 from optcov.kernel import ReverseKernel
-from optcov.schedule.levels import NoiseLevels, per_sample
+from optcov.schedule.levels import per_sample
 from optcov.variance.base import CovarianceModel, VarianceStrategy
 from optcov.variance.fixed import BetaTilde
 
@@ -122,15 +122,9 @@ class MeasurementGuidance(Guidance):
                 "or ddim"
             )
 
-    def predict(
-        self,
-        denoiser: Denoiser,
-        strategy: VarianceStrategy,
-        x_t: Tensor,
-        level: NoiseLevels,
-        condition: Tensor | None,
+    def steer(
+        self, denoiser: Denoiser, strategy: VarianceStrategy, own: Prediction, condition: Tensor | None
     ) -> Prediction:
-        own: Prediction = denoiser(x_t, level, condition)
         return own if self.is_blind else self.measured(denoiser, strategy, own)
 
     def measured(self, denoiser: Denoiser, strategy: VarianceStrategy, own: Prediction) -> MeasuredPrediction:

@@ -14,13 +14,12 @@ from optcov.metric.frechet import FrechetDistance, FrechetPixelDistance, frechet
 from optcov.metric.inception import InceptionFeatures
 from optcov.metric.inception_score import InceptionScore
 from optcov.metric.kid import KernelDistance
-from optcov.metric.nll import BitsPerDim, VariationalDensity, VariationalNLL
+from optcov.metric.nll import VariationalDensity, VariationalNLL
 from optcov.metric.nll_ode import FlowNLL
 from optcov.metric.precision_recall import PrecisionRecall
 from optcov.metric.reference import Reference, Statistics
 
 __all__ = [
-    "BitsPerDim",
     "CIFARFeatures",
     "FeatureMetric",
     "FeatureNetwork",

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from optcov.data.base import DataSource, Split
-from optcov.data.pixels import to_uint8
-from optcov.denoiser import Denoiser
+from optcov.data.pixels import from_uint8, to_uint8
+from optcov.data_range import DataRange
+from optcov.denoiser import Denoiser, device_of
 from optcov.metric.reference import Reference
 from optcov.ranges import PositiveCount
+from optcov.sampler.noise import NoiseStream
+from optcov.seeds import Stream, derive_seed
 from optcov.variance.base import VarianceStrategy
 
 
@@ -114,19 +120,41 @@ def grey_levels(images: Tensor) -> Tensor:
     return to_uint8(images)
 
 
-class ModelMetric(ABC):
-    """A score of a model on images of a split, such as bits/dim; it needs no samples.
+@dataclass(frozen=True)
+class Batch:
+    """A batch of data to score.
 
-    Lower is better unless ``higher_is_better``.
+    Args:
+        x_0: 8-bit data in the denoiser's range, ``[B, *data_shape]``.
+        noise: one stream per sample.
+        condition: labels, int64 ``[B]``; None for no labels.
+        advance: call this at each network call, for a progress bar.
+    """
+
+    x_0: Tensor
+    noise: NoiseStream
+    condition: Tensor | None
+    advance: Callable[[], object]
+
+
+class ModelMetric(ABC):
+    """``-log p(x_0)`` or a bound on it, per dimension, as a sum of terms over the images of a split; needs no samples.
 
     Args:
         split: the split of the data to score: "train", "val" or "test".
         num_images: how many of its images to score, drawn with a fixed seed; None for all.
     Raises:
         ValueError: if ``num_images`` is below 2, which gives no standard error.
+    Attributes:
+        stream: of the noise.
+        unit: of the score.
+        nats_in_unit: of the logarithm.
     """
 
     higher_is_better: ClassVar[bool] = False
+    stream: ClassVar[Stream]
+    unit: ClassVar[str] = "bits/dim"
+    nats_in_unit: ClassVar[float] = math.log(2)
 
     def __init__(self, split: Split = "test", num_images: PositiveCount | None = None) -> None:
         if num_images is not None and num_images < 2:
@@ -135,9 +163,12 @@ class ModelMetric(ABC):
             )
         self.split, self.num_images = split, num_images
 
-    def images(self, data: DataSource) -> Tensor:
-        """The images to score, uint8 ``[n, *data_shape]``, or float on [-1, 1] where they have other than 256 levels.
+    def images(self, data: DataSource, data_range: DataRange) -> Tensor:
+        """The images to score, ``[n, *data_shape]``: uint8, or float where they have other than 256 grey levels.
 
+        Args:
+            data: where they are from.
+            data_range: of the denoiser; floats are returned in this range.
         Raises:
             ValueError: if the data have no such split, it is too small, or they have no grey levels.
         """
@@ -149,7 +180,7 @@ class ModelMetric(ABC):
             )
         raw = data.train if self.split == "train" else data.load(self.split)
         if num_levels != 256 or not (raw.dtype == torch.uint8 or raw.is_floating_point()):
-            return self.choose(data.normalize(raw))
+            return data_range.from_unit(self.choose(data.normalize(raw)))
         return self.choose(to_uint8(data.normalize(raw)) if raw.is_floating_point() else raw)
 
     def labels(self, data: DataSource) -> Tensor:
@@ -160,49 +191,97 @@ class ModelMetric(ABC):
         """
         return self.choose(data.labels(self.split))
 
-    def choose(self, levels: Tensor) -> Tensor:
+    def choose(self, values: Tensor) -> Tensor:
         """Choose the rows to score.
 
         Args:
-            levels: all images of the split, uint8 ``[n, *data_shape]``, or their labels ``[n]``.
+            values: all images of the split, ``[n, *data_shape]``, or their labels ``[n]``.
         Raises:
             ValueError: if there are fewer than ``num_images``.
         """
-        count = len(levels) if self.num_images is None else self.num_images
-        if count > len(levels):
+        count = len(values) if self.num_images is None else self.num_images
+        if count > len(values):
             raise ValueError(
-                f"num_images must be at most {len(levels)}, the images of split = {self.split} (got {count}): "
+                f"num_images must be at most {len(values)}, the images of split = {self.split} (got {count}): "
                 "give fewer, or null for all"
             )
-        order = torch.randperm(len(levels), generator=torch.Generator().manual_seed(0))
-        return levels[order[:count].sort().values]
+        order = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))
+        return values[order[:count].sort().values]
 
     @abstractmethod
+    def nats(self, denoiser: Denoiser, strategy: VarianceStrategy, times: Tensor, batch: Batch) -> Tensor:
+        """Compute the terms of a batch.
+
+        Args:
+            denoiser, strategy, times: as in `measure`.
+            batch: the data.
+        Returns:
+            float64 ``[terms, B]``, in nats.
+        """
+
+    def term_details(self, times: Tensor, bits: Tensor) -> dict[str, Any]:
+        """Details of the terms ``[terms, n]`` in the score's unit, for `Score`."""
+        return {}
+
+    @torch.no_grad()
     def measure(
         self,
         denoiser: Denoiser,
         strategy: VarianceStrategy,
         times: Tensor,
-        levels: Tensor,
+        images: Tensor,
         seed: int = 0,
         batch_size: int = 256,
         labels: Tensor | None = None,
+        progress: bool = True,
     ) -> Score:
         """Score a model.
 
         Args:
             denoiser, strategy: in eval mode, on the same device.
             times: ascending float64 ``[K]`` in (0, 1], from a trajectory.
-            levels: images ``[n, *data_shape]``, uint8 or float on [-1, 1], on any device.
-            seed: seed of the noise, which depends only on it and on an image's position in ``levels``.
+            images: ``[n, *data_shape]``, uint8 grey levels or float in the denoiser's range, on any device.
+            seed: seed of the noise, which depends only on it and on an image's position in ``images``.
             batch_size: images per network call.
             labels: class of each image, int64 ``[n]``; only for class-conditional denoisers, which are then scored
                 as ``p(x | y)``.  None for the null label.
+            progress: whether to show a progress bar.
         Raises:
             ValueError: if the score is not finite.
         """
+        device = device_of(denoiser)
+        found, calls = [], []
+        with tqdm(desc=self.unit, leave=False, unit="call", disable=not progress) as bar:
+            for i, clean in enumerate(torch.split(images, batch_size)):
+                indices = range(i * batch_size, i * batch_size + len(clean))
+                noise = NoiseStream(derive_seed(seed, self.stream), indices, denoiser.data_shape, device)
+                condition = None if labels is None else labels[indices.start : indices.stop].to(device)
+                before = denoiser.cost.nfe
+                x_0 = denoiser.data_range.from_unit(from_uint8(clean)) if clean.dtype == torch.uint8 else clean
+                batch = Batch(x_0.to(device), noise, condition, bar.update)
+                found.append(self.nats(denoiser, strategy, times, batch).cpu())
+                calls.append((denoiser.cost.nfe - before) // len(clean))
+        bits = torch.cat(found, 1) / (images[0].numel() * self.nats_in_unit)
+        total = mean_and_error(bits.sum(0))
+        details = {"unit": self.unit, "total": total, "network_calls": calls}  # calls of each batch
+        return Score(total["value"], total["standard_error"], details | self.term_details(times, bits))
 
 
 def with_count(name: str, count: int) -> str:
     """A metric's name with its number of samples: ``fd_pixel_2k``, ``fd_pixel_2500``."""
     return f"{name}_{count // 1000}k" if count % 1000 == 0 else f"{name}_{count}"
+
+
+def mean_and_error(values: Tensor) -> dict[str, float]:
+    """``value`` and ``standard_error`` of ``[n]`` bits/dim, n at least 2.
+
+    Raises:
+        ValueError: if a value is not finite.
+    """
+    broken = int((~values.isfinite()).sum())
+    if broken:
+        raise ValueError(
+            f"bits/dim must be finite (the mean network or its variance gives NaN or infinity for {broken} of "
+            f"{len(values)} images): train longer, or with trainer.precision=32-true"
+        )
+    return {"value": float(values.mean()), "standard_error": float(values.std()) / math.sqrt(len(values))}

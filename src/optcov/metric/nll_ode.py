@@ -10,13 +10,13 @@ from optcov.denoiser import Denoiser
 from optcov.likelihood import ProbabilityFlow
 from optcov.likelihood.ode import check_settings
 from optcov.likelihood.terms import half_bin
-from optcov.metric.nll import Batch, BitsPerDim
+from optcov.metric.base import Batch, ModelMetric
 from optcov.ranges import BelowOne, Positive, PositiveCount
 from optcov.seeds import Stream
 from optcov.variance.base import VarianceStrategy
 
 
-class FlowNLL(BitsPerDim):
+class FlowNLL(ModelMetric):
     """``E -log p(x + u)`` for u uniform over each pixel's bin, an upper bound on the bits/dim of 8-bit data.
 
     It depends only on the mean network, not on variance, sampler or trajectory.  The density is that of x at ``t_min``,
