@@ -62,7 +62,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
 def test_interrupted_stages_end_with_the_same_weights(
     run: CLI, interrupt: Callable[[str, int], Any], capsys, request: pytest.FixtureRequest, other: list[str]
 ):
-    """Both stages, each stopped at step 5 of 6: with dropout, warm-up and averages; without these, by Muon."""
+    """Both stages, each stopped at step 5 of 6: with dropout, warm-up and averages; by Muon without averages."""
     for stage, done in (("1/3", 0), ("2/3", 1)):
         interrupt(stage, 5)
         with pytest.raises(SystemExit) as exit_:
