@@ -30,6 +30,7 @@ from filelock import FileLock
 from PIL import Image
 
 import optcov
+from benchmarks.reference_page import CHOICE_SEED, COUNT, write
 from optcov.checkpoint import Checkpoint
 from optcov.data import CIFAR10Data
 from optcov.data.pixels import from_uint8, to_uint8
@@ -46,7 +47,6 @@ NETWORK = "cifar10_small"
 RESULTS = Path(__file__).parent / "results" / "cifar10_reference.json"
 BATCH = 125
 TRIAL, BOUND = 250, 200  # samples that a trajectory is chosen by, and test images of a bound
-CHOICE_SEED = 100  # of the samples on which trajectories of solvers are chosen
 MAIN = ("sn_dpm", "npr_dpm", "beta_tilde", "analytic", "beta")
 # one pass over training images; the settings are those of `optcov.fit`
 CALIBRATED: dict[str, dict[str, Any]] = {
@@ -120,7 +120,7 @@ class Results:
             write_atomically(self.path, f'{head.rstrip()[:-2]},\n "cells": [\n{lines}\n ]\n}}\n')
 
 
-def plan(find: Callable[[Cell], dict[str, Any] | None], count: int = 2000) -> Iterator[Cell]:
+def plan(find: Callable[[Cell], dict[str, Any] | None], count: int) -> Iterator[Cell]:
     """The cells in the order in which they are measured.
 
     Args:
@@ -312,7 +312,7 @@ def main() -> None:
     parser.add_argument("task", choices=("measure", "write", "picture"))
     parser.add_argument("--part", default="0/1", help="i/n: measure the i-th of n parts, from 0")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no cell after these")
-    parser.add_argument("--count", type=int, default=2000, help="samples of a score")
+    parser.add_argument("--count", type=int, default=COUNT, help="samples of a score")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("OPTCOV_DATA", "data")))
     parser.add_argument("--cache", type=Path, default=Path("outputs/reference"))
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -327,8 +327,6 @@ def main() -> None:
         bench.picture(images / "cifar10.png")
         bench.curves(images / "cifar10_variance.png")
     else:
-        from benchmarks.reference_page import write
-
         write(arguments.results, arguments.count)
 
 
