@@ -293,18 +293,27 @@ def measure(arguments: argparse.Namespace) -> None:
     part, parts = map(int, arguments.part.split("/"))
     results, until = Results(arguments.results), time.time() + 60 * arguments.minutes
     bench = Bench(arguments.data / "cifar10", arguments.cache)
-    for cell in plan(results.find, arguments.count):
-        if zlib.crc32(repr(cell).encode()) % parts != part or results.find(cell) is not None:
-            continue
-        if time.time() > until:
-            break
-        try:
-            entry = bench.measure(cell)
-        except ValueError as error:  # a pair without meaning, or a strategy that does not come with the network
-            print(f"{cell}: {error}", flush=True)
-            continue
-        results.add(bench.network, {**entry, "machine": machine()})
-        print(" ".join(f"{value}" for value in entry.values()), flush=True)
+    left_out: set[str] = set()
+
+    def measured() -> bool:
+        """Measure the most important missing cell; False if there is none."""
+        for cell in plan(results.find, arguments.count):
+            if zlib.crc32(repr(cell).encode()) % parts != part or results.find(cell) is not None:
+                continue
+            try:
+                entry = bench.measure(cell)
+            except ValueError as error:  # a pair without meaning, or a head that does not come with the network yet
+                if repr(error) not in left_out:
+                    print(f"left out: {error}", flush=True)
+                left_out.add(repr(error))
+                continue
+            results.add(bench.network, {**entry, "machine": machine()})
+            print(" ".join(f"{value}" for value in entry.values()), flush=True)
+            return True
+        return False
+
+    while time.time() < until and measured():
+        pass
 
 
 def main() -> None:
