@@ -27,6 +27,7 @@ Size = Annotated[int, Within(ge=1, le=8192)]  # of a part of a network
 Sizes = Annotated[Sequence[Size], Within(min_length=1, max_length=16)]
 Depth = Annotated[int, Within(ge=1, le=256)]  # repeated parts of a network
 Order = Annotated[int, Within(ge=1, le=3)]  # of a solver
+HighOrder = Annotated[int, Within(ge=1, le=4)]
 Positive = Annotated[float, Within(gt=0)]
 NonNegative = Annotated[float, Within(ge=0)]
 Share = Annotated[float, Within(ge=0, le=1)]

@@ -24,6 +24,7 @@ class Stream(IntEnum):
     LABELS = auto()
     NLL = auto()
     FLOW_NLL = auto()
+    SHARES = auto()
 
 
 def derive_seed(seed: int, stream: Stream, *position: int) -> int:

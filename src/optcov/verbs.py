@@ -156,7 +156,8 @@ def sample(
         seed: sample i depends only on (seed, i), whatever the batch size.
         labels: one class for all samples, or the class of each, ``[count]``; only for class-conditional denoisers.
         guidance: the name of an option of ``guidance``, or an object; None for no guidance.
-        images: clean data, see `Images`; only for trajectories that are measured, such as ``optimal``.
+        images: clean data, see `Images`; only for what is measured: trajectories such as ``optimal``, and samplers with
+            ``noise="matched"`` or ``"balanced"``.
         batch_size: maximum number of samples drawn at once.
         progress: whether to show a progress bar.
         settings: settings of the sampler, such as ``eta=0.5`` for ``ddim``.
@@ -180,6 +181,10 @@ def sample(
         each = torch.as_tensor(labels if isinstance(labels, int | np.integer | Tensor) else list(labels))
         known = _labels(denoiser, each.expand(count) if each.ndim == 0 else each, count)
     times = times_of(denoiser, strategy, trajectory, sampler.num_steps, seed, images)
+    if sampler.num_images and images is not None:
+        clean = data(denoiser, images)[: sampler.num_images].to(device_of(denoiser))
+        classes = None if known is None else known[torch.arange(len(clean)) % count].to(clean.device)
+        sampler.fit(denoiser, strategy, times, [clean], seed, classes)
     return draw(
         denoiser, strategy, sampler, times, count, seed, batch_size, device_of(denoiser), progress, known, guidance
     )

@@ -120,7 +120,7 @@ def test_sampling_that_is_terminated_says_so_and_goes_on(run: CLI, trained: Path
 
 POINTS = {
     "sample": [
-        (tasks, "preview", False), (tasks, "preview", True), (tasks, "write_npz", True),
+        (evaluate, "preview", False), (evaluate, "preview", True), (tasks, "write_npz", True),
         (tasks, "delete_partial_samples", False), (tasks, "delete_partial_samples", True),
     ],
     "evaluate": [

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from hydra.utils import get_object, instantiate
 
-from optcov.cli.errors import ConfigError, config_errors, must
 from optcov.cli.pretrained import Given, open_pretrained
 from optcov.data import DataSource
 from optcov.denoiser import Denoiser
+from optcov.errors import ConfigError, config_errors, must
 from optcov.guidance import Guidance
 from optcov.keys import Config
 from optcov.labels import cycle_labels
@@ -29,7 +29,7 @@ from optcov.variance.base import VarianceStrategy
 if TYPE_CHECKING:
     from lightning import Trainer
 
-    from optcov.cli.machine import Machine
+    from optcov.training.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,19 @@ class Run:
         return trainer
 
 
-def assemble(config: Config) -> tuple[Config, Parts]:
+def assemble(task: str, config: Config) -> tuple[Config, Parts]:
     """Build what a config names; of a given mean network, the config also gets what the network says of itself.
 
     This needs PyTorch but not Lightning, whose import would delay a refusal by seconds.
 
+    Args:
+        task: ``train``, ``sample`` or ``evaluate``; ``sample`` scores nothing, so that nothing for it must exist.
+        config: a checked config of the task.
     Raises:
         ConfigError: as in `build`, or if the given network cannot be used.
     """
+    if task == "sample":
+        config = config.model_copy(update={"metric": {}})
     given = open_pretrained(config)
     config = config if given is None else given.config
     return config, build(config, given)
@@ -97,7 +102,8 @@ def build(config: Config, given: Given | None = None) -> Parts:
             metrics[name] = _made((Metric, ModelMetric), f"metric.{name}", metric)
     with config_errors("data"):
         data = _made(DataSource, "data", config.data) if given is None else given.data
-        data.data_shape  # noqa: B018 (opens the data, which may be refused)
+        if config.run is None:
+            data.train  # noqa: B018 (opens the data, which may be refused; a run that exists may do without)
     with config_errors("conditional" if config.conditional else "guidance"):
         num_classes = data.num_classes if config.conditional or "classifier" in config.guidance else None
     for name, metric in metrics.items():
@@ -143,9 +149,6 @@ def build(config: Config, given: Given | None = None) -> Parts:
     if config.run is None:  # a run that exists trains nothing
         with config_errors("optimizer"):
             instantiate(config.optimizer)([torch.nn.Parameter(torch.zeros(1))])
-        with config_errors("callbacks"):
-            for callback in config.callbacks.values():
-                instantiate(callback)
     return Parts(data, denoiser, strategy, sampler, trajectory, metrics, guidance, config.labels, given is None)
 
 

@@ -17,7 +17,7 @@ from optcov.data_range import DataRange
 from optcov.denoiser import Prediction
 from optcov.kernel import ReverseKernel
 from optcov.ranges import NonNegative, Share, Steps
-from optcov.sampler.base import Model, Sampler, State
+from optcov.sampler.base import Model, Sampler, State, last_variance_bound
 from optcov.schedule.base import NoiseSchedule
 from optcov.schedule.levels import NoiseLevels, per_sample
 from optcov.variance.base import VarianceStrategy
@@ -69,9 +69,7 @@ class KernelSampler(Sampler):
 
     def max_last_variance(self, data_range: DataRange) -> float | None:
         """The largest variance that ``cut`` allows in the last stochastic step; None for no bound."""
-        if self.cut is None or data_range.grey_level is None:
-            return None
-        return (self.cut * data_range.grey_level) ** 2 * math.pi / 2
+        return last_variance_bound(self.cut, data_range)
 
     def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> KernelPlan:
         data = schedule.levels(levels.t.new_zeros(1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from optcov.covariance import Covariance
 from optcov.covariance.base import Noise
+from optcov.data_range import DataRange
 from optcov.denoiser import Denoiser, Prediction
 from optcov.guidance.base import Guidance
 from optcov.kernel import ReverseKernel
@@ -69,12 +70,16 @@ class Sampler(ABC):
     Attributes:
         uses_variance: whether steps draw from the strategy's covariance.  ODE solvers add no noise, and SDE solvers
             prescribe their own.
+        variance_remedy: what else to set for a strategy that the sampler cannot use.
+        num_images: how many images `fit` needs; 0 if there is nothing to fit.
         schedules: the kind of path for which the method is derived.
     Raises:
         ValueError: if ``num_steps`` is below 1.
     """
 
-    uses_variance: ClassVar[bool] = True
+    uses_variance: bool = True
+    variance_remedy: ClassVar[str] = "sampler=ddpm or sampler=ddim"
+    num_images: int = 0
     schedules: ClassVar[type[NoiseSchedule]] = NoiseSchedule  # type: ignore[type-abstract]
 
     def __init__(self, num_steps: int) -> None:
@@ -92,7 +97,7 @@ class Sampler(ABC):
         if not self.uses_variance and not isinstance(strategy, BetaTilde):
             raise ValueError(
                 f"var must be beta_tilde for sampler = {name}, which cannot use a fitted variance (got "
-                f"{type(strategy).__name__}): set var=beta_tilde, or sampler=ddpm or sampler=ddim"
+                f"{type(strategy).__name__}): set var=beta_tilde, or {self.variance_remedy}"
             )
         if not isinstance(schedule, self.schedules):
             kind = "variance-preserving" if self.schedules is VPSchedule else self.schedules.__name__
@@ -100,6 +105,31 @@ class Sampler(ABC):
                 f"schedule must be {kind} for sampler = {name} (got {type(schedule).__name__}): "
                 "set sampler=ddpm, ddim, dpm_solver_pp, unipc, euler or heun, or schedule=linear"
             )
+
+    def fit(
+        self,
+        denoiser: Denoiser,
+        strategy: VarianceStrategy,
+        times: Tensor,
+        batches: Iterable[Tensor],
+        seed: int = 0,
+        labels: Tensor | None = None,
+    ) -> None:
+        """Measure on a fitted model what the steps depend on; the default does nothing.
+
+        Args:
+            denoiser, strategy: in eval mode, on the device of the batches.
+            times: ascending float64 ``[K]``, the times of the steps.
+            batches: clean data ``[B, *event]`` in the denoiser's range.
+            seed: seed of the noise.
+            labels: class of each image, int64 ``[n]`` in the order of the batches; only for class-conditional
+                denoisers.
+        """
+        return
+
+    def measured(self) -> dict[str, Tensor]:
+        """What `fit` found, by name, float64 ``[K]``; empty if there is nothing to fit."""
+        return {}
 
     @abstractmethod
     def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> Any:
@@ -145,6 +175,11 @@ class Sampler(ABC):
         self.check(strategy, denoiser.schedule)
         guidance = guidance or Guidance()
         guidance.check(strategy)
+        if self.num_images and guidance.steers:
+            raise ValueError(
+                f"guidance must be none for a sampler fitted to the data (got {type(guidance).__name__}): set "
+                "sampler.noise=none or full"
+            )
         if len(times) == 0:
             raise ValueError("times must hold at least one time (got none): give the times of a trajectory")
         levels = denoiser.levels(times.cpu()).flip()
@@ -184,19 +219,30 @@ class Sampler(ABC):
         return len(self.plan(schedule, schedule.levels(times.cpu()).flip()))
 
 
-def order_within(order: int, num_steps: int) -> int:
+def order_within(order: int, num_steps: int, highest: int = 3) -> int:
     """Check the order of a solver and return it.
 
     Raises:
-        ValueError: if it is not 1, 2 or 3, or exceeds the number of steps.
+        ValueError: if it is not in 1..highest, or exceeds the number of steps.
     """
-    if order not in (1, 2, 3):
-        raise ValueError(f"sampler.order must be 1, 2 or 3 (got {order}): give one of these")
+    if order not in range(1, highest + 1):
+        orders = f"{', '.join(map(str, range(1, highest)))} or {highest}"
+        raise ValueError(f"sampler.order must be {orders} (got {order}): give one of these")
     if order > num_steps:
         raise ValueError(
             f"sampler.order must be at most sampler.num_steps = {num_steps} (got {order}): lower it, or use more steps"
         )
     return order
+
+
+def last_variance_bound(cut: float | None, data_range: DataRange) -> float | None:
+    """The largest variance that a cut, in grey levels, allows in the last stochastic step; None for no bound.
+
+    That is ``(cut * grey_level)^2 pi / 2`` (Analytic-DPM, arXiv:2201.06503, Sec. 3.1 and Appendix H.1).
+    """
+    if cut is None or data_range.grey_level is None:
+        return None
+    return (cut * data_range.grey_level) ** 2 * math.pi / 2
 
 
 def batches(count: int, batch_size: int) -> list[range]:

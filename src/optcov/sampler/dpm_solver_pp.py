@@ -6,8 +6,9 @@ three predictions exactly; the published code weights the second difference by h
 
 from __future__ import annotations
 
-from optcov.ranges import Order, Steps
+from optcov.ranges import NonNegative, Order, Steps
 from optcov.sampler.multistep import AdamsSampler
+from optcov.sampler.share import NoiseChoice
 
 
 class DPMSolverPPSampler(AdamsSampler):
@@ -18,9 +19,18 @@ class DPMSolverPPSampler(AdamsSampler):
         order: 1 (DDIM; with ``sde``, DDPM with var=beta_tilde), 2 or 3; at most K.
         sde: solve the reverse SDE, with fresh noise in each step, instead of the probability-flow ODE.
         clip_x0: clamp the predicted x_0 to the data's range.
+        noise, cut: as in `MultistepSampler`.
     Raises:
-        ValueError: if the order is none of these, or above K.
+        ValueError: if the order is none of these, or above K, or there is other noise with ``sde``.
     """
 
-    def __init__(self, num_steps: Steps = 50, order: Order = 2, sde: bool = False, clip_x0: bool = False) -> None:
-        super().__init__(num_steps, order, sde, clip_x0)
+    def __init__(
+        self,
+        num_steps: Steps = 50,
+        order: Order = 2,
+        sde: bool = False,
+        clip_x0: bool = False,
+        noise: NoiseChoice = "none",
+        cut: NonNegative | None = 1.0,
+    ) -> None:
+        super().__init__(num_steps, order, sde, clip_x0, noise, cut)

@@ -13,24 +13,43 @@ integral into ``sum_j w_j m_j``.  The w_j solve ``sum_j w_j u_j^k = M_k`` with t
 
 With two predictions the published methods replace M_1 by ``M_0 / 2``, which has the same order of accuracy.  The step
 to ``sigma_0 = 0``, where H is infinite, has order 1 and returns m.
+
+Methods in the noise prediction, such as iPNDM, combine past ``e_j`` instead and start from the newest m:
+
+    x_s = alpha_s m_0 + sum_j w_j e_j,      sum_j w_j = sigma_s
+
+In either form ``sum_j w_j`` is the weight of the step of order 1, which is DDIM's; the rest extrapolates.  What noise
+a step may add to this mean is in `optcov.sampler.share`.
 """
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from optcov.sampler.base import Model, Sampler, State, order_within
+from optcov.covariance.base import Noise
+from optcov.denoiser import Denoiser, Prediction
+from optcov.guidance.base import Guidance
+from optcov.kernel import ReverseKernel
+from optcov.sampler.base import Model, Sampler, State, last_variance_bound, order_within
+from optcov.sampler.noise import NoiseStream
+from optcov.sampler.share import FITTED, FIXED, NoiseChoice, Shares, matched_share
 from optcov.schedule.base import NoiseSchedule
 from optcov.schedule.levels import NoiseLevels, per_sample
+from optcov.seeds import Stream, derive_seed
+from optcov.variance.base import VarianceStrategy
 
 
 @dataclass(frozen=True)
 class LinearPlan:
-    """Steps ``x_s = keep x_t + sum_j weights_j m_j + noise z``, in the order in which they are taken; float64.
+    """Steps ``x_s = keep b + sum_j weights_j h_j + noise z``, in the order in which they are taken; float64.
+
+    Here b and h_j are x_t and predictions of x_0, or, for methods in the noise prediction, m and predictions of eps.
 
     Args:
         levels: the level at the start of each step, ``[K]``.
@@ -38,6 +57,8 @@ class LinearPlan:
         weights: ``[K, order]``, newest prediction first.
         correction: ``[K, order + 2]``, or None for no correction.  Before every step except the first, ``x_t`` becomes
             ``c_0 x + sum_j c_{j+1} m_j``, where x is the start of the previous step and m_0 the newest prediction.
+        kernels: DDIM's kernel of every step but the last, whose covariance the steps add in a share; None for none.
+        shares: of that covariance in each step, ``[K]``; numbers of the host, so that a step without draws nothing.
     """
 
     levels: NoiseLevels
@@ -45,68 +66,251 @@ class LinearPlan:
     weights: Tensor
     noise: Tensor
     correction: Tensor | None = None
+    kernels: ReverseKernel | None = None
+    shares: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.levels)
 
     def to(self, device: torch.device) -> LinearPlan:
         """The same plan on another device."""
-        correction = None if self.correction is None else self.correction.to(device)
         return LinearPlan(
-            self.levels.to(device), self.keep.to(device), self.weights.to(device), self.noise.to(device), correction
+            self.levels.to(device),
+            self.keep.to(device),
+            self.weights.to(device),
+            self.noise.to(device),
+            None if self.correction is None else self.correction.to(device),
+            None if self.kernels is None else self.kernels.to(device),
+            self.shares,
         )
+
+    def extrapolation(self, i: int, history: Iterable[Tensor]) -> Tensor | float:
+        """What step ``i`` adds to the step of order 1, from the predictions that it uses, newest first."""
+        newest, *past = history
+        total: Tensor | float = 0.0
+        for j, each in enumerate(past[: self.weights.shape[1] - 1], 1):
+            total = total + per_sample(self.weights[i, j], each) * (each - newest)
+        return total
 
 
 class LinearSampler(Sampler):
-    """Runs steps that are linear in x and in the data predictions of the last steps.
+    """Runs steps that are linear in x and in the predictions of the last steps.
 
     Args:
         num_steps: K, the number of steps; each makes one network call.
-        order: how many predictions a step uses: 1, 2 or 3; the first steps have fewer, and the last steps use fewer.
-        stochastic: whether steps add noise.
+        order: how many predictions a step uses; the first steps have fewer, and the last steps use fewer.
+        stochastic: whether steps add noise of their own.
         clip_x0: clamp the predicted x_0 to the data's range.
+        highest: the highest order of the method.
     Raises:
-        ValueError: if the order is none of these, or above K.
+        ValueError: if the order is not in 1..highest, or above K.
     """
 
     uses_variance = False
 
-    def __init__(self, num_steps: int, order: int, stochastic: bool, clip_x0: bool) -> None:
+    def __init__(self, num_steps: int, order: int, stochastic: bool, clip_x0: bool, highest: int = 3) -> None:
         super().__init__(num_steps)
-        self.order, self.stochastic, self.clip_x0 = order_within(order, num_steps), stochastic, clip_x0
+        self.order = order_within(order, num_steps, highest)
+        self.stochastic, self.clip_x0 = stochastic, clip_x0
 
     @abstractmethod
     def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> LinearPlan:
         """Compute the coefficients of the steps from each level to the next, and from the last level to 0."""
 
+    def parts(self, x: Tensor, x0: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
+        """What a step keeps, b, and the newest of what it combines, h_0, each ``[B, *event]``."""
+        return x, x0
+
     def step(self, model: Model, plan: LinearPlan, state: State) -> State:
+        return self.mean_step(model, plan, state)
+
+    def mean_step(self, model: Model, plan: LinearPlan, state: State) -> State:
+        """A step without noise of a variance strategy."""
         i, x = state.i, state.x
         prediction = model.predict(x, plan.levels[i])
         x0 = model.denoiser.data_range.clip(prediction.x0) if self.clip_x0 else prediction.x0
         start, *past = state.memory or (x,)
-        history = [x0, *past][: self.order + 1]
         if i == len(plan) - 1:
             return State(i + 1, x0, prediction)
+        history = [self.parts(x, x0, prediction)[1], *past][: self.order + 1]
         if plan.correction is not None and i > 0:
             x = per_sample(plan.correction[i, 0], x) * start
             for j, m in enumerate(history):
                 x += per_sample(plan.correction[i, j + 1], m) * m
-        start = x
-        x = per_sample(plan.keep[i], x) * x
-        for j, m in enumerate(history[: self.order]):
-            x += per_sample(plan.weights[i, j], m) * m
+        start, kept = x, self.parts(x, x0, prediction)[0]
+        x = per_sample(plan.keep[i], kept) * kept
+        for j, each in enumerate(history[: self.order]):
+            x += per_sample(plan.weights[i, j], each) * each
         if self.stochastic:
             x += per_sample(plan.noise[i], x) * model.noise.draw()
         return State(i + 1, x, prediction, (start, *history))
 
 
-class AdamsSampler(LinearSampler):
-    """The exponential multistep methods described in this module's docstring; arguments as in `LinearSampler`.
+class MultistepSampler(LinearSampler):
+    """A multistep solver of the ODE, to whose steps any strategy's covariance may be added in a share.
+
+    Args:
+        num_steps, order, stochastic, clip_x0, highest: as in `LinearSampler`.
+        noise: the share: ``none``, ``full``, or ``matched`` or ``balanced``, which `fit` measures: see
+            `optcov.sampler.share`.
+        cut: bound on the noise of the last stochastic step, in grey levels, as in `KernelSampler`.
+    Raises:
+        ValueError: if an argument is out of range, or ``noise`` is not ``none`` where steps add noise of their own.
+    """
+
+    variance_remedy = "sampler.noise=matched, sampler=ddpm or sampler=ddim"
+
+    def __init__(
+        self,
+        num_steps: int,
+        order: int,
+        stochastic: bool,
+        clip_x0: bool,
+        noise: NoiseChoice = "none",
+        cut: float | None = 1.0,
+        highest: int = 3,
+    ) -> None:
+        super().__init__(num_steps, order, stochastic, clip_x0, highest)
+        if noise not in FIXED and noise not in FITTED:
+            known = ", ".join([*FIXED, *FITTED])
+            raise ValueError(f"sampler.noise must be one of {known} (got {noise!r}): give none for the solver alone")
+        if stochastic and noise != "none":
+            raise ValueError(
+                f"sampler.noise must be none for sampler.sde=true, which prescribes its noise (got {noise!r}): set "
+                "sampler.sde=false"
+            )
+        if cut is not None and not 0 <= cut < math.inf:
+            raise ValueError(f"sampler.cut must not be negative (got {cut}): give 1, 2, or null for no cut")
+        self.noise, self.cut = noise, cut
+        self.uses_variance = noise != "none"
+        self.num_images = 512 if noise in FITTED else 0
+        self.fitted: tuple[Tensor, Shares] | None = None
+
+    @abstractmethod
+    def mean_plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> LinearPlan:
+        """The coefficients of the steps of the solver alone."""
+
+    def check(self, strategy: VarianceStrategy, schedule: NoiseSchedule) -> None:
+        super().check(strategy, schedule)
+        if self.uses_variance:
+            strategy.check_step(0.0)
+
+    def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> LinearPlan:
+        plan = self._with_kernels(schedule, levels)
+        if self.noise in FIXED:
+            return replace(plan, shares=(FIXED[self.noise],) * len(levels))
+        if self.fitted is None or not torch.equal(self.fitted[0], levels.t.flip(0)):
+            raise ValueError(
+                f"sampler must be fitted to these times for sampler.noise={self.noise} (got "
+                f"{'other times' if self.fitted else 'no fit'}): call its fit, or give images to optcov.sample"
+            )
+        shares = self.fitted[1]
+        theta = plan.weights.new_tensor(shares.extrapolation)[:, None]
+        damped = theta * plan.weights
+        damped[:, 0] = damped[:, 0] + ((1 - theta) * plan.weights).sum(1)
+        return replace(plan, weights=damped, shares=shares.noise)
+
+    def step(self, model: Model, plan: LinearPlan, state: State) -> State:
+        after = self.mean_step(model, plan, state)
+        if state.i == len(plan) - 1 or plan.shares[state.i] == 0:
+            return after
+        return self._noisy(plan, after, math.sqrt(plan.shares[state.i]) * self._drawn(model, plan, after))
+
+    def fit(
+        self,
+        denoiser: Denoiser,
+        strategy: VarianceStrategy,
+        times: Tensor,
+        batches: Iterable[Tensor],
+        seed: int = 0,
+        labels: Tensor | None = None,
+    ) -> None:
+        if self.noise not in FITTED:
+            return
+        clean = torch.cat(list(batches))
+        if len(clean) < 2:
+            raise ValueError(f"images must be at least two to fit sampler.noise={self.noise} (got {len(clean)})")
+        seed = derive_seed(seed, Stream.SHARES)
+        noise = NoiseStream(seed, range(len(clean)), clean.shape[1:], clean.device, clean.dtype)
+        self.match(denoiser, strategy, times, noise, float(clean.flatten(1).double().var(0).sum()), labels)
+
+    def measured(self) -> dict[str, Tensor]:
+        if self.fitted is None:
+            return {}
+        shares = self.fitted[1]
+        return {
+            "noise_shares": torch.tensor(shares.noise, dtype=torch.float64),
+            "extrapolations": torch.tensor(shares.extrapolation, dtype=torch.float64),
+        }
+
+    @torch.no_grad()
+    def match(
+        self,
+        denoiser: Denoiser,
+        strategy: VarianceStrategy,
+        times: Tensor,
+        noise: Noise,
+        trace: float,
+        labels: Tensor | None = None,
+    ) -> None:
+        """Measure the shares on a chain, step by step; `fit` calls this.
+
+        Args:
+            denoiser, strategy, times, labels: as in `fit`.
+            noise: of the chain.
+            trace: ``tr Cov[x_0]``.
+        """
+        self.check(strategy, denoiser.schedule)
+        levels = denoiser.levels(times.cpu()).flip()
+        plan, start = self._with_kernels(denoiser.schedule, levels), noise.draw()
+        std = denoiser.schedule.prior_std(levels[0])
+        model = Model(denoiser, strategy, Guidance(), labels, noise)
+        device_plan, state = plan.to(start.device), State(0, per_sample(std, start) * start)
+        dim, shares = start[0].numel(), Shares((), ())
+        expected = float(std) ** 2 * dim  # tr Cov[x_t] of the chain
+        for i in range(len(levels) - 1):
+            after = self.mean_step(model, device_plan, state)
+            drawn = self._drawn(model, device_plan, after)
+            extrapolated = device_plan.extrapolation(i, after.memory[1:])
+            if isinstance(extrapolated, float):  # of order 1
+                extrapolated = torch.zeros_like(drawn)
+            target = float(levels.alpha[i + 1] ** 2 * trace + levels.sigma[i + 1] ** 2 * dim)
+            moments = matched_share(
+                state.x, after.x, extrapolated, drawn, expected, target, balanced=self.noise == "balanced"
+            )
+            shares, expected = shares.then(moments.share, moments.theta), moments.trace
+            after = replace(after, x=after.x - (1 - moments.theta) * extrapolated)
+            state = self._noisy(device_plan, after, math.sqrt(moments.share) * drawn)
+        self.fitted = times.cpu(), shares.then(0.0, 1.0)
+
+    def _with_kernels(self, schedule: NoiseSchedule, levels: NoiseLevels) -> LinearPlan:
+        plan = self.mean_plan(schedule, levels)
+        return replace(plan, kernels=ReverseKernel.from_levels(levels[1:], levels[:-1], 0.0))
+
+    def _drawn(self, model: Model, plan: LinearPlan, after: State) -> Tensor:
+        """A draw from the covariance of DDIM's step that ended in this state, cut if it is the last such step."""
+        assert plan.kernels is not None
+        assert after.prediction is not None
+        covariance = model.transition(plan.kernels[after.i - 1], after.prediction)
+        if after.i == len(plan) - 1 and model.strategy.cut_last:
+            covariance = covariance.bounded(last_variance_bound(self.cut, model.denoiser.data_range))
+        return covariance.draw(model.noise)
+
+    def _noisy(self, plan: LinearPlan, after: State, added: Tensor) -> State:
+        """The state after a step with noise; a correction, which repeats the step, then keeps the noise."""
+        memory = after.memory
+        if plan.correction is not None:
+            memory = (memory[0] + added / per_sample(plan.keep[after.i - 1], added), *memory[1:])
+        return replace(after, x=after.x + added, memory=memory)
+
+
+class AdamsSampler(MultistepSampler):
+    """The exponential multistep methods described in this module's docstring; arguments as in `MultistepSampler`.
 
     Step i of K has order ``min(order, i, K + 1 - i)``, i = 1..K (DPM-Solver++'s ``lower_order_final``).
     """
 
-    def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> LinearPlan:
+    def mean_plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> LinearPlan:
         count = len(levels)
         lam, alpha, sigma = half_log_snr(levels), levels.alpha, levels.sigma
         keep, noise, weights = lam.new_zeros(count), lam.new_zeros(count), lam.new_zeros(count, self.order)
@@ -119,6 +323,29 @@ class AdamsSampler(LinearSampler):
             nodes = (lam[i + 1 - order : i + 1].flip(0) - lam[i]) / h
             weights[i, :order] = alpha[i + 1] * adams_weights(nodes, h + added)
         return LinearPlan(levels, keep, weights, noise)
+
+
+class EpsSampler(MultistepSampler):
+    """Multistep methods in the noise prediction; arguments as in `MultistepSampler`.
+
+    Step i of K has order ``min(order, i)``, i = 1..K; the last returns m.
+    """
+
+    @abstractmethod
+    def eps_weights(self, schedule: NoiseSchedule, past: NoiseLevels, s: NoiseLevels) -> list[float]:
+        """The weights of the noise predictions at the levels ``past``, newest first, in the step to ``s``."""
+
+    def parts(self, x: Tensor, x0: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
+        return x0, prediction.eps
+
+    def mean_plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> LinearPlan:
+        weights = levels.t.new_zeros(len(levels), self.order)
+        for i in range(len(levels) - 1):
+            order = min(self.order, i + 1)
+            past = levels[i + 1 - order : i + 1].flip()
+            weights[i, :order] = weights.new_tensor(self.eps_weights(schedule, past, levels[i + 1]))
+        keep = torch.cat([levels.alpha[1:], levels.alpha.new_ones(1)])
+        return LinearPlan(levels, keep, weights, torch.zeros_like(keep))
 
 
 def half_log_snr(levels: NoiseLevels) -> Tensor:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from optcov.ranges import Order, Steps
+from optcov.ranges import NonNegative, Order, Steps
 from optcov.sampler.multistep import AdamsSampler, LinearPlan, adams_weights, half_log_snr
+from optcov.sampler.share import NoiseChoice
 from optcov.schedule.base import NoiseSchedule
 from optcov.schedule.levels import NoiseLevels
 
@@ -22,15 +23,23 @@ class UniPCSampler(AdamsSampler):
         num_steps: K, the number of steps; each makes one network call.
         order: the order of the predictor: 1, 2 or 3; at most K.
         clip_x0: clamp the predicted x_0 to the data's range.
+        noise, cut: as in `MultistepSampler`; the corrector keeps the noise of the step that it repeats.
     Raises:
         ValueError: if the order is none of these, or above K.
     """
 
-    def __init__(self, num_steps: Steps = 50, order: Order = 2, clip_x0: bool = False) -> None:
-        super().__init__(num_steps, order, False, clip_x0)
+    def __init__(
+        self,
+        num_steps: Steps = 50,
+        order: Order = 2,
+        clip_x0: bool = False,
+        noise: NoiseChoice = "none",
+        cut: NonNegative | None = 1.0,
+    ) -> None:
+        super().__init__(num_steps, order, False, clip_x0, noise, cut)
 
-    def plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> LinearPlan:
-        predictor = super().plan(schedule, levels)
+    def mean_plan(self, schedule: NoiseSchedule, levels: NoiseLevels) -> LinearPlan:
+        predictor = super().mean_plan(schedule, levels)
         lam = half_log_snr(levels)
         correction = lam.new_zeros(len(levels), self.order + 2)
         # repeats the step from levels[i - 1] to levels[i]; the last step returns m and needs no corrected x

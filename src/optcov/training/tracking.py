@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from optcov.keys import Config
-from optcov.metric import Metric, Reference, update_all, with_count
+from optcov.metric import Metric, Reference, refer_all, score_samples
 from optcov.parts import Parts
 from optcov.ranges import PositiveCount
 from optcov.report import picture
@@ -93,6 +93,11 @@ class Tracking:
             raise ValueError(
                 f"callbacks.tracking.mean_steps must be at most the {parts.denoiser.schedule.num_steps} steps of the "
                 f"schedule (got {self.mean_steps}): give fewer"
+            )
+        if parts.sampler.num_images:
+            raise ValueError(
+                "sampler.noise must be none or full for callbacks=tracking (got one that is fitted after training): "
+                "set sampler.noise=full, or leave tracking out"
             )
         if parts.trajectory.num_images and isinstance(parts.strategy, Trained):
             raise ValueError(
@@ -194,14 +199,10 @@ class Tracker(Callback):
 
     def _scores(self, images: Tensor, device: torch.device) -> dict[str, float]:
         metrics = _of_samples(self.run.parts)
-        for metric in metrics:
-            if not self._referred:
-                metric.to(device).refer_to(self.run.reference)
-            metric.reset()
+        if not self._referred:
+            refer_all(metrics, self.run.reference, device)
         self._referred = True
-        update_all(metrics, images)
-        found = [named for metric in metrics for named in metric.compute().items()]
-        return {with_count(name, len(images)): score.value for name, score in found}
+        return {name: score.value for _, name, score in score_samples(metrics, [images], len(images))}
 
     def _log(self, trainer: Trainer, stage: Stage, images: Tensor, started: float) -> None:
         scores = self._scores(images, stage.device)
