@@ -142,7 +142,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "bits of latents": (
         lambda: optcov.bits_per_dim(load(data_range="unbounded"), "beta", IMAGES),
-        r"data_range must have grey levels .* a density, not a probability per pixel: .*unit=\"nats\"",
+        r"data_range must have grey levels .* a density, not a probability per pixel; .*unit=\"nats\"",
     ),
     "bits of one image": (lambda: optcov.bits_per_dim(load(), "beta", IMAGES[:1]), r"images must be at least two"),
     "unit": (lambda: optcov.bits_per_dim(load(), "beta", IMAGES, unit="bit"), r'unit must be "bits" or "nats"'),
