@@ -223,6 +223,7 @@ REFUSED |= {
     "the network itself": (lambda: optcov.sample(Convolution()), r"denoiser must be one from optcov\.load"),
     "arguments exchanged": (lambda: optcov.fit(load(), "sn_dpm"), r"strategy must be the name of an option of var"),
     "half a step": (lambda: optcov.sample(load(), num_steps=2.5), r"num_steps must be a whole number \(got 2\.5\)"),
+    "a negative seed": (lambda: optcov.sample(load(), seed=-1), r"seed must not be negative \(got -1\)"),
     "a negative rate": (lambda: optcov.fit("sn_dpm", load(), IMAGES, 2, lr=-1), r"lr must be positive \(got -1\)"),
 }
 
