@@ -28,7 +28,8 @@ ORDER = (
     "low_rank",
 )
 NAMES = {"dpm_solver_pp": "DPM-Solver++(2M)", "unipc": "UniPC", "heun": "Heun", "ddpm": "DDPM", "ddim": "DDIM"}
-CHOICE_SEED = 100
+CHOICE_SEED = 100  # samples of this seed and above only choose settings
+COUNT = 1000  # samples of a score in the document
 
 Entry = dict[str, Any]
 
@@ -152,7 +153,7 @@ def plot(entries: list[Entry], count: int, path: Path) -> None:
     plt.close(figure)
 
 
-def write(results: Path, count: int) -> None:
+def write(results: Path, count: int = COUNT) -> None:
     """Write the tables and the plot."""
     entries = read(results)
     PAGE.write_text(filled(PAGE.read_text(), tables(entries, count)))

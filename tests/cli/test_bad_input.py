@@ -168,7 +168,7 @@ def test_an_error_of_our_own_is_one_line_that_says_how_to_see_more(run: CLI, mon
         (["sampler=ddim", "sampler.eta=2"], ["sampler.eta", "2"]),
         (["sampler=ddim", "sampler.eta=high"], ["sampler.eta", "high"]),
         (["+var.cut=2"], ["var.cut", "head"]),
-        (["+model.depth=2"], ["model.depth", "channels"]),
+        (["+model.kernel=2"], ["model.kernel", "channels"]),
         (["schedule.num_steps=many"], ["schedule.num_steps", "many"]),
         (["schedule.num_steps=10"], ["num_steps must be larger (got 10)"]),
         (["model.channels=wide"], ["model.channels", "wide"]),
