@@ -38,7 +38,7 @@ from optcov.sampler import NoiseStream, Sampler
 from optcov.variance.base import VarianceStrategy
 
 RESULTS = Path(__file__).parent / "results"
-TRAJECTORIES = ("quadratic", "even", "log_snr")
+TRAJECTORIES = ("quadratic", "even", "log_snr", "learned")
 SCORES = ("fd_pixel", "features", "energy")
 TUNING_SEED = 1000
 
@@ -124,7 +124,7 @@ def classifier() -> Digits:
             slopes = torch.autograd.grad(loss, weights)
             with torch.no_grad():
                 for weight, slope, moving in zip(weights, slopes, speed, strict=True):
-                    weight -= 0.05 * moving.mul_(0.9).add_(slope)
+                    weight.sub_(0.05 * moving.mul_(0.9).add_(slope))
     return network.requires_grad_(False).eval()
 
 
@@ -176,6 +176,15 @@ class War:
             self.made[name] = self.make_strategy(name)
         return self.made[name]
 
+    def times(self, name: str, steps: int) -> Tensor:
+        """Of a trajectory, which is fitted where that is asked for."""
+        trajectory = make("trajectory", name)
+        if trajectory.num_images:
+            chains = self.images[: trajectory.num_images].to(self.dtype)
+            trajectory.fit(self.denoiser, self.strategy("beta_tilde"), [chains], TUNING_SEED)
+        found: Tensor = trajectory.times(self.denoiser.schedule, steps)
+        return found
+
     def sampler(self, method: Method, steps: int, times: Tensor, chains: int) -> Sampler:
         """Fitted to the times, where that is asked for."""
         order = {"order": min(steps, method.settings["order"])} if "order" in method.settings else {}
@@ -201,7 +210,7 @@ class War:
             return
         best: tuple[float, Sampler, Tensor] | None = None
         for name in [cell["trajectory"]] if cell["trajectory"] else TRAJECTORIES:
-            times = make("trajectory", name).times(self.denoiser.schedule, cell["steps"])
+            times = self.times(name, cell["steps"])
             sampler = self.sampler(method, len(times), times, count)
             samples, cell["ne"] = self.draw(sampler, method.var, times, count, TUNING_SEED)
             score = self.reference.scores(samples)["features"]
@@ -244,8 +253,8 @@ def learned(run: Path) -> War:
     def strategy(name: str) -> VarianceStrategy:
         if name == "lgs":
             return optcov.fit("lgs", denoiser, difference=0.01)
-        own = {"steps": 400} if name in trained else {}
-        return optcov.fit(name, denoiser, None if name == "beta_tilde" else images, progress=False, **own)
+        steps = 400 if name in trained else None
+        return optcov.fit(name, denoiser, None if name == "beta_tilde" else images, steps, progress=False)
 
     compared = methods(["sn_dpm", "gms", "data_cov", "low_rank"], {"lgs": 3})
     reference = Reference(data.normalize(data.load("train")))

@@ -23,7 +23,7 @@ FLOORS = [
     ),
     (
         "data labels metric report keys parts upgrade signatures trust foreign lock registry adapter fitting "
-        "measurement restoring verbs",
+        "measurement restoring uncertainties verbs",
         "diffusers huggingface_hub filelock PIL pooch pyarrow requests torchmetrics jinja2 matplotlib omegaconf pandas "
         "pydantic rich yaml",
     ),
