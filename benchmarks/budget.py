@@ -38,7 +38,7 @@ from optcov.sampler import NoiseStream, Sampler
 from optcov.variance.base import VarianceStrategy
 
 RESULTS = Path(__file__).parent / "results"
-TRAJECTORIES = ("quadratic", "even", "log_snr", "learned")
+TRAJECTORIES = ("quadratic", "even", "log_snr")
 SCORES = ("fd_pixel", "features", "energy")
 TUNING_SEED = 1000
 
@@ -205,11 +205,18 @@ class War:
         self, method: Method, budget: int, known: dict[str, Any], seeds: int, count: int
     ) -> Iterator[dict[str, Any]]:
         """The scores of a method within a budget, after each of its seeds, beside those that are known."""
-        cell = {"trajectory": None, "steps": method.steps(budget), "ne": None, "scores": {}, **known}
+        cell = {
+            "trajectory": None,
+            "steps": method.steps(budget),
+            "ne": None,
+            "scores": {},
+            "candidates": list(TRAJECTORIES),
+            **known,
+        }
         if len(cell["scores"]) >= seeds:
             return
         best: tuple[float, Sampler, Tensor] | None = None
-        for name in [cell["trajectory"]] if cell["trajectory"] else TRAJECTORIES:
+        for name in [cell["trajectory"]] if cell["trajectory"] else cell["candidates"]:
             times = self.times(name, cell["steps"])
             sampler = self.sampler(method, len(times), times, count)
             samples, cell["ne"] = self.draw(sampler, method.var, times, count, TUNING_SEED)
@@ -270,7 +277,7 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 def table(cells: dict[str, Any], calls: list[int]) -> str:
     """Markdown: a row a method, for each budget NE, trajectory and scores; the best solver and the best of all bold."""
-    lines = []
+    lines: list[str] = []
     for budget in calls:
         own = {key.split(" @ ")[0]: cell for key, cell in cells.items() if key.endswith(f" @ {budget}")}
         if not own:
@@ -293,6 +300,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--count", type=int, default=500, help="samples scored")
     parser.add_argument("--methods", nargs="*", help="by name; default: all")
+    parser.add_argument("--trajectories", nargs="*", default=list(TRAJECTORIES), help="tried by methods that are new")
     parser.add_argument("--output", type=Path, help="a json; default: benchmarks/results/budget_NETWORK.json")
     parser.add_argument("--table", action="store_true", help="print what is there, and measure nothing")
     args = parser.parse_args()
@@ -308,7 +316,8 @@ def main() -> None:
     for budget in args.calls:
         for name in args.methods or war.methods:
             key = f"{name} @ {budget}"
-            for cell in war.cell(war.methods[name], budget, found["cells"].get(key, {}), args.seeds, args.count):
+            known = {"candidates": args.trajectories, **found["cells"].get(key, {})}
+            for cell in war.cell(war.methods[name], budget, known, args.seeds, args.count):
                 found["cells"][key] = cell
                 output.parent.mkdir(parents=True, exist_ok=True)
                 output.write_text(json.dumps(found, indent=1) + "\n")

@@ -84,12 +84,12 @@ class Blurred:
 
     def posterior(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         share = self._log_joint(x_t, alpha, sigma).softmax(1)
-        total, sigma = self._total(x_t, alpha, sigma)
+        mean, (total, sigma) = self.posterior_mean(x_t, alpha, sigma), self._total(x_t, alpha, sigma)
         centre = share @ self.points
         spread = torch.stack([(self.points * row[:, None]).T @ self.points for row in share])
         spread = spread - centre[:, :, None] * centre[:, None]
         own = (self.variance * sigma**2 / total)[..., None] * torch.eye(DIM, dtype=torch.float64)
-        return self.posterior_mean(x_t, alpha, sigma), (sigma**2 / total)[..., None] ** 2 * spread + own
+        return mean, (sigma**2 / total)[..., None] ** 2 * spread + own
 
     def posterior_mean(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         centre = self._log_joint(x_t, alpha, sigma).softmax(1) @ self.points
@@ -98,7 +98,7 @@ class Blurred:
         return mean
 
     def log_density(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        total = self._total(x_t, alpha, sigma)[0][:, 0]
+        total = alpha.double() ** 2 * self.variance + sigma.double() ** 2
         joint = self._log_joint(x_t, alpha, sigma).logsumexp(1) - math.log(len(self.points))
         density: Tensor = joint - DIM / 2 * (2 * math.pi * total).log()
         return density
@@ -110,8 +110,9 @@ class Blurred:
         return drawn
 
     def _total(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        alpha, sigma = (each.double().expand(len(x_t))[:, None] for each in (alpha, sigma))
-        return alpha**2 * self.variance + sigma**2, sigma
+        """The variance of x_t about a point, and sigma, each ``[B, 1]``."""
+        wide, narrow = alpha.double().expand(len(x_t))[:, None], sigma.double().expand(len(x_t))[:, None]
+        return wide**2 * self.variance + narrow**2, narrow
 
     def _log_joint(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         scale = alpha.double().expand(len(x_t))[:, None]
