@@ -33,6 +33,7 @@ from benchmarks import (
     mathematics,
     metrics,
     precision,
+    reference,
     sampling,
     scaling,
     startup,
@@ -61,6 +62,7 @@ ALONE = {
     "guided_covariance": guided_covariance,
     "guided_digits FILE ...": guided_digits,
     "precision": precision,
+    "reference measure|write": reference,
 }
 COLUMNS = ("", "setting", "ours", "peer", "unit", "ratio (low to high)", "goal", "MiB ours, peer", "note")
 

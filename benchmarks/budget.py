@@ -52,7 +52,7 @@ class Method:
         var: the name of a strategy of `strategies`.
         settings: of the sampler.
         calls: network equivalents of a step that is not the last.
-        last: those of the last step.
+        last: those of the last step, and of what happens once.
     """
 
     sampler: str
@@ -88,12 +88,13 @@ def methods(covariances: list[str], products: dict[str, int]) -> dict[str, Metho
         found[f"{name} balanced"] = Method(sampler, settings={**settings, "noise": "balanced"})
     for var in [*covariances, *products]:
         calls = 1 + products.get(var, 0)
-        found[f"DDIM + {var}"] = Method("ddim", var, calls=calls)
-        found[f"DDPM + {var}"] = Method("ddpm", var, calls=calls)
+        last = 1 + (var in products)  # a product for the bound of the last noise
+        found[f"DDIM + {var}"] = Method("ddim", var, calls=calls, last=last)
+        found[f"DDPM + {var}"] = Method("ddpm", var, calls=calls, last=last)
         for name in ("2M", "UniPC", "DEIS"):
             sampler, settings = SOLVERS[name]
             for noise in ("matched", "balanced") if name == "2M" else ("balanced",):
-                found[f"{name} {noise} + {var}"] = Method(sampler, var, {**settings, "noise": noise}, calls)
+                found[f"{name} {noise} + {var}"] = Method(sampler, var, {**settings, "noise": noise}, calls, last)
     return found
 
 
@@ -238,7 +239,7 @@ def learned(run: Path) -> War:
     """A learned network, with strategies fitted to it."""
     denoiser, data = optcov.load(run), DigitsData()
     images = data.calibration(1500)
-    trained = ("nll", "low_rank", "sn_dpm", "kdct", "npr_dpm")
+    trained = ("nll", "gms", "low_rank", "sn_dpm", "kdct", "npr_dpm")
 
     def strategy(name: str) -> VarianceStrategy:
         if name == "lgs":
@@ -246,7 +247,7 @@ def learned(run: Path) -> War:
         own = {"steps": 400} if name in trained else {}
         return optcov.fit(name, denoiser, None if name == "beta_tilde" else images, progress=False, **own)
 
-    compared = methods(["sn_dpm", "data_cov", "low_rank"], {"lgs": 3})
+    compared = methods(["sn_dpm", "gms", "data_cov", "low_rank"], {"lgs": 3})
     reference = Reference(data.normalize(data.load("train")))
     return War("learned", denoiser, images, reference, strategy, compared)
 

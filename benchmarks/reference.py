@@ -5,7 +5,7 @@
 
 Each cell of the table is one score of one strategy, sampler, trajectory, number of steps and seed.  It is added to
 ``benchmarks/results/cifar10_reference.json`` as soon as it is measured, so that a stopped command goes on where it
-stopped; several processes may share the cells (``--part``).  Samples are drawn in bfloat16 and batches of 250; sample i
+stopped; several processes may share the cells (``--part``).  Samples are drawn in bfloat16 and batches of 125; sample i
 starts from the same x_T everywhere.  The trajectory and the clipping of an ODE solver are chosen on another seed.
 """
 
@@ -37,7 +37,7 @@ from optcov.variance.base import VarianceStrategy
 
 NETWORK = "cifar10_small"
 RESULTS = Path(__file__).parent / "results" / "cifar10_reference.json"
-BATCH = 250
+BATCH = 125
 CHOICE_SEED = 100  # of the samples on which trajectories of solvers are chosen
 CLOSED = ("beta", "beta_tilde")
 # one pass over training images; the settings are those of `optcov.fit`
@@ -183,6 +183,7 @@ class Bench:
         data = CIFAR10Data(str(root), str(cache / "data"))
         self.train, self.test, self.cache = data.load("train"), data.load("test"), cache
         self.denoiser: Denoiser = optcov.pretrained(NETWORK).requires_grad_()  # so that autocast keeps its copies
+        self.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # 1.4 times as fast
         checkpoint = Checkpoint.load(folder_of(NETWORK) / "checkpoints" / "mean.safetensors", "mean", "network")
         self.network = {"name": NETWORK, "sha256": sha256_of(folder_of(NETWORK)), "identity": checkpoint.key}
         self.metric = FrechetDistance(CIFARFeatures())
@@ -298,7 +299,7 @@ def main() -> None:
     else:
         from benchmarks.reference_page import write
 
-        write(arguments.results)
+        write(arguments.results, arguments.count)
 
 
 if __name__ == "__main__":
