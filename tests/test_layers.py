@@ -27,7 +27,7 @@ FLOORS = [
         "diffusers huggingface_hub filelock PIL pooch pyarrow requests torchmetrics jinja2 matplotlib omegaconf pandas "
         "pydantic rich yaml",
     ),
-    ("training", "joblib lightning wandb"),
+    ("training", "joblib lightning pytorch_optimizer wandb"),
     ("cli __main__", "hydra"),
 ]
 NOTEBOOK = 2  # the highest floor that needs neither Lightning nor Hydra
