@@ -160,6 +160,10 @@ def test_an_error_of_our_own_is_one_line_that_says_how_to_see_more(run: CLI, mon
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
+        (["+run=outputs"], ["run", "left out of train", "outputs", "sample and evaluate"]),
+        (["+format=png"], ["format", "left out of train", "png", "sample"]),
+        (["+sweep=x"], ["sweep", "is not a key"]),
+        (["+overrides=[x]"], ["overrides", "is not a key"]),
         (["sampler.num_steps=0"], ["sampler.num_steps", "0", "1"]),
         (["sampler.num_steps=-3"], ["sampler.num_steps", "-3", "1"]),
         (["sampler.num_steps=51"], ["sampler.num_steps", "51", "50"]),

@@ -26,6 +26,7 @@ from optcov.cli.signals import TERMINATED, UNFINISHED, Terminated, Unfinished, t
 from optcov.errors import ConfigError, config_errors, must, sentence
 from optcov.foreign import printable
 from optcov.keys import Config
+from optcov.lock import InUseError
 from optcov.run_folder import Saved
 
 Task = Literal["train", "sample", "evaluate", "report", "prepare"]
@@ -71,7 +72,7 @@ def main(task: Task) -> None:
             _run(task, sys.argv[1:])
     except Terminated as error:
         _stop(str(error) or "stopped by SIGTERM: the same command continues where it stopped", TERMINATED)
-    except Unfinished as error:
+    except (InUseError, Unfinished) as error:
         _stop(str(error), UNFINISHED)
     except KeyboardInterrupt as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":  # only the first process prints the message
@@ -161,7 +162,7 @@ def compose_config(overrides: Sequence[str]) -> Config:
     hydra = cfg.hydra
     with open_dict(cfg):
         del cfg["hydra"]
-    return check(cfg, hydra)
+    return check(cfg, hydra, "train")
 
 
 def _do(task: Task, cfg: DictConfig, saved: Saved | None) -> None:
@@ -170,12 +171,14 @@ def _do(task: Task, cfg: DictConfig, saved: Saved | None) -> None:
         from optcov.cli.report import report
 
         runs = OmegaConf.to_container(cfg)["runs"]  # type: ignore[index, call-overload]
+        for key in map(str, cfg.keys() - {"runs", "output_dir"}):
+            raise must(key, "left out of a report", cfg[key], "a report takes runs and hydra.run.dir")
         sources = [runs] if isinstance(runs, str) else runs
         if not isinstance(sources, list) or not sources or not all(isinstance(each, str) and each for each in sources):
             raise must("runs", "a folder or a list of folders", runs, "give runs=FOLDER or runs=[FOLDER,FOLDER]")
         report(sources, Path(cfg.output_dir))
         return
-    config = check(cfg, HydraConfig.get())
+    config = check(cfg, HydraConfig.get(), task)
     _start(task, config if saved is None else restored(config, saved))
 
 
