@@ -159,17 +159,26 @@ def _judged(said: str) -> str:
     return f"last resort: {said[:200]}" if "HYDRA_FULL_ERROR" in said else "refused"
 
 
-def run(count: int, seed: int) -> None:
-    """Print each command line that ends wrongly, and the number of each kind of end."""
+def run(count: int, seed: int, first: int = 0) -> None:
+    """Print each command line that ends wrongly, and now and then the number of each kind of end.
+
+    Args:
+        count: number of command lines.
+        seed: seed of their random choice.
+        first: the line to begin with.
+    """
     chance, found = random.Random(seed), Counter[str]()
     for number in range(count):
         arguments = line(chance)
+        if number < first:
+            continue
         said = verdict(arguments)
         found[said.partition(":")[0]] += 1
         if said not in ("accepted", "refused"):
             print(f"{number}: {arguments!r:.200}: {said}", flush=True)
-    print(", ".join(f"{times} {name}" for name, times in found.most_common()))
+        if (number + 1) % 50 == 0 or number + 1 == count:
+            print(f"{number + 1}: {', '.join(f'{times} {name}' for name, times in found.most_common())}", flush=True)
 
 
 if __name__ == "__main__":
-    run(*(int(each) for each in (*sys.argv[1:], *("1000", "0")[len(sys.argv) - 1 :])))
+    run(*(int(each) for each in (*sys.argv[1:], *("1000", "0", "0")[len(sys.argv) - 1 :])))

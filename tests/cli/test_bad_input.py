@@ -124,6 +124,21 @@ def test_unknown_groups_options_and_keys(run: CLI, argument: str, parts: list[st
     assert files(run.folder) == set()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--nope"], ["--nope", "KEY=VALUE"]),
+        (["--cfg=x"], ["--cfg", "'x'", "job"]),
+        (["--config-name=nope"], ["nope"]),
+        (["trajectory=[0]"], ["trajectory must be one of", "(got 0)", "even"]),
+        (["seed=0", "--cfg=job", "seed=-1", "var=nope"], ["var must be one of", "(got nope)"]),
+    ],
+)
+def test_flags_and_options_of_another_kind(run: CLI, arguments: list[str], parts: list[str]):
+    """One sentence, not argparse's usage; flags may stand among the overrides."""
+    one_sentence(run.refused(*arguments), *parts)
+
+
 def test_what_the_config_alone_shows_is_refused_before_pytorch_is_imported(tmp_path: Path, untouched: Path):
     """PyTorch and Lightning take seconds: in a process of its own, which has imported neither at its end."""
     code = (

@@ -13,10 +13,8 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from optcov.cli.check import check
 from optcov.cli.explain import explain
@@ -91,9 +89,14 @@ def _stop(words: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
+def _refuse(message: str) -> NoReturn:
+    raise ConfigError(f"{message}: give KEY=VALUE, or flags that --help lists")
+
+
 def _run(task: Task, arguments: Sequence[str]) -> None:
     parser = get_args_parser()
-    args = parser.parse_args(arguments)
+    parser.error = _refuse  # type: ignore[method-assign]  # argparse would print the usage, three lines of it
+    args = parser.parse_intermixed_args(arguments)  # flags may stand among the overrides
     overrides = by_name(task, args.overrides)
     keys = {override.partition("=")[0] for override in overrides}
     if task == "evaluate" and "runs" in keys:
@@ -144,8 +147,9 @@ def _run(task: Task, arguments: Sequence[str]) -> None:
                 start = hydra.multirun if args.multirun else hydra.run
                 mode = f"hydra.mode={'MULTIRUN' if args.multirun else 'RUN'}"
                 start(config_name=name, task_function=job, overrides=[*overrides, mode])
-        except (HydraException, ValueError, OmegaConfBaseException) as error:
-            if began or isinstance(error, ConfigError):
+        except Exception as error:  # odd options make Hydra raise almost any exception
+            on_disk = isinstance(error, OSError) and error.errno is not None
+            if began or on_disk or isinstance(error, ConfigError):
                 raise
             raise ConfigError(explain(error, overrides, name, args.multirun)) from error
     if failed:
