@@ -43,10 +43,12 @@ class Key:
     Args:
         determines: what the key determines; this also holds for keys inside it that no pattern of ``inside`` matches.
         inside: what keys inside a group determine, by pattern; the first match counts.
+        tasks: tasks that take the key; none takes those that optcov sets itself.
     """
 
     determines: Determines
     inside: Mapping[str, Determines] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ("train", "sample", "evaluate")
 
 
 def _has_target(node: dict[str, Any]) -> dict[str, Any]:
@@ -121,15 +123,16 @@ class Config(BaseModel):
     cache_dir: Annotated[str, Key(PLACE)]
     checkpoint_every: Annotated[PositiveInt, Field(le=MOST), Key(PLACE)]
     output_dir: Annotated[str, Key(PLACE)]
+    wait: Annotated[bool, Key(PLACE)]
     # set only by sample.py and evaluate.py
-    run: Annotated[str | None, Key(PLACE)] = None
-    trust: Annotated[list[str], Key(PLACE)] = []
-    mode: Annotated[Part | None, Key(PLACE)] = None
-    format: Annotated[Literal["npz", "png"], Key(PLACE)] = "npz"
+    run: Annotated[str | None, Key(PLACE, tasks=("sample", "evaluate"))] = None
+    trust: Annotated[list[str], Key(PLACE, tasks=("sample", "evaluate"))] = []
+    mode: Annotated[Part | None, Key(PLACE, tasks=("sample",))] = None
+    format: Annotated[Literal["npz", "png"], Key(PLACE, tasks=("sample",))] = "npz"
     # not in any file: the choices on the command line, and the multirun to which the job belongs
-    choices: Annotated[dict[str, str], Key(PLACE)] = {}
-    overrides: Annotated[list[str], Key(PLACE)] = []
-    sweep: Annotated[str | None, Key(PLACE)] = None
+    choices: Annotated[dict[str, str], Key(PLACE, tasks=())] = {}
+    overrides: Annotated[list[str], Key(PLACE, tasks=())] = []
+    sweep: Annotated[str | None, Key(PLACE, tasks=())] = None
 
     @property
     def reference_dir(self) -> Path:

@@ -79,8 +79,9 @@ def fit(run: Run, plan: FitPlan, kind: Kind, loggers: list[Logger]) -> Checkpoin
     assert module is not None
     calibrated = kind == "variance" and isinstance(parts.strategy, Calibrated)
     entry = Entry(Path(config.cache_dir), kind, identity)
-    with entry.lock():
-        checkpoint = entry.load()
+    checkpoint = entry.load()  # what is finished needs no lock, so that the cache may be read-only
+    with nullcontext() if checkpoint is not None else entry.lock(config.wait):
+        checkpoint = checkpoint or entry.load()  # another process may have been first
         if checkpoint is None:
             log.info("%s: fitting (will be kept as %s)", kind, entry.path)
             if calibrated:
