@@ -17,11 +17,11 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from optcov.cli.build import Run
-from optcov.cli.signals import Terminated, Unfinished, patient, requeued_after
 from optcov.errors import config_errors, must
 from optcov.keys import Config
 from optcov.parts import Parts
 from optcov.seeds import Stream, derive_seed
+from optcov.signals import Terminated, Unfinished, patient, requeued_after
 from optcov.training import (
     Checkpoint,
     ClassifierStage,

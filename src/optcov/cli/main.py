@@ -20,12 +20,12 @@ from optcov.cli.check import check
 from optcov.cli.explain import explain
 from optcov.cli.reference import by_name
 from optcov.cli.restore import CONF, restored, store_run
-from optcov.cli.signals import TERMINATED, UNFINISHED, Terminated, Unfinished, terminable
 from optcov.errors import ConfigError, config_errors, must, sentence
 from optcov.foreign import printable
 from optcov.keys import Config
 from optcov.lock import InUseError
 from optcov.run_folder import Saved
+from optcov.signals import TERMINATED, UNFINISHED, Terminated, Unfinished, terminable
 
 Task = Literal["train", "sample", "evaluate", "report", "prepare"]
 CONFIGS = {"train": "config", "prepare": "config"}  # the config of a task, if its name is not the task's
