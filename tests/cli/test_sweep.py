@@ -188,7 +188,7 @@ def test_a_job_that_is_refused_leaves_the_others_their_results(run: CLI):
 def test_a_job_that_a_launcher_lost_is_named_with_a_remedy(run: CLI, monkeypatch: pytest.MonkeyPatch):
     lost = type("UncompletedJobError", (Exception,), {"__module__": "submitit.core.utils"})
 
-    def launch(*args: object) -> None:
+    def launch(*args: object, **kwargs: object) -> None:
         raise lost("Job 7 (task: 0) has not produced any output (state: FAILED)\nmore")
 
     monkeypatch.setattr(BasicLauncher, "launch", launch)
