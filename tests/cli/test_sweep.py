@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from command_line import CLI, TINY, UNET, contents, results
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra._internal.hydra import Hydra
 from PIL import Image
 
 from optcov.cli import fit, tasks
@@ -191,7 +191,7 @@ def test_a_job_that_a_launcher_lost_is_named_with_a_remedy(run: CLI, monkeypatch
     def launch(*args: object, **kwargs: object) -> None:
         raise lost("Job 7 (task: 0) has not produced any output (state: FAILED)\nmore")
 
-    monkeypatch.setattr(BasicLauncher, "launch", launch)
+    monkeypatch.setattr(Hydra, "multirun", launch)
     with pytest.raises(SystemExit) as exit_:
         run.raw("-m", *TINY, *UNET, "var=beta,beta_tilde", "hydra.sweep.dir=sweep")
     said = str(exit_.value.code)
