@@ -157,6 +157,13 @@ def _run(task: Task, arguments: Sequence[str]) -> None:
             if began or on_disk or isinstance(error, ConfigError):
                 raise
             raise ConfigError(explain(error, overrides, name, args.multirun)) from error
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in ("submitit", "ray"):
+                raise
+            raise ConfigError(
+                f"a job of the sweep ended without an answer ({str(error).partition(chr(10))[0]}): repeat the command "
+                "with hydra.sweep.dir=FOLDER, the folder of the sweep, which does what is missing"
+            ) from error
     if failed:
         raise failed[0]
 
