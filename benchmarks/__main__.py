@@ -24,6 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import (
+    budget,
+    covbench,
     data_loading,
     denoising_diffusion,
     foreign,
@@ -33,6 +35,7 @@ from benchmarks import (
     mathematics,
     metrics,
     precision,
+    reference,
     sampling,
     scaling,
     startup,
@@ -57,10 +60,13 @@ ROWS: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "gpu": gpu.gpu,
 }
 ALONE = {
+    "budget oracle|RUN": budget,
+    "covbench": covbench,
     "foreign FOLDER": foreign,
     "guided_covariance": guided_covariance,
     "guided_digits FILE ...": guided_digits,
     "precision": precision,
+    "reference measure|write": reference,
 }
 COLUMNS = ("", "setting", "ours", "peer", "unit", "ratio (low to high)", "goal", "MiB ours, peer", "note")
 

@@ -55,6 +55,9 @@ class OneLevelMixture(GaussianMixture):
             self.remembered = x_t, self._posterior(x_t, alpha.reshape(-1)[0], sigma.reshape(-1)[0])
         return self.remembered[1]
 
+    def posterior_mean(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, components: Tensor | None = None) -> Tensor:
+        return self.posterior(x_t, alpha, sigma)[0]
+
     def _posterior(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         total = alpha**2 * self.variances + sigma**2
         rotated = torch.einsum("kij,bki->bkj", self.axes, x_t[:, None] - alpha * self.means)

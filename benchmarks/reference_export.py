@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -41,6 +42,12 @@ def put(path: Path, kind: Kind, target: Path) -> None:
     Checkpoint(kind, found.identity, halved(found.weights)).save(target)
 
 
+def write_losses(log: Path, target: Path) -> None:
+    """Keep the losses of the mean network from a run's log."""
+    frame = pd.read_csv(log, dtype=str).dropna(subset=["mean/loss"])
+    frame[["step", "mean/loss"]].to_csv(target, index=False)
+
+
 def export(runs: list[Path], folder: Path) -> None:
     """Write the folder of a network that comes with the package.
 
@@ -54,6 +61,7 @@ def export(runs: list[Path], folder: Path) -> None:
             put(run / "checkpoints" / "mean.safetensors", "mean", checkpoints / "mean.safetensors")
             data = saved.values["data"] | {"root": "data/cifar10", "cache_dir": "outputs/cache/data"}
             places = {"cache_dir": "outputs/cache", "output_dir": ".", "data": data, "mean_ckpt": None, "logger": {}}
+            write_losses(run / "metrics.csv", folder / "metrics.csv")
             write_config(folder, Config.model_validate(saved.values | places | {"choices": saved.choices}))
         variance = run / "checkpoints" / "variance.safetensors"
         if variance.is_file():

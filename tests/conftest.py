@@ -19,7 +19,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: as man
 hypothesis.settings.register_profile("optcov", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("optcov")
 
-LONG = ("test_ddp", "test_the_notebook_runs", "test_sweep", "test_real_data", "test_half_done")
+LONG = ("test_ddp", "test_jobs_side_by_side", "test_sweep", "test_real_data", "test_what_the_config_alone_shows")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

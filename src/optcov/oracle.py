@@ -101,21 +101,34 @@ class GaussianMixture:
             alpha, sigma: amplitudes, 0-dimensional or ``[B]``.
             components: component of each sample, int64 ``[B]`` in 0..K, where K means unknown; None if all are unknown.
         """
+        sigma = sigma.double().expand(len(x_t))
+        responsibility, means, total = self._components(x_t, alpha, sigma, components)
+        kept = sigma[:, None, None] ** 2 * self.variances.to(x_t.device) / total  # = s_k - alpha^2 s_k^2 / a_k
+        axes = self.axes.to(x_t.device)
+        covariances = torch.einsum("kij,bkj,klj->bkil", axes, kept, axes)
+        mean = torch.einsum("bk,bki->bi", responsibility, means)
+        centred = means - mean[:, None]
+        covariance = torch.einsum("bk,bkij->bij", responsibility, covariances)
+        return mean, covariance + torch.einsum("bk,bki,bkj->bij", responsibility, centred, centred)
+
+    def posterior_mean(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, components: Tensor | None = None) -> Tensor:
+        """The mean of `posterior` alone, ``[B, d]``, without the cost of its covariance."""
+        responsibility, means, _ = self._components(x_t, alpha, sigma, components)
+        return torch.einsum("bk,bki->bi", responsibility, means)
+
+    def _components(
+        self, x_t: Tensor, alpha: Tensor, sigma: Tensor, components: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``p(k | x_t)``, ``[B, K]``; ``E[x_0 | x_t, k]``, and the eigenvalues of A_k, each ``[B, K, d]``."""
         alpha, sigma = alpha.double().expand(len(x_t)), sigma.double().expand(len(x_t))
         axes, rotated, total = self._rotate(x_t, alpha, sigma)
         log_joint = self._log_joint(rotated, total)
         if components is not None:
             other = components[:, None] != torch.arange(len(self.weights), device=x_t.device)
             log_joint = log_joint.masked_fill(other & (components < len(self.weights))[:, None], -math.inf)
-        responsibility = log_joint.softmax(1)
         gain = alpha[:, None, None] * self.variances.to(x_t.device) / total  # of E[x_0 | x_t, k], along the axes
         means = self.means.to(x_t.device) + torch.einsum("kij,bkj->bki", axes, gain * rotated)
-        kept = sigma[:, None, None] ** 2 * self.variances.to(x_t.device) / total  # = s_k - alpha^2 s_k^2 / a_k
-        covariances = torch.einsum("kij,bkj,klj->bkil", axes, kept, axes)
-        mean = torch.einsum("bk,bki->bi", responsibility, means)
-        centred = means - mean[:, None]
-        covariance = torch.einsum("bk,bkij->bij", responsibility, covariances)
-        return mean, covariance + torch.einsum("bk,bki,bkj->bij", responsibility, centred, centred)
+        return log_joint.softmax(1), means, total
 
     def measured(self, matrix: Tensor, y: Tensor, noise: float) -> GaussianMixture:
         """The distribution of ``x_0`` given ``y = A x_0 + noise z`` for white z, a mixture again, by Bayes' rule.
@@ -146,7 +159,7 @@ class GaussianMixture:
 
     def score(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """``grad log q(x_t) = -(x_t - alpha E[x_0|x_t]) / sigma^2``, ``[B, d]`` (Tweedie); ``sigma > 0``."""
-        mean, _ = self.posterior(x_t, alpha, sigma)
+        mean = self.posterior_mean(x_t, alpha, sigma)
         alpha, sigma = alpha.double().expand(len(x_t))[:, None], sigma.double().expand(len(x_t))[:, None]
         return -(x_t - alpha * mean) / sigma**2
 
@@ -220,7 +233,7 @@ class OracleNetwork(nn.Module):
         level = self.schedule.levels(time.double() / 1000 - self.time_offset / self.schedule.num_steps)
         c_in = self.parameterization.c_in(level)
         x_t = x_t.double() if c_in is None else x_t.double() / per_sample(c_in, x_t.double())
-        mean, _ = self.mixture.posterior(x_t, level.alpha, level.sigma, labels)
+        mean = self.mixture.posterior_mean(x_t, level.alpha, level.sigma, labels)
         eps = (x_t - level.alpha[:, None] * mean) / level.sigma[:, None]
         inputs = torch.cat([x_t.to(dtype), level.log_snr.clamp(min=-40).to(dtype)[:, None]], 1)
         features = torch.cos(inputs @ self.frequencies.to(dtype) + self.phases.to(dtype))

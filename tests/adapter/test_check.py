@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 import optcov
@@ -105,6 +105,23 @@ def test_a_wrong_time_or_reading_is_named(name: str):
     assert found is not None
     assert f"these images better with {words}" in found
     assert found.endswith("smaller than as stated: compare samples of both")
+
+
+def test_feeds_within_a_step_are_not_told_apart():
+    found = warned(exact(), gaussian_images(16), time="n-1")
+    assert found is not None
+    assert 'better with time="n" or "1000t" or "999t":' in found
+    assert warned(exact(), gaussian_images(16), time="999t") is None
+
+
+def test_what_the_network_refuses_is_no_neighbour():
+    """A table has no row for the negative times of EDM."""
+    table, network = torch.arange(1.0, 1001.0)[:, None], exact()
+
+    def call(x: Tensor, n: Tensor) -> Tensor:
+        return network(x, nn.functional.embedding(n, table)[:, 0])
+
+    assert warned(call, gaussian_images(16), time="n-1") is None
 
 
 def test_gross_mistakes_show_without_images():

@@ -309,13 +309,71 @@ def test_text_and_classes_of_diffusers():
         sample_size=4, in_channels=2, out_channels=4, patch_size=2, num_layers=1, num_attention_heads=2,
         attention_head_dim=4, num_embeds_ada_norm=5,
     )  # fmt: skip
-    denoiser = optcov.load(dit, null_class=5, num_classes=5, **stated)
+    denoiser = optcov.load(dit, **stated)
+    assert (denoiser.num_classes, denoiser.network.null_class) == (5, 5)
     assert denoiser.network.learned_sigma
     x_t = torch.randn(2, 2, 4, 4)
     with torch.no_grad():
         found = denoiser(x_t, level, torch.tensor([3, 5])).output
         wanted = dit.eval()(x_t, torch.tensor([299, 299]), class_labels=torch.tensor([3, 5])).sample[:, :2]
     assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+STATES: dict[str, tuple[dict[str, Any], str]] = {  # what a scheduler states: schedule, prediction, time at n = 300
+    "PNDMScheduler": ({"beta_schedule": "scaled_linear"}, "BetaSchedule Eps 299"),
+    "EulerDiscreteScheduler": ({"prediction_type": "v_prediction"}, "BetaSchedule V 299"),
+    "FlowMatchEulerDiscreteScheduler": ({}, "FlowSchedule Velocity 300"),
+    "UniPCMultistepScheduler": (
+        {"use_flow_sigmas": True, "prediction_type": "flow_prediction"},
+        "FlowSchedule Velocity 300",
+    ),
+    "EDMEulerScheduler": ({}, "VESchedule EDM -0.759"),
+    "ScoreSdeVeScheduler": ({"num_train_timesteps": 1000}, "VESchedule Score 0.346"),
+}
+STATES_NOTHING: dict[str, tuple[dict[str, Any], str]] = {
+    "IPNDMScheduler": ({}, r"scheduler must state betas, or be of flow matching or EDM \(got IPNDMScheduler\)"),
+    "EDMDPMSolverMultistepScheduler": ({"prediction_type": "v_prediction"}, "must be epsilon, EDM's F"),
+    "DDPMScheduler": ({"beta_schedule": "laplace"}, r"beta_schedule of DDPMScheduler must be .*\(got laplace\)"),
+    "EulerDiscreteScheduler": ({"timestep_type": "continuous"}, "timestep_type of EulerDiscreteScheduler must be"),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_scheduler_states_the_path_and_the_time(name: str):
+    diffusers = pytest.importorskip("diffusers")
+    settings, wanted = STATES[name]
+    scheduler = getattr(diffusers, name)(**settings)
+    denoiser = optcov.load(SimpleNamespace(scheduler=scheduler, unet=unet()), data_range=(-1, 1), check=False)
+    fed = float(denoiser.network_time(denoiser.levels(torch.tensor(0.3))))
+    found = (type(denoiser.schedule).__name__, type(denoiser.parameterization).__name__, f"{fed:.3g}")
+    assert " ".join(found) == wanted
+    kept = optcov.load(unet(), schedule=scheduler, prediction="x0", time="n", data_range=(-1, 1), check=False)
+    assert type(kept.schedule) is type(denoiser.schedule)  # also where it is given as the schedule alone
+
+
+@pytest.mark.parametrize("name", STATES_NOTHING)
+def test_a_scheduler_of_another_kind_is_refused(name: str):
+    diffusers = pytest.importorskip("diffusers")
+    settings, message = STATES_NOTHING[name]
+    pipeline = SimpleNamespace(scheduler=getattr(diffusers, name)(**settings), unet=unet())
+    with pytest.raises(ValueError, match=message):
+        optcov.load(pipeline, data_range=(-1, 1), check=False)
+
+
+def test_a_variant_is_opened_and_code_is_not(pipeline: Path, tmp_path: Path):
+    import shutil
+
+    for name in ("half", "evil"):
+        shutil.copytree(pipeline, tmp_path / name)
+        shutil.rmtree(tmp_path / name / "unet")
+    unet().half().save_pretrained(tmp_path / "half" / "unet", variant="fp16")
+    denoiser = optcov.load(tmp_path / "half", data_range=(-1, 1), check=False)
+    found = denoiser.network.call.network.conv_in.weight
+    assert torch.equal(found.data, unet().conv_in.weight.data.half().float())
+    unet().save_pretrained(tmp_path / "evil" / "unet", safe_serialization=False)
+    torch.save({"conv_in.weight": Runs()}, next((tmp_path / "evil" / "unet").glob("*.bin")))
+    with pytest.raises(ValueError, match="cannot be opened"):
+        optcov.load(tmp_path / "evil", data_range=(-1, 1), check=False)
 
 
 def test_broken_folders_are_refused_in_a_sentence(pipeline: Path, tmp_path: Path):

@@ -95,7 +95,14 @@ def load(
     if isinstance(source, Denoiser):
         return source.eval()
     stated = Conventions(
-        None if shape is None else _shape(shape), prediction, schedule, time, data_range, learned_sigma, num_classes
+        None if shape is None else _shape(shape),
+        prediction,
+        schedule,
+        time,
+        data_range,
+        learned_sigma,
+        num_classes,
+        null_class,
     )
     device = None if device is None else _device(device)
     if isinstance(source, str | Path):
@@ -138,12 +145,12 @@ def load(
             f"null_bind must name what bind does (got {', '.join(sorted(null_bind))} and "
             f"{', '.join(sorted(bind or {})) or 'nothing'}): give both"
         )
-    if null_class is not None and known.num_classes is None:
-        raise ValueError(f"num_classes must be given with null_class (got null_class = {null_class} alone): give both")
+    if known.null_class is not None and known.num_classes is None:
+        raise ValueError(f"num_classes must be given with null_class (got {known.null_class} alone): give both")
     if not _is_ours(call):
         options: dict[str, Any] = {
             "num_classes": known.num_classes,
-            "null_class": null_class,
+            "null_class": known.null_class,
             "learned_sigma": bool(known.learned_sigma),
             "bind": bind,
             "null_bind": null_bind,
@@ -235,6 +242,7 @@ def _merged(first: Conventions, then: Conventions) -> Conventions:
             name: getattr(then, name) if getattr(first, name) is None else getattr(first, name)
             for name in ("shape", "prediction", "schedule", "time", "data_range")
         },
+        null_class=then.null_class if first.null_class is None and first.num_classes is None else first.null_class,
     )
 
 
@@ -292,7 +300,7 @@ def to_schedule(schedule: Any) -> NoiseSchedule:
     if hasattr(schedule, "config") and type(schedule).__module__.startswith("diffusers."):
         from optcov.adapter.diffusers import schedule_of
 
-        return schedule_of(dict(schedule.config))
+        return schedule_of(dict(schedule.config) | {"_class_name": type(schedule).__name__})
     if isinstance(schedule, tuple | list) and len(schedule) == 2 and all(callable(each) for each in schedule):
         return FunctionSchedule(*schedule)
     try:

@@ -17,11 +17,11 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from optcov.cli.build import Run
-from optcov.cli.signals import Terminated, Unfinished, patient
 from optcov.errors import config_errors, must
 from optcov.keys import Config
 from optcov.parts import Parts
 from optcov.seeds import Stream, derive_seed
+from optcov.signals import Terminated, Unfinished, patient, requeued_after
 from optcov.training import (
     Checkpoint,
     ClassifierStage,
@@ -162,8 +162,14 @@ def run_stage(run: Run, stage: Stage, description: str, loggers: list[Logger], e
     for logger in loggers:
         if isinstance(logger, MetricsCSV):
             logger.resume(stage.name, 0 if found is None else found[1])
+
+    def stop() -> None:
+        trainer.should_stop = True
+
+    # several processes do not get a signal in the same step: theirs are requeued at once
+    requeue = requeued_after(stop) if trainer.world_size == 1 else nullcontext()
     try:
-        with patient():
+        with patient(), requeue:
             trainer.fit(
                 stage,
                 datamodule=DataModule(parts.data, stage.labelled),
@@ -172,7 +178,10 @@ def run_stage(run: Run, stage: Stage, description: str, loggers: list[Logger], e
             )
     except SIGTERMException:
         raise Terminated(_stopped(description, trainer)) from None
-    except SystemExit:  # how Lightning ends on Ctrl+C
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):  # a launcher ends the job, to give it again
+            raise
+        # how Lightning ends on Ctrl+C
         raise KeyboardInterrupt(f"{description}; the same command continues from the last checkpoint") from None
     if trainer.global_step < trainer.max_steps:  # Lightning ends without an exception, for example at trainer.max_time
         raise Unfinished(_stopped(description, trainer))

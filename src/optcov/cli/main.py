@@ -20,12 +20,12 @@ from optcov.cli.check import check
 from optcov.cli.explain import explain
 from optcov.cli.reference import by_name
 from optcov.cli.restore import CONF, restored, store_run
-from optcov.cli.signals import TERMINATED, UNFINISHED, Terminated, Unfinished, terminable
 from optcov.errors import ConfigError, config_errors, must, sentence
 from optcov.foreign import printable
 from optcov.keys import Config
 from optcov.lock import InUseError
 from optcov.run_folder import Saved
+from optcov.signals import TERMINATED, UNFINISHED, Terminated, Unfinished, terminable
 
 Task = Literal["train", "sample", "evaluate", "report", "prepare"]
 CONFIGS = {"train": "config", "prepare": "config"}  # the config of a task, if its name is not the task's
@@ -111,13 +111,18 @@ def _run(task: Task, arguments: Sequence[str]) -> None:
         if not Path(args.config_dir).is_dir():
             raise must("--config-dir", "a folder", args.config_dir, "correct its name")
         overrides.append(f"hydra.searchpath=['file://{Path(args.config_dir).absolute()}']")
-    began, failed = list[bool](), list[Exception]()
+    began, failed, launcher = list[bool](), list[Exception](), os.getpid()
     saved: Saved | None = None
 
     def job(cfg: DictConfig) -> None:
         began.append(True)
         try:
-            _do(task, cfg, saved)
+            try:
+                _do(task, cfg, saved)
+            except Terminated as error:
+                if os.getpid() == launcher:
+                    raise
+                raise Unfinished(str(error)) from None  # the launcher of a sweep waits for the answer of its job
         except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 log.error("%s", sentence(error))  # in the job's own log

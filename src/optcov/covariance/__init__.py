@@ -9,6 +9,7 @@ from optcov.covariance.isotropic import IsotropicCovariance
 from optcov.covariance.kronecker import KroneckerCovariance
 from optcov.covariance.low_rank import LowRankCovariance
 from optcov.covariance.matrix_free import MatrixFreeCovariance
+from optcov.covariance.skewed import SkewedCovariance
 from optcov.covariance.total import CongruentCovariance, SumCovariance
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "KroneckerCovariance",
     "LowRankCovariance",
     "MatrixFreeCovariance",
+    "SkewedCovariance",
     "SumCovariance",
 ]
