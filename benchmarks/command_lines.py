@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks.damage import SETTINGS, _at
+from optcov.cli import tasks
 from optcov.cli.build import assemble
 from optcov.cli.check import check
 from optcov.cli.main import main, register_resolvers
@@ -130,22 +131,26 @@ def _checked(arguments: list[str], cfg: DictConfig) -> str:
     """Check a config and build its parts, as the command does after Hydra."""
     hydra = _composed()[1]
     overrides = SimpleNamespace(task=[*SETTINGS, *arguments])
+    node = SimpleNamespace(overrides=overrides, runtime=hydra.runtime, mode=None, sweep=hydra.sweep)
     try:
-        assemble("train", check(cfg, SimpleNamespace(overrides=overrides, runtime=hydra.runtime, mode=None), "train"))
+        with patch("optcov.cli.tasks.open_run_folder", _reached):
+            tasks.train(*assemble("train", check(cfg, node, "train")))
+    except _ReachedError:
+        return "accepted"
     except Exception as error:
         return _judged(f"error: {sentence(error)}")
-    return "accepted"
+    return "ended without a word"
+
+
+def _reached(*args: Any, **kwargs: Any) -> None:
+    raise _ReachedError
 
 
 def _whole(arguments: list[str]) -> str:
     """Give a whole command, up to the point at which it would claim its folder."""
-
-    def reached(*args: Any, **kwargs: Any) -> None:
-        raise _ReachedError
-
     sys.argv[1:] = [*SETTINGS, *arguments]
     try:
-        with patch("optcov.cli.tasks.open_run_folder", reached):
+        with patch("optcov.cli.tasks.open_run_folder", _reached):
             main("train")
     except SystemExit as error:
         return "accepted" if "_ReachedError" in str(error.code) else _judged(str(error.code))

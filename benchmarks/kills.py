@@ -143,7 +143,11 @@ def left(place: Path, name: str) -> dict[str, object]:
         elif path.name == "metrics.csv":
             with path.open() as file:
                 rows = [{each: value for each, value in row.items() if value} for row in csv.DictReader(file)]
-            found[key] = sorted(str(sorted(row.items())) for row in rows)
+            if name == "sweep":  # jobs share fits, and the one that goes on with a fit logs it
+                key = "metrics.csv of all jobs"
+            seen = found.get(key, set())
+            assert isinstance(seen, set)
+            found[key] = seen | {str(sorted(row.items())) for row in rows}
         elif path.suffix in (".png", ".csv", ".tex", ".md", ".html") and path.is_file():
             found[key] = "there"
     return found
@@ -201,10 +205,8 @@ def run(count: int, seed: int, say: Callable[[str], object] = print) -> int:
             if problem is not None:
                 problems += 1
                 say(f"{name}, {kind}: {problem}")
-    say(
-        f"{sum(sent.values())} disturbances, {problems} problems: "
-        + ", ".join(f"{n} {k}" for k, n in sorted(sent.items()))
-    )
+            kinds = ", ".join(f"{number} {each}" for each, number in sorted(sent.items()))
+            say(f"{sum(sent.values())} disturbances, {problems} problems: {kinds}")
     return problems
 
 

@@ -69,7 +69,7 @@ class Config(BaseModel):
     model: Annotated[Part, Key(NETWORK, {"source": GIVEN, "check": PLACE})]
     schedule: Annotated[Part, Key(NETWORK)]
     parameterization: Annotated[Part, Key(NETWORK)]
-    time_offset: Annotated[int, Key(NETWORK)]
+    time_offset: Annotated[int, Field(ge=-MOST, le=MOST), Key(NETWORK)]
     conditional: Annotated[bool, Key(NETWORK)]
     seed: Annotated[NonNegativeInt, Field(lt=2**32), Key(TRAINING | SAMPLES | UNLABELLED)]
     data: Annotated[
@@ -120,7 +120,7 @@ class Config(BaseModel):
     sample_batch_size: Annotated[PositiveInt, Field(le=MOST_AT_ONCE), Key(PLACE)]
     num_threads: Annotated[Annotated[int, Field(ge=1, le=1024)] | Literal["auto"], Key(PLACE)]
     logger: Annotated[Parts, Key(PLACE)]
-    cache_dir: Annotated[str, Key(PLACE)]
+    cache_dir: Annotated[str, Field(min_length=1), Key(PLACE)]
     checkpoint_every: Annotated[PositiveInt, Field(le=MOST), Key(PLACE)]
     output_dir: Annotated[str, Key(PLACE)]
     wait: Annotated[bool, Key(PLACE)]

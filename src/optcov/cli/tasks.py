@@ -177,7 +177,9 @@ def _run(task: str, config: Config, parts: Parts | None) -> Run:
     if parts is None:
         config, parts = assemble(task, config)
     configure_machine(config, parts.denoiser, machine)
-    return Run(config, parts, machine)
+    run = Run(config, parts, machine)
+    run.trainer()  # refuses arguments of the Trainer before anything is written
+    return run
 
 
 def _restore(task: str, config: Config, parts: Parts | None) -> Run:
