@@ -23,6 +23,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -179,8 +180,8 @@ def run(count: int, seed: int, say: Callable[[str], object] = print) -> int:
                     bases[each].mkdir(exist_ok=True)
                     shutil.copytree(bases[each], place)
                     pid = start(place, each)
-                    _, status, usage = os.wait4(pid, 0)
-                    assert status == 0, (place / "words").read_text()
+                    _, ended, usage = os.wait4(pid, 0)
+                    assert ended == 0, (place / "words").read_text()
                     wholes[each], seconds[each] = left(place, each), usage.ru_utime + usage.ru_stime
                     if each == "train":
                         shutil.copytree(place, Path(folder, "base"))
@@ -190,7 +191,8 @@ def run(count: int, seed: int, say: Callable[[str], object] = print) -> int:
             signals, statuses = SIGNALS[kind]
             problem = None
             for _ in range(chance.choice((1, 2, 3))):
-                share, full = chance.random(), chance.randrange(1, 30) if kind == "full disk" else None
+                share = chance.random()
+                full = chance.randrange(1, 30) if kind == "full disk" else None
                 status = disturb(start(place, name, full), signals, share * seconds[name])
                 if status == 0:
                     sent["ended before"] += 1
@@ -211,4 +213,5 @@ def run(count: int, seed: int, say: Callable[[str], object] = print) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(*(int(each) for each in (*sys.argv[1:], *("100", "0")[len(sys.argv) - 1 :]))) > 0)
+    count, seed = (int(given) if given else default for given, default in zip_longest(sys.argv[1:], (100, 0)))
+    sys.exit(run(count, seed) > 0)

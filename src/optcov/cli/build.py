@@ -47,8 +47,8 @@ class Run:
 
     def trainer(self, **arguments: Any) -> Trainer:
         """Make the config's Lightning Trainer, for training or prediction, without unneeded output."""
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
         from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
-        from lightning.pytorch.plugins.environments import SLURMEnvironment
 
         callbacks = arguments.get("callbacks", [])
         settings: dict[str, Any] = {

@@ -153,17 +153,16 @@ def _run(task: Task, arguments: Sequence[str]) -> None:
                 mode = f"hydra.mode={'MULTIRUN' if args.multirun else 'RUN'}"
                 start(config_name=name, task_function=job, overrides=[*overrides, mode])
         except Exception as error:  # odd options make Hydra raise almost any exception
+            if type(error).__module__.partition(".")[0] in ("submitit", "ray"):
+                said = str(error).partition("\n")[0]
+                raise ConfigError(
+                    f"a job of the sweep ended without an answer ({said}): repeat the command with "
+                    "hydra.sweep.dir=FOLDER, the folder of the sweep, which does what is missing"
+                ) from error
             on_disk = isinstance(error, OSError) and error.errno is not None
             if began or on_disk or isinstance(error, ConfigError):
                 raise
             raise ConfigError(explain(error, overrides, name, args.multirun)) from error
-        except Exception as error:
-            if type(error).__module__.partition(".")[0] not in ("submitit", "ray"):
-                raise
-            raise ConfigError(
-                f"a job of the sweep ended without an answer ({str(error).partition(chr(10))[0]}): repeat the command "
-                "with hydra.sweep.dir=FOLDER, the folder of the sweep, which does what is missing"
-            ) from error
     if failed:
         raise failed[0]
 
