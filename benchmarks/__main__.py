@@ -24,6 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import (
+    budget,
+    covbench,
     data_loading,
     denoising_diffusion,
     foreign,
@@ -58,6 +60,8 @@ ROWS: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "gpu": gpu.gpu,
 }
 ALONE = {
+    "budget oracle|RUN": budget,
+    "covbench": covbench,
     "foreign FOLDER": foreign,
     "guided_covariance": guided_covariance,
     "guided_digits FILE ...": guided_digits,

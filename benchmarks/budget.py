@@ -124,7 +124,7 @@ def classifier() -> Digits:
             slopes = torch.autograd.grad(loss, weights)
             with torch.no_grad():
                 for weight, slope, moving in zip(weights, slopes, speed, strict=True):
-                    weight -= 0.05 * moving.mul_(0.9).add_(slope)
+                    weight.sub_(0.05 * moving.mul_(0.9).add_(slope))
     return network.requires_grad_(False).eval()
 
 
@@ -176,6 +176,15 @@ class War:
             self.made[name] = self.make_strategy(name)
         return self.made[name]
 
+    def times(self, name: str, steps: int) -> Tensor:
+        """Of a trajectory, which is fitted where that is asked for."""
+        trajectory = make("trajectory", name)
+        if trajectory.num_images:
+            chains = self.images[: trajectory.num_images].to(self.dtype)
+            trajectory.fit(self.denoiser, self.strategy("beta_tilde"), [chains], TUNING_SEED)
+        found: Tensor = trajectory.times(self.denoiser.schedule, steps)
+        return found
+
     def sampler(self, method: Method, steps: int, times: Tensor, chains: int) -> Sampler:
         """Fitted to the times, where that is asked for."""
         order = {"order": min(steps, method.settings["order"])} if "order" in method.settings else {}
@@ -196,12 +205,19 @@ class War:
         self, method: Method, budget: int, known: dict[str, Any], seeds: int, count: int
     ) -> Iterator[dict[str, Any]]:
         """The scores of a method within a budget, after each of its seeds, beside those that are known."""
-        cell = {"trajectory": None, "steps": method.steps(budget), "ne": None, "scores": {}, **known}
+        cell = {
+            "trajectory": None,
+            "steps": method.steps(budget),
+            "ne": None,
+            "scores": {},
+            "candidates": list(TRAJECTORIES),
+            **known,
+        }
         if len(cell["scores"]) >= seeds:
             return
         best: tuple[float, Sampler, Tensor] | None = None
-        for name in [cell["trajectory"]] if cell["trajectory"] else TRAJECTORIES:
-            times = make("trajectory", name).times(self.denoiser.schedule, cell["steps"])
+        for name in [cell["trajectory"]] if cell["trajectory"] else cell["candidates"]:
+            times = self.times(name, cell["steps"])
             sampler = self.sampler(method, len(times), times, count)
             samples, cell["ne"] = self.draw(sampler, method.var, times, count, TUNING_SEED)
             score = self.reference.scores(samples)["features"]
@@ -244,8 +260,8 @@ def learned(run: Path) -> War:
     def strategy(name: str) -> VarianceStrategy:
         if name == "lgs":
             return optcov.fit("lgs", denoiser, difference=0.01)
-        own = {"steps": 400} if name in trained else {}
-        return optcov.fit(name, denoiser, None if name == "beta_tilde" else images, progress=False, **own)
+        steps = 400 if name in trained else None
+        return optcov.fit(name, denoiser, None if name == "beta_tilde" else images, steps, progress=False)
 
     compared = methods(["sn_dpm", "gms", "data_cov", "low_rank"], {"lgs": 3})
     reference = Reference(data.normalize(data.load("train")))
@@ -261,7 +277,7 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 def table(cells: dict[str, Any], calls: list[int]) -> str:
     """Markdown: a row a method, for each budget NE, trajectory and scores; the best solver and the best of all bold."""
-    lines = []
+    lines: list[str] = []
     for budget in calls:
         own = {key.split(" @ ")[0]: cell for key, cell in cells.items() if key.endswith(f" @ {budget}")}
         if not own:
@@ -284,6 +300,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--count", type=int, default=500, help="samples scored")
     parser.add_argument("--methods", nargs="*", help="by name; default: all")
+    parser.add_argument("--trajectories", nargs="*", default=list(TRAJECTORIES), help="tried by methods that are new")
     parser.add_argument("--output", type=Path, help="a json; default: benchmarks/results/budget_NETWORK.json")
     parser.add_argument("--table", action="store_true", help="print what is there, and measure nothing")
     args = parser.parse_args()
@@ -299,7 +316,8 @@ def main() -> None:
     for budget in args.calls:
         for name in args.methods or war.methods:
             key = f"{name} @ {budget}"
-            for cell in war.cell(war.methods[name], budget, found["cells"].get(key, {}), args.seeds, args.count):
+            known = {"candidates": args.trajectories, **found["cells"].get(key, {})}
+            for cell in war.cell(war.methods[name], budget, known, args.seeds, args.count):
                 found["cells"][key] = cell
                 output.parent.mkdir(parents=True, exist_ok=True)
                 output.write_text(json.dumps(found, indent=1) + "\n")

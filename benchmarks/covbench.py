@@ -84,36 +84,41 @@ class Blurred:
 
     def posterior(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         share = self._log_joint(x_t, alpha, sigma).softmax(1)
-        total, sigma = self._total(x_t, alpha, sigma)
+        mean, (total, sigma) = self.posterior_mean(x_t, alpha, sigma), self._total(x_t, alpha, sigma)
         centre = share @ self.points
         spread = torch.stack([(self.points * row[:, None]).T @ self.points for row in share])
         spread = spread - centre[:, :, None] * centre[:, None]
         own = (self.variance * sigma**2 / total)[..., None] * torch.eye(DIM, dtype=torch.float64)
-        return self.posterior_mean(x_t, alpha, sigma), (sigma**2 / total)[..., None] ** 2 * spread + own
+        return mean, (sigma**2 / total)[..., None] ** 2 * spread + own
 
     def posterior_mean(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         centre = self._log_joint(x_t, alpha, sigma).softmax(1) @ self.points
         total, sigma = self._total(x_t, alpha, sigma)
-        return (sigma**2 * centre + alpha.double().expand(len(x_t))[:, None] * self.variance * x_t) / total
+        mean: Tensor = (sigma**2 * centre + alpha.double().expand(len(x_t))[:, None] * self.variance * x_t) / total
+        return mean
 
     def log_density(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        total = self._total(x_t, alpha, sigma)[0][:, 0]
+        total = alpha.double() ** 2 * self.variance + sigma.double() ** 2
         joint = self._log_joint(x_t, alpha, sigma).logsumexp(1) - math.log(len(self.points))
-        return joint - DIM / 2 * (2 * math.pi * total).log()
+        density: Tensor = joint - DIM / 2 * (2 * math.pi * total).log()
+        return density
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         chosen = torch.randint(len(self.points), (count,), generator=generator)
         noise = torch.randn(count, DIM, dtype=torch.float64, generator=generator)
-        return self.points[chosen] + self.variance**0.5 * noise
+        drawn: Tensor = self.points[chosen] + self.variance**0.5 * noise
+        return drawn
 
     def _total(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        alpha, sigma = (each.double().expand(len(x_t))[:, None] for each in (alpha, sigma))
-        return alpha**2 * self.variance + sigma**2, sigma
+        """The variance of x_t about a point, and sigma, each ``[B, 1]``."""
+        wide, narrow = alpha.double().expand(len(x_t))[:, None], sigma.double().expand(len(x_t))[:, None]
+        return wide**2 * self.variance + narrow**2, narrow
 
     def _log_joint(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         scale = alpha.double().expand(len(x_t))[:, None]
         far = (x_t**2).sum(1, keepdim=True) - 2 * scale * x_t @ self.points.T + scale**2 * (self.points**2).sum(1)
-        return -far / (2 * self._total(x_t, alpha, sigma)[0])
+        exponent: Tensor = -far / (2 * self._total(x_t, alpha, sigma)[0])
+        return exponent
 
 
 class TruthNetwork(nn.Module):
@@ -268,9 +273,9 @@ class Bench:
     def path(self, strategy: VarianceStrategy, steps: int) -> tuple[float, float]:
         """Divergence of the path of K steps even in log SNR from t = 1 to 0.01, in nats, and its standard error."""
         strategy.double().eval()
-        ends = SCHEDULE.log_snr(torch.tensor([0.01, 1.0], dtype=torch.float64))
-        levels = SCHEDULE.levels(SCHEDULE.time(torch.linspace(*ends.tolist(), steps + 1, dtype=torch.float64)))
-        truth: Truth = self.denoiser.network.truth  # type: ignore[union-attr, assignment]
+        low, high = SCHEDULE.log_snr(torch.tensor([0.01, 1.0], dtype=torch.float64)).tolist()
+        levels = SCHEDULE.levels(SCHEDULE.time(torch.linspace(low, high, steps + 1, dtype=torch.float64)))
+        truth: Truth = self.denoiser.network.truth  # type: ignore[assignment]
         total = torch.zeros(len(self.x_0), dtype=torch.float64)
         generator = torch.Generator().manual_seed(1)
         x_s = self.denoiser.diffuse(self.x_0, self.eps, levels[0])

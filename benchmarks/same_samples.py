@@ -189,7 +189,7 @@ def denoiser_of(
     base = (
         MLP(SHAPES["mlp"], channels=16, num_blocks=2, num_classes=num_classes)
         if network == "mlp"
-        else UNet(SHAPES["unet"], channels=8, num_classes=num_classes)
+        else UNet(SHAPES["unet"], channels=8, attention_resolutions=[4], num_classes=num_classes)
     )
     fill(base, SEED)
     seeded = SeededNetwork(base, parameterization)

@@ -18,8 +18,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+import optcov
 from benchmarks import (
+    budget,
     correlations,
+    covbench,
     data_loading,
     denoising_diffusion,
     gpu,
@@ -36,6 +39,7 @@ from optcov.denoiser import Denoiser
 from optcov.inverse import Mask
 from optcov.labels import cycle_labels
 from optcov.model import UNet
+from optcov.oracle import GaussianMixture
 from optcov.schedule import LinearSchedule
 
 TINY = Settings(
@@ -299,3 +303,64 @@ def test_what_correlations_are_worth_is_measured():
     found = {label: dict(correlations.bits(denoiser, each, 2, 3)) for label, each in strategies.items()}
     assert found["nll"]["bits 3"] != found["low_rank"]["bits 3"]
     assert all(values["bits 3 se"] > 0 for values in found.values())
+
+
+def test_the_budget_war_goes_on_where_it_was_and_ranks_methods(monkeypatch):
+    """Cells are tuned once; more seeds add to them; K is the most within the budget."""
+    monkeypatch.setattr(budget, "TRAJECTORIES", ("quadratic", "even"))
+    untrained = budget.Digits().eval().requires_grad_(False)
+    monkeypatch.setattr(budget, "classifier", lambda: untrained)
+    images = torch.rand(40, 1, 8, 8) * 2 - 1
+    denoiser = Denoiser(UNet((1, 8, 8), channels=8, channel_mult=[1]), LinearSchedule(100)).eval()
+    compared = budget.methods(["data_cov"], {"lgs": 3})
+    war = budget.War(
+        "tiny", denoiser, images, budget.Reference(images),
+        lambda name: optcov.fit(name, denoiser, None if name == "beta_tilde" else images, progress=False), compared,
+    )  # fmt: skip
+    assert [compared[name].steps(10) for name in ("2M", "Heun", "DDIM + lgs")] == [10, 5, 3]
+    cells = {}
+    for name in ("2M", "2M balanced + data_cov"):
+        for seeds in (1, 2):
+            *_, cell = war.cell(compared[name], 4, cells.get(f"{name} @ 4", {}), seeds, 16)
+            cells[f"{name} @ 4"] = json.loads(json.dumps(cell))
+        assert (cell["ne"], cell["steps"], list(cell["scores"])) == (4, 4, ["0", "1"])
+    assert list(war.cell(compared["2M"], 4, cells["2M @ 4"], 2, 16)) == []
+    found = budget.table(cells, [4, 5])
+    assert found.count("\n| ") == 3
+    assert "NE = 5" not in found
+    assert budget.interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(2.484, abs=1e-3))
+
+
+@pytest.mark.parametrize("task", ["gaussian_field/v1", "finite_digits/v1/planted"])
+def test_covbench_gives_the_truth_no_excess_and_others_some(task: str, monkeypatch):
+    monkeypatch.setattr(covbench, "TIMES", (0.2, 0.6))
+    bench = covbench.Bench.of(task, 6)
+    excess = {}
+    for name in ("exact", "exact_diagonal", "analytic_imperfect"):
+        settings = {"num_times": 4, "num_images": 8} if name == "analytic_imperfect" else None
+        estimator = covbench.ESTIMATORS[name] if settings is None else covbench.fitted(name, **settings)
+        scores = list(bench.scores(estimator(bench.denoiser, bench.images)))
+        assert [each["t"] for each in scores] == [0.2, 0.6]
+        excess[name] = sum(each["excess"] for each in scores)
+        if name == "exact":
+            assert max(each["frobenius"] for each in scores) < 1e-12
+    assert excess["exact"] == pytest.approx(0, abs=1e-9)
+    assert 0.01 < excess["exact_diagonal"] < excess["analytic_imperfect"] + 1e-9
+
+
+def test_the_paths_of_covbench_know_an_exact_chain():
+    """A Gaussian's reverse steps are Gaussian: the full C leaves nothing, its diagonal something of slope -1."""
+    bench = covbench.Bench.of("gaussian_field/v1", 32)
+    assert bench.path(covbench.Exact(bench.denoiser), 4) == (pytest.approx(0, abs=1e-8), pytest.approx(0, abs=1e-8))
+    diagonal = {str(k): list(bench.path(covbench.Exact(bench.denoiser, True), k)) for k in (4, 8)}
+    assert -2 < covbench.slope(diagonal) < -0.5
+
+
+def test_blurred_points_are_the_mixture_that_they_are():
+    points = torch.randn(5, 64, generator=torch.Generator().manual_seed(0)).double()
+    alpha, sigma = torch.tensor(0.7).double(), torch.tensor(0.6).double()
+    x_t = alpha * points[:3] + 0.1
+    blurred, mixture = covbench.Blurred(points, 0.01), GaussianMixture(points, [0.01] * 5)
+    for found, exact in zip(blurred.posterior(x_t, alpha, sigma), mixture.posterior(x_t, alpha, sigma), strict=True):
+        torch.testing.assert_close(found, exact)
+    torch.testing.assert_close(blurred.log_density(x_t, alpha, sigma), mixture.log_density(x_t, alpha, sigma))

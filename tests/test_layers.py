@@ -23,11 +23,11 @@ FLOORS = [
     ),
     (
         "data labels metric report keys parts upgrade signatures targets trust foreign errors lock registry adapter "
-        "fitting reference measurement restoring run_folder verbs",
+        "fitting reference measurement restoring run_folder signals uncertainties verbs",
         "diffusers huggingface_hub filelock PIL pooch pyarrow requests torchmetrics jinja2 matplotlib omegaconf pandas "
         "pydantic rich yaml",
     ),
-    ("training", "joblib lightning wandb"),
+    ("training", "joblib lightning pytorch_optimizer wandb"),
     ("cli __main__", "hydra"),
 ]
 NOTEBOOK = 2  # the highest floor that needs neither Lightning nor Hydra

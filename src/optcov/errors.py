@@ -52,7 +52,7 @@ def sentence(error: Exception) -> str:
 
 
 def _sentence(error: Exception) -> str:
-    if isinstance(error, ConfigError) or type(error).__name__ in ("CheckpointError", "Unfinished"):
+    if isinstance(error, ConfigError) or type(error).__name__ in ("CheckpointError", "InUseError", "Unfinished"):
         return str(error)
     if isinstance(error, RuntimeError) and ("inline_container" in str(error) or "iostream" in str(error)):
         return "a file could not be written completely (disk full?): free space, or set hydra.run.dir or cache_dir"

@@ -43,10 +43,12 @@ class Key:
     Args:
         determines: what the key determines; this also holds for keys inside it that no pattern of ``inside`` matches.
         inside: what keys inside a group determine, by pattern; the first match counts.
+        tasks: tasks that take the key; none takes those that optcov sets itself.
     """
 
     determines: Determines
     inside: Mapping[str, Determines] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ("train", "sample", "evaluate")
 
 
 def _has_target(node: dict[str, Any]) -> dict[str, Any]:
@@ -67,7 +69,7 @@ class Config(BaseModel):
     model: Annotated[Part, Key(NETWORK, {"source": GIVEN, "check": PLACE})]
     schedule: Annotated[Part, Key(NETWORK)]
     parameterization: Annotated[Part, Key(NETWORK)]
-    time_offset: Annotated[int, Key(NETWORK)]
+    time_offset: Annotated[int, Field(ge=-MOST, le=MOST), Key(NETWORK)]
     conditional: Annotated[bool, Key(NETWORK)]
     seed: Annotated[NonNegativeInt, Field(lt=2**32), Key(TRAINING | SAMPLES | UNLABELLED)]
     data: Annotated[
@@ -118,18 +120,19 @@ class Config(BaseModel):
     sample_batch_size: Annotated[PositiveInt, Field(le=MOST_AT_ONCE), Key(PLACE)]
     num_threads: Annotated[Annotated[int, Field(ge=1, le=1024)] | Literal["auto"], Key(PLACE)]
     logger: Annotated[Parts, Key(PLACE)]
-    cache_dir: Annotated[str, Key(PLACE)]
+    cache_dir: Annotated[str, Field(min_length=1), Key(PLACE)]
     checkpoint_every: Annotated[PositiveInt, Field(le=MOST), Key(PLACE)]
     output_dir: Annotated[str, Key(PLACE)]
+    wait: Annotated[bool, Key(PLACE)]
     # set only by sample.py and evaluate.py
-    run: Annotated[str | None, Key(PLACE)] = None
-    trust: Annotated[list[str], Key(PLACE)] = []
-    mode: Annotated[Part | None, Key(PLACE)] = None
-    format: Annotated[Literal["npz", "png"], Key(PLACE)] = "npz"
+    run: Annotated[str | None, Key(PLACE, tasks=("sample", "evaluate"))] = None
+    trust: Annotated[list[str], Key(PLACE, tasks=("sample", "evaluate"))] = []
+    mode: Annotated[Part | None, Key(PLACE, tasks=("sample",))] = None
+    format: Annotated[Literal["npz", "png"], Key(PLACE, tasks=("sample",))] = "npz"
     # not in any file: the choices on the command line, and the multirun to which the job belongs
-    choices: Annotated[dict[str, str], Key(PLACE)] = {}
-    overrides: Annotated[list[str], Key(PLACE)] = []
-    sweep: Annotated[str | None, Key(PLACE)] = None
+    choices: Annotated[dict[str, str], Key(PLACE, tasks=())] = {}
+    overrides: Annotated[list[str], Key(PLACE, tasks=())] = []
+    sweep: Annotated[str | None, Key(PLACE, tasks=())] = None
 
     @property
     def reference_dir(self) -> Path:

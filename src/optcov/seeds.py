@@ -29,4 +29,6 @@ class Stream(IntEnum):
 
 def derive_seed(seed: int, stream: Stream, *position: int) -> int:
     """A well-mixed 32-bit seed for one position in a stream, such as (rank, step); all arguments are non-negative."""
+    if seed < 0:
+        raise ValueError(f"seed must not be negative (got {seed}): give a whole number, such as 0")
     return int(np.random.SeedSequence((seed, stream, *position)).generate_state(1)[0])

@@ -21,6 +21,7 @@ WORDS = {
     "greater_than": "above {gt}",
     "less_than_equal": "at most {le}",
     "less_than": "below {lt}",
+    "string_too_short": "not empty",
     "too_short": "a list of at least {min_length}",
     "string_pattern_mismatch": "of the form {pattern}",
     "too_long": "a list of at most {max_length}",
@@ -60,6 +61,8 @@ def check_targets(config: Any) -> None:
         if signature is None:
             raise must(f"{where}._target_", "a class or function that can be imported", target, "correct its name")
         for name, value in node.items():
+            if name in ("_args_", "_recursive_"):
+                raise must(f"{where}.{name}", "left out", value, "give arguments by their names")
             if name.startswith("_"):
                 continue
             if name not in signature.parameters and not signature.takes_any:

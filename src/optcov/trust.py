@@ -19,8 +19,13 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "parameterization": ("optcov.parameterization.",),
     "data": ("optcov.data.",),
     "data.*": ("optcov.data.",),
-    "optimizer": ("torch.optim.", "optcov.training.muon.Muon"),
-    "callbacks.*": ("optcov.training.EMA", "optcov.training.tracking.Tracking", "lightning.pytorch.callbacks."),
+    "optimizer": ("torch.optim.", "optcov.training.muon.Muon", "optcov.training.lamb.lamb"),
+    "callbacks.*": (
+        "optcov.training.EMA",
+        "optcov.training.PiecewiseRate",
+        "optcov.training.tracking.Tracking",
+        "lightning.pytorch.callbacks.",
+    ),
     "trainer": ("lightning.Trainer", "lightning.pytorch.Trainer"),
     "logger.*": (
         "lightning.pytorch.loggers.",
@@ -43,6 +48,7 @@ FUNCTIONS = (  # our functions that a config may name; everything else must be a
     "optcov.likelihood.pixel_log_mass_tanh",
     "optcov.measurement.from_file",
     "optcov.measurement.inpaint",
+    "optcov.training.lamb.lamb",
     "optcov.training.wandb.wandb_logger",
 )
 

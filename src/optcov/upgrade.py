@@ -16,6 +16,7 @@ CONFIG: dict[str, Any] = {
     "num_threads": "auto",
     "channels_last": "auto",
     "sample_precision": None,
+    "wait": True,
 }
 CHOICES = {"guidance": "none"}  # the same for the options named in results.json
 

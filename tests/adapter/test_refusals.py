@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import optcov
+from optcov.adapter.images import data
 from optcov.denoiser import Denoiser
 from optcov.guidance import ClassifierFreeGuidance
 
@@ -142,7 +144,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "bits of latents": (
         lambda: optcov.bits_per_dim(load(data_range="unbounded"), "beta", IMAGES),
-        r"data_range must have grey levels .* a density, not a probability per pixel: .*unit=\"nats\"",
+        r"data_range must have grey levels .* a density, not a probability per pixel; .*unit=\"nats\"",
     ),
     "bits of one image": (lambda: optcov.bits_per_dim(load(), "beta", IMAGES[:1]), r"images must be at least two"),
     "unit": (lambda: optcov.bits_per_dim(load(), "beta", IMAGES, unit="bit"), r'unit must be "bits" or "nats"'),
@@ -221,6 +223,7 @@ REFUSED |= {
     "the network itself": (lambda: optcov.sample(Convolution()), r"denoiser must be one from optcov\.load"),
     "arguments exchanged": (lambda: optcov.fit(load(), "sn_dpm"), r"strategy must be the name of an option of var"),
     "half a step": (lambda: optcov.sample(load(), num_steps=2.5), r"num_steps must be a whole number \(got 2\.5\)"),
+    "a negative seed": (lambda: optcov.sample(load(), seed=-1), r"seed must not be negative \(got -1\)"),
     "a negative rate": (lambda: optcov.fit("sn_dpm", load(), IMAGES, 2, lr=-1), r"lr must be positive \(got -1\)"),
 }
 
@@ -289,6 +292,14 @@ def test_answers_that_differ_each_time_are_told():
 
     with pytest.warns(UserWarning, match="answers the same question differently each time"):
         load(network)
+
+
+def test_images_of_pillow_are_those_of_their_pixels():
+    shape = (3, 2, 4)
+    pixels = torch.randint(0, 256, (5, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    given = [Image.fromarray(each.permute(1, 2, 0).numpy()) for each in pixels]
+    denoiser = load(lambda x, n: x, shape=shape)
+    assert torch.equal(data(denoiser, given), data(denoiser, pixels))
 
 
 def test_images_on_half_of_the_range_are_told():

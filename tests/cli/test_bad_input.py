@@ -118,6 +118,21 @@ UNKNOWN = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--nope"], ["--nope", "KEY=VALUE"]),
+        (["--cfg=x"], ["--cfg", "'x'", "job"]),
+        (["--config-name=nope"], ["nope"]),
+        (["trajectory=[0]"], ["trajectory must be one of", "(got 0)", "even"]),
+        (["seed=0", "--cfg=job", "seed=-1", "var=nope"], ["var must be one of", "(got nope)"]),
+    ],
+)
+def test_flags_and_options_of_another_kind(run: CLI, arguments: list[str], parts: list[str]):
+    """One sentence, not argparse's usage; flags may stand among the overrides."""
+    one_sentence(run.refused(*arguments), *parts)
+
+
 def test_what_the_config_alone_shows_is_refused_before_pytorch_is_imported(tmp_path: Path, untouched: Path):
     """One sentence with the near names, of a process that has imported no PyTorch and no Lightning at its end."""
     code = (
@@ -161,6 +176,10 @@ def test_an_error_of_our_own_is_one_line_that_says_how_to_see_more(run: CLI, mon
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
+        (["+run=outputs"], ["run", "left out of train", "outputs", "sample and evaluate"]),
+        (["+format=png"], ["format", "left out of train", "png", "sample"]),
+        (["+sweep=x"], ["sweep", "is not a key"]),
+        (["+overrides=[x]"], ["overrides", "is not a key"]),
         (["sampler.num_steps=51"], ["sampler.num_steps", "51", "50"]),
         (["sampler.num_steps=51", "trajectory=quadratic"], ["sampler.num_steps", "51", "50"]),
         (["sampler.num_steps=null"], ["sampler.num_steps", "None", "integer"]),
@@ -168,7 +187,7 @@ def test_an_error_of_our_own_is_one_line_that_says_how_to_see_more(run: CLI, mon
         (["sampler=ddim", "sampler.eta=2"], ["sampler.eta", "2"]),
         (["sampler=ddim", "sampler.eta=high"], ["sampler.eta", "high"]),
         (["+var.cut=2"], ["var.cut", "head"]),
-        (["+model.depth=2"], ["model.depth", "channels"]),
+        (["+model.kernel=2"], ["model.kernel", "channels"]),
         (["schedule.num_steps=many"], ["schedule.num_steps", "many"]),
         (["schedule.num_steps=10"], ["num_steps must be larger (got 10)"]),
         (["model.channels=wide"], ["model.channels", "wide"]),

@@ -46,7 +46,7 @@ def test_a_value_is_accepted_or_refused_in_one_sentence(composed: tuple[DictConf
         overrides=SimpleNamespace(task=[f"++{key}={value}"]), runtime=hydra.runtime, mode=None, sweep=hydra.sweep
     )
     try:
-        check(changed, told)
+        check(changed, told, "train")
     except ConfigError as error:
         said = sentence(error)
         assert said.isprintable()

@@ -1,6 +1,7 @@
 """What is half done never passes for whole: the same command goes on, and ends with what it would have ended with."""
 
 import csv
+import errno
 import itertools
 import logging
 import os
@@ -13,13 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import CLI, contents, files, results, weights
+from command_line import CLI, composed, contents, files, results, weights
 from test_resume import of, same
 
 from optcov.cli import evaluate, tasks
+from optcov.cli.build import assemble
+from optcov.errors import ConfigError
 from optcov.lock import locked
-from optcov.training import SamplingStage, StageProgressBar
+from optcov.training import Entry, SamplingStage, StageProgressBar
 from optcov.training.csv_log import MetricsCSV
+from optcov.training.plan import plan_fits
 
 SETTINGS = ["var=npr_dpm", "trainer.max_steps=6", "checkpoint_every=4", "model.dropout=0.3", "num_samples=2"]
 
@@ -78,6 +82,40 @@ def test_a_fit_that_stops_early_is_not_kept_and_goes_on(run: CLI, whole: Path, a
     folder = run(*SETTINGS)
     assert same(of(folder), of(whole))
     assert losses(folder) == losses(whole)
+
+
+SLURM = {
+    "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "job", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "localhost",
+}  # fmt: skip
+
+
+def test_a_launcher_requeues_a_job_after_the_step_at_hand(run: CLI, whole: Path, at_step: Any):
+    """Under SLURM, where Lightning looks into the working folder for checkpoints, which may be of any other fit."""
+    requeued: list[int] = []
+
+    def requeue(signum: int, frame: Any) -> None:  # as submitit's
+        requeued.append(signum)
+        raise SystemExit(144)
+
+    (run.folder / "hpc_ckpt_1.ckpt").write_text("of another fit")
+    before = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in SLURM.items():
+                patch.setenv(name, value)
+            at_step("1/3", 3, lambda trainer: os.kill(os.getpid(), signal.SIGUSR2))
+            with pytest.raises(SystemExit) as exit_:
+                run(*SETTINGS)
+            assert exit_.value.code == 144
+            assert requeued == [signal.SIGUSR2]
+            assert signal.getsignal(signal.SIGUSR2) is requeue
+            folder = run(*SETTINGS)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert "resuming from step 3" in (folder / "train.log").read_text()
+    assert same(of(folder), of(whole))
+    assert {path.name for path in run.folder.iterdir()} == {"hpc_ckpt_1.ckpt", "outputs", "run"}
 
 
 def test_a_time_limit_is_that_of_each_command(run: CLI, monkeypatch: pytest.MonkeyPatch):
@@ -205,8 +243,80 @@ def test_who_waits_for_a_lock_is_told_who_holds_it(tmp_path: Path, caplog: pytes
     assert entered.is_set()
     assert f"cache_dir = x is in use by process {os.getpid()} on " in caplog.messages[0]
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match="where a lock file belongs"), locked(tmp_path / "folder", "x"):
+    with pytest.raises(ConfigError, match="folder, where a lock file belongs"), locked(tmp_path / "folder", "x"):
         pass
+
+
+@pytest.mark.parametrize("place", ["run", "fit"])
+def test_a_command_that_is_not_to_wait_says_who_works_there_and_ends(run: CLI, capsys: Any, place: str):
+    """With status 75, as schedulers know it: the same command ends well once the other process has."""
+    arguments = ["num_samples=2", "wait=false"]
+    if place == "run":
+        path = run.folder / "run" / ".lock"
+    else:
+        config, parts = assemble("train", composed("num_samples=2", "output_dir=run"))
+        path = Entry(run.folder / "outputs" / "cache", "mean", plan_fits(config, parts).mean).folder / ".lock"
+    path.parent.mkdir(parents=True)
+    with locked(path, "it"), pytest.raises(SystemExit) as exit_:
+        run(*arguments)
+    assert exit_.value.code == 75
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f" is in use by process {os.getpid()} on " in said
+    assert said.endswith(": repeat the command when that has ended, or set wait=true")
+    assert not (run.folder / "run" / "results.json").exists()
+
+
+def test_a_lock_outlives_neither_its_process_nor_its_own_message(tmp_path: Path):
+    """What a process that was killed left: a lock file, and a word on who held it; or a folder in place of the word."""
+    (tmp_path / ".lock").touch()
+    holder = tmp_path / ".holder.lock"
+    for left in (lambda: holder.write_text('{"host": "x", "process": 1, "since": "yesterday"}'), holder.mkdir):
+        left()
+        with locked(tmp_path / ".lock", "x", wait=False):
+            pass
+
+
+@pytest.mark.parametrize("number", ["ENOSYS", "ENOLCK", "EOPNOTSUPP"])
+def test_a_file_system_without_locks_is_used_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: str
+):
+    def flock(*args: Any) -> None:
+        raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with locked(tmp_path / ".lock", "cache_dir = x"):
+        pass
+    (said,) = caplog.messages
+    assert said == "cache_dir = x has a file system without locks: let no other command write there meanwhile"
+
+
+def test_a_read_only_cache_gives_what_it_holds_and_refuses_a_fit(run: CLI, trained: Path, monkeypatch: Any):
+    """A disk that is mounted read-only, under a cache with all that this run needs; then with another step."""
+    cache, opened, mkdir = trained.parent / "outputs" / "cache", os.open, Path.mkdir
+
+    def refuse(path: Any) -> None:
+        if Path(os.path.abspath(path)).is_relative_to(cache):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    def read(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR):
+            refuse(path)
+        return opened(path, flags, *args, **kwargs)
+
+    def made(path: Path, *args: Any, **kwargs: Any) -> None:
+        if not path.is_dir():
+            refuse(path)
+        mkdir(path, *args, **kwargs)
+
+    before = contents(cache)
+    monkeypatch.setattr(os, "open", read)
+    monkeypatch.setattr(Path, "mkdir", made)
+    folder = run("var=sn_dpm", f"cache_dir={cache}")
+    said = run.refused("var=sn_dpm", "seed=1", f"cache_dir={cache}", "hydra.run.dir=other")
+    assert "(Read-only file system): " in said
+    monkeypatch.undo()
+    assert results(folder)["metrics"] == results(trained)["metrics"]
+    assert contents(cache) == before
 
 
 @pytest.mark.parametrize("damage", ["", "a,b\n1", "step,mean/loss\nx,1\n", "\0\xff"])

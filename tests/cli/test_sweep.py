@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from command_line import CLI, TINY, UNET, contents, results
+from hydra._internal.hydra import Hydra
 from PIL import Image
 
 from optcov.cli import fit, tasks
@@ -182,6 +183,21 @@ def test_a_job_that_is_refused_leaves_the_others_their_results(run: CLI):
     assert line.startswith("- 0_iddpm_ddim_3: sampler.eta must be 1 for LearnedRange")
     run.raw("runs=sweep", task="evaluate")
     assert "0_iddpm_ddim_3" in (folder / "report.html").read_text()
+
+
+def test_a_job_that_a_launcher_lost_is_named_with_a_remedy(run: CLI, monkeypatch: pytest.MonkeyPatch):
+    lost = type("UncompletedJobError", (Exception,), {"__module__": "submitit.core.utils"})
+
+    def launch(*args: object, **kwargs: object) -> None:
+        raise lost("Job 7 (task: 0) has not produced any output (state: FAILED)\nmore")
+
+    monkeypatch.setattr(Hydra, "multirun", launch)
+    with pytest.raises(SystemExit) as exit_:
+        run.raw("-m", *TINY, *UNET, "var=beta,beta_tilde", "hydra.sweep.dir=sweep")
+    said = str(exit_.value.code)
+    assert said.startswith("error: a job of the sweep ended without an answer (Job 7 (task: 0) has not produced any")
+    assert "hydra.sweep.dir=FOLDER" in said
+    assert "\n" not in said
 
 
 def test_jobs_side_by_side_share_one_mean(run: CLI, monkeypatch: pytest.MonkeyPatch):

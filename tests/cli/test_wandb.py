@@ -17,6 +17,7 @@ from command_line import CLI, TINY, UNET, results
 from omegaconf import OmegaConf
 from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from optcov.cli import tasks
 from optcov.training import wandb as module
@@ -35,6 +36,7 @@ class Offline:
     name: str = ""
     tags: tuple[str, ...] = ()
     run_id: str = ""
+    sweep_id: str = ""
     exit_code: int | None = None
     files: dict[str, Path] = field(default_factory=dict)  # of its artifacts
 
@@ -91,7 +93,7 @@ def read(folder: Path) -> Offline:
         kind = record.WhichOneof("record_type")
         if kind == "run":
             run.group, run.project, run.name = record.run.run_group, record.run.project, record.run.display_name
-            run.tags, run.run_id = tuple(record.run.tags), record.run.run_id
+            run.tags, run.run_id, run.sweep_id = tuple(record.run.tags), record.run.run_id, record.run.sweep_id
             values(record.run.config.update, run.config)
         elif kind == "config":
             values(record.config.update, run.config)
@@ -317,6 +319,26 @@ def test_a_folder_has_one_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     assert re.fullmatch("[0-9a-f]{8}", started(save_dir=str(tmp_path))["id"])
     monkeypatch.setenv("WANDB_RUN_ID", "ofagents")
     assert started(save_dir=str(tmp_path))["id"] == "ofagents"
+
+
+def test_an_agent_of_a_sweep_runs_as_the_sweep_says(run: CLI, monkeypatch: pytest.MonkeyPatch):
+    """With the arguments and the environment that `wandb agent` makes of a parameter's values."""
+    chosen = {"var": "beta", "sampler.num_steps": 2, "optimizer.lr": 1e-05, "conditional": False}
+    command = {"args": {name: {"value": value} for name, value in chosen.items()}}
+    monkeypatch.setenv("WANDB_SWEEP_ID", "thesweep")
+    monkeypatch.setenv("WANDB_RUN_ID", "ofagents")
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    (run.folder / "parameters.yaml").write_text(
+        "wandb_version: 1\n" + "".join(f"{name}:\n  value: {value}\n" for name, value in chosen.items())
+    )
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(run.folder / "parameters.yaml"))
+    folder = run("logger=wandb", *create_sweep_command_args(command)["args_no_hyphens"])
+    found, ours = read(folder), results(folder)
+    assert (found.run_id, found.sweep_id, found.project, found.exit_code) == ("ofagents", "thesweep", "theirs", 0)
+    assert (ours["var"], ours["num_steps"]) == ("beta", 2)
+    assert found.summary["fd_pixel_8"] == ours["metrics"]["fd_pixel_8"]  # what the sweep compares
+    assert found.config["sampler.num_steps"] == 2
+    assert found.config["optimizer"]["lr"] == 1e-05
 
 
 def test_settings_reach_the_run():

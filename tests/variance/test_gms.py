@@ -26,14 +26,14 @@ class White:
 
 
 def test_draws_have_the_three_moments():
-    """The last is too skewed and is shortened to ``v^{3/2} / sqrt(2)``; standard errors are below 0.6 %."""
-    variance = torch.tensor([0.5, 1.0, 2.0, 1.0], dtype=torch.float64).expand(400_000, 4)
-    third = torch.tensor([0.1, -0.6, 0.0, 5.0], dtype=torch.float64).expand(400_000, 4)
-    x = SkewedCovariance(variance, third).draw(White(400_000, 4))
-    assert_close(x.mean(0), torch.zeros(4, dtype=torch.float64), rtol=0, atol=0.008)
-    assert_close(x.var(0), variance[0], rtol=0.01, atol=0)
+    """The last is too skewed and is shortened to ``v^{3/2} / sqrt(2)``; standard errors are near 1 %."""
+    variance = torch.tensor([0.5, 1.0, 2.0, 1.0], dtype=torch.float64).expand(100_000, 4)
+    third = torch.tensor([0.1, -0.6, 0.0, 5.0], dtype=torch.float64).expand(100_000, 4)
+    x = SkewedCovariance(variance, third).draw(White(100_000, 4))
+    assert_close(x.mean(0), torch.zeros(4, dtype=torch.float64), rtol=0, atol=0.016)
+    assert_close(x.var(0), variance[0], rtol=0.02, atol=0)
     expected = torch.tensor([0.1, -0.6, 0.0, 0.5**0.5], dtype=torch.float64)
-    assert_close((x**3).mean(0), expected, rtol=0.03, atol=0.04)
+    assert_close((x**3).mean(0), expected, rtol=0.06, atol=0.08)
 
 
 def test_operations_keep_both_moments():

@@ -114,7 +114,7 @@ class Pretrained:
             data_range=self.data_range or said.data_range or (-1.0, 1.0),
             features=self.features,
             num_classes=num_classes,
-            null_class=self.null_class,
+            null_class=said.null_class if self.null_class is None and num_classes is not None else self.null_class,
             learned_sigma=said.learned_sigma if self.learned_sigma is None else self.learned_sigma,
             integer_time=self.integer_time,
             check=False,

@@ -73,7 +73,8 @@ def adapt(
             _ask_labels(network, x_t, time)
         name = find_features(network, x_t, time, condition) if features == "auto" else _named(call, features)
         again = network.ask(x_t, time, condition)
-    if float((answer - again).abs().max()) > ALIKE * float(answer.abs().max()):
+        off, size = (each.abs().max().item() for each in (answer - again, answer))
+    if off > ALIKE * size:
         warnings.warn(
             "the network answers the same question differently each time: switch off what is random in it, such as "
             "dropout that eval() does not reach",

@@ -47,6 +47,7 @@ class Run:
 
     def trainer(self, **arguments: Any) -> Trainer:
         """Make the config's Lightning Trainer, for training or prediction, without unneeded output."""
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
         from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 
         callbacks = arguments.get("callbacks", [])
@@ -54,10 +55,15 @@ class Run:
             "logger": False,
             "inference_mode": False,  # so that a strategy may take gradients while it samples
             "max_epochs": -1,
+            # under SLURM, Lightning loads any hpc_ckpt_*.ckpt it finds there; the default is the working folder
+            "default_root_dir": self.folder,
             "enable_model_summary": False,
             "enable_checkpointing": any(isinstance(each, ModelCheckpoint) for each in callbacks),
             "enable_progress_bar": any(isinstance(each, ProgressBar) for each in callbacks),
         }
+        if SLURMEnvironment.detect():
+            # Lightning's own way to requeue starts in the middle of a step
+            settings["plugins"] = [SLURMEnvironment(auto_requeue=False)]
         with config_errors("trainer"):
             trainer: Trainer = instantiate(self.config.trainer, **settings | arguments)
         return trainer

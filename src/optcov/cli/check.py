@@ -15,22 +15,23 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from optcov.errors import ConfigError, did_you_mean, must
-from optcov.keys import BREAKS_A_RUN, GROUPS, Config
+from optcov.keys import BREAKS_A_RUN, GROUPS, KEYS, Config
 from optcov.targets import check_targets, leaves, refusal
 
 
-def check(cfg: DictConfig, hydra: Any) -> Config:
+def check(cfg: DictConfig, hydra: Any, task: str) -> Config:
     """Check and resolve a config, and add to it what the command line chose.
 
     Args:
         cfg: the composed config, without Hydra's own node.
         hydra: Hydra's own node.
+        task: ``train``, ``sample`` or ``evaluate``; keys that belong to another task are refused.
     Raises:
         ConfigError: if a key is missing or unknown, or a value or an argument has the wrong type; the message is one
             sentence.
     """
-    task = hydra.overrides.task
-    plain: Any = OmegaConf.to_container(task) if OmegaConf.is_list(task) else task  # ${...} in them is text
+    given = hydra.overrides.task
+    plain: Any = OmegaConf.to_container(given) if OmegaConf.is_list(given) else given  # ${...} in them is text
     overrides = [str(each) for each in plain]
     asked = settings(overrides)
     choices = {str(key): str(choice) for key, choice in hydra.runtime.choices.items() if not key.startswith("hydra")}
@@ -53,8 +54,12 @@ def check(cfg: DictConfig, hydra: Any) -> Config:
     for name, why in BREAKS_A_RUN.items():
         if isinstance(trainer := resolved.get("trainer"), dict) and name in trainer:
             raise must(f"trainer.{name}", "left out", trainer[name], why)
-    for key in map(str, resolved.keys() - Config.model_fields.keys()):
-        raise ConfigError(f"{key} is not a key of the config: {did_you_mean(key, resolved.keys() - {key})}")
+    for key in map(str, resolved):
+        tasks = KEYS[key].tasks if key in KEYS else ()
+        if not tasks:
+            raise ConfigError(f"{key} is not a key of the config: {did_you_mean(key, KEYS.keys() & resolved.keys())}")
+        if task not in tasks:
+            raise must(key, f"left out of {task}", resolved[key], f"it is a key of {' and '.join(tasks)}")
     about = {
         "choices": {key: value for key, value in asked.items() if key in GROUPS} | choices,  # or lists of options
         "overrides": overrides,

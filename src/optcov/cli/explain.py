@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from optcov.errors import did_you_mean, must
@@ -48,12 +48,17 @@ def explain(error: Exception, overrides: Sequence[str], config_name: str, multir
         for option in _options(each):
             if options and option not in options:
                 return str(
-                    must(key, valid, option or "nothing", did_you_mean(str(option), options, f"give {key}=OPTION"))
+                    must(
+                        key,
+                        valid,
+                        "nothing" if option in (None, "") else option,
+                        did_you_mean(str(option), options, f"give {key}=OPTION"),
+                    )
                 )
     chosen = [each.input_line or "" for each in parsed if each.key_or_group in groups and not each.is_sweep_override()]
     try:
         cfg = compose(config_name, [*chosen, "output_dir=null"])
-    except HydraException:
+    except Exception:  # as in `optcov.cli.main`
         cfg = OmegaConf.create()
     others = [each for each in parsed if each.key_or_group not in groups and cfg]
     unknown = [_unknown(each.key_or_group, each, cfg, groups) for each in others if each.key_or_group[:5] != "hydra"]

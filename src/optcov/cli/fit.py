@@ -6,6 +6,7 @@ import logging
 import math
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import get_args
 
@@ -16,11 +17,11 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from optcov.cli.build import Run
-from optcov.cli.signals import Terminated, Unfinished, patient
 from optcov.errors import config_errors, must
 from optcov.keys import Config
 from optcov.parts import Parts
 from optcov.seeds import Stream, derive_seed
+from optcov.signals import Terminated, Unfinished, patient, requeued_after
 from optcov.training import (
     Checkpoint,
     ClassifierStage,
@@ -78,8 +79,9 @@ def fit(run: Run, plan: FitPlan, kind: Kind, loggers: list[Logger]) -> Checkpoin
     assert module is not None
     calibrated = kind == "variance" and isinstance(parts.strategy, Calibrated)
     entry = Entry(Path(config.cache_dir), kind, identity)
-    with entry.lock():
-        checkpoint = entry.load()
+    checkpoint = entry.load()  # what is finished needs no lock, so that the cache may be read-only
+    with nullcontext() if checkpoint is not None else entry.lock(config.wait):
+        checkpoint = checkpoint or entry.load()  # another process may have been first
         if checkpoint is None:
             log.info("%s: fitting (will be kept as %s)", kind, entry.path)
             if calibrated:
@@ -160,8 +162,14 @@ def run_stage(run: Run, stage: Stage, description: str, loggers: list[Logger], e
     for logger in loggers:
         if isinstance(logger, MetricsCSV):
             logger.resume(stage.name, 0 if found is None else found[1])
+
+    def stop() -> None:
+        trainer.should_stop = True
+
+    # several processes do not get a signal in the same step: theirs are requeued at once
+    requeue = requeued_after(stop) if trainer.world_size == 1 else nullcontext()
     try:
-        with patient():
+        with patient(), requeue:
             trainer.fit(
                 stage,
                 datamodule=DataModule(parts.data, stage.labelled),
@@ -170,7 +178,10 @@ def run_stage(run: Run, stage: Stage, description: str, loggers: list[Logger], e
             )
     except SIGTERMException:
         raise Terminated(_stopped(description, trainer)) from None
-    except SystemExit:  # how Lightning ends on Ctrl+C
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):  # a launcher ends the job, to give it again
+            raise
+        # how Lightning ends on Ctrl+C
         raise KeyboardInterrupt(f"{description}; the same command continues from the last checkpoint") from None
     if trainer.global_step < trainer.max_steps:  # Lightning ends without an exception, for example at trainer.max_time
         raise Unfinished(_stopped(description, trainer))

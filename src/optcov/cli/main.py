@@ -13,20 +13,19 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from optcov.cli.check import check
 from optcov.cli.explain import explain
 from optcov.cli.reference import by_name
 from optcov.cli.restore import CONF, restored, store_run
-from optcov.cli.signals import TERMINATED, UNFINISHED, Terminated, Unfinished, terminable
 from optcov.errors import ConfigError, config_errors, must, sentence
 from optcov.foreign import printable
 from optcov.keys import Config
+from optcov.lock import InUseError
 from optcov.run_folder import Saved
+from optcov.signals import TERMINATED, UNFINISHED, Terminated, Unfinished, terminable
 
 Task = Literal["train", "sample", "evaluate", "report", "prepare"]
 CONFIGS = {"train": "config", "prepare": "config"}  # the config of a task, if its name is not the task's
@@ -71,7 +70,7 @@ def main(task: Task) -> None:
             _run(task, sys.argv[1:])
     except Terminated as error:
         _stop(str(error) or "stopped by SIGTERM: the same command continues where it stopped", TERMINATED)
-    except Unfinished as error:
+    except (InUseError, Unfinished) as error:
         _stop(str(error), UNFINISHED)
     except KeyboardInterrupt as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":  # only the first process prints the message
@@ -90,9 +89,14 @@ def _stop(words: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
+def _refuse(message: str) -> NoReturn:
+    raise ConfigError(f"{message}: give KEY=VALUE, or flags that --help lists")
+
+
 def _run(task: Task, arguments: Sequence[str]) -> None:
     parser = get_args_parser()
-    args = parser.parse_args(arguments)
+    parser.error = _refuse  # type: ignore[method-assign]  # argparse would print the usage, three lines of it
+    args = parser.parse_intermixed_args(arguments)  # flags may stand among the overrides
     overrides = by_name(task, args.overrides)
     keys = {override.partition("=")[0] for override in overrides}
     if task == "evaluate" and "runs" in keys:
@@ -107,13 +111,18 @@ def _run(task: Task, arguments: Sequence[str]) -> None:
         if not Path(args.config_dir).is_dir():
             raise must("--config-dir", "a folder", args.config_dir, "correct its name")
         overrides.append(f"hydra.searchpath=['file://{Path(args.config_dir).absolute()}']")
-    began, failed = list[bool](), list[Exception]()
+    began, failed, launcher = list[bool](), list[Exception](), os.getpid()
     saved: Saved | None = None
 
     def job(cfg: DictConfig) -> None:
         began.append(True)
         try:
-            _do(task, cfg, saved)
+            try:
+                _do(task, cfg, saved)
+            except Terminated as error:
+                if os.getpid() == launcher:
+                    raise
+                raise Unfinished(str(error)) from None  # the launcher of a sweep waits for the answer of its job
         except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 log.error("%s", sentence(error))  # in the job's own log
@@ -143,8 +152,15 @@ def _run(task: Task, arguments: Sequence[str]) -> None:
                 start = hydra.multirun if args.multirun else hydra.run
                 mode = f"hydra.mode={'MULTIRUN' if args.multirun else 'RUN'}"
                 start(config_name=name, task_function=job, overrides=[*overrides, mode])
-        except (HydraException, ValueError, OmegaConfBaseException) as error:
-            if began or isinstance(error, ConfigError):
+        except Exception as error:  # odd options make Hydra raise almost any exception
+            if type(error).__module__.partition(".")[0] in ("submitit", "ray"):
+                said = str(error).partition("\n")[0]
+                raise ConfigError(
+                    f"a job of the sweep ended without an answer ({said}): repeat the command with "
+                    "hydra.sweep.dir=FOLDER, the folder of the sweep, which does what is missing"
+                ) from error
+            on_disk = isinstance(error, OSError) and error.errno is not None
+            if began or on_disk or isinstance(error, ConfigError):
                 raise
             raise ConfigError(explain(error, overrides, name, args.multirun)) from error
     if failed:
@@ -161,7 +177,7 @@ def compose_config(overrides: Sequence[str]) -> Config:
     hydra = cfg.hydra
     with open_dict(cfg):
         del cfg["hydra"]
-    return check(cfg, hydra)
+    return check(cfg, hydra, "train")
 
 
 def _do(task: Task, cfg: DictConfig, saved: Saved | None) -> None:
@@ -170,12 +186,14 @@ def _do(task: Task, cfg: DictConfig, saved: Saved | None) -> None:
         from optcov.cli.report import report
 
         runs = OmegaConf.to_container(cfg)["runs"]  # type: ignore[index, call-overload]
+        for key in map(str, cfg.keys() - {"runs", "output_dir"}):
+            raise must(key, "left out of a report", cfg[key], "a report takes runs and hydra.run.dir")
         sources = [runs] if isinstance(runs, str) else runs
         if not isinstance(sources, list) or not sources or not all(isinstance(each, str) and each for each in sources):
             raise must("runs", "a folder or a list of folders", runs, "give runs=FOLDER or runs=[FOLDER,FOLDER]")
         report(sources, Path(cfg.output_dir))
         return
-    config = check(cfg, HydraConfig.get())
+    config = check(cfg, HydraConfig.get(), task)
     _start(task, config if saved is None else restored(config, saved))
 
 

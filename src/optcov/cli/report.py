@@ -6,13 +6,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from optcov.errors import config_errors
+from optcov.lock import locked
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class SweepReport(Callback):
 
         folder = Path(config.hydra.sweep.dir)
         # jobs may end at the same time; the last one to get the lock sees the results of all others
-        with FileLock(folder / ".lock"):
+        with locked(folder / ".lock", str(folder)):
             runs = gather(folder)
             if runs.ended:
                 write_tables(runs, folder)

@@ -51,7 +51,7 @@ def train(config: Config, parts: Parts | None = None) -> dict[str, Any]:
     run = _run("train", config, parts)
     make_callbacks(run.config, run.parts, {})  # refuses a run that cannot be tracked
     plan = plan_fits(run.config, run.parts)
-    with _alone(run.folder):
+    with _alone(run):
         if (done := _finished(run)) is not None:
             return done
         with _logging(run.config) as loggers:
@@ -79,7 +79,7 @@ def sample(config: Config, parts: Parts | None = None) -> Path:
     if config.format == "png" and (len(parts.data.sample_shape) != 3 or parts.data.sample_dtype.is_floating_point):
         raise ConfigError("format must be npz for samples that are vectors or tensors (got png): set format=npz")
     place = folder / ("samples.npz" if config.format == "npz" else "samples")
-    with _alone(folder):
+    with _alone(run):
         _draw(run, place)
     return folder
 
@@ -121,7 +121,7 @@ def evaluate(config: Config, parts: Parts | None = None) -> dict[str, Any]:
     """
     started = time.monotonic()
     run = _restore("evaluate", config, parts)
-    with _alone(run.folder):
+    with _alone(run):
         done = _finished(run) if (run.folder / "results.json").exists() else None
         if done is not None:
             show_run(done)
@@ -160,13 +160,13 @@ def _nothing_to_do(folder: Path) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let only one command at a time work in a folder; its own further processes do not wait."""
+def _alone(run: Run) -> Iterator[None]:
+    """Let only one command at a time work in a run's folder; its own further processes do not wait."""
     if not rank_zero():
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".lock", f"output_dir = {folder}"):
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with locked(run.folder / ".lock", f"output_dir = {run.folder}", run.config.wait):
         yield
 
 
@@ -177,7 +177,9 @@ def _run(task: str, config: Config, parts: Parts | None) -> Run:
     if parts is None:
         config, parts = assemble(task, config)
     configure_machine(config, parts.denoiser, machine)
-    return Run(config, parts, machine)
+    run = Run(config, parts, machine)
+    run.trainer()  # refuses arguments of the Trainer before anything is written
+    return run
 
 
 def _restore(task: str, config: Config, parts: Parts | None) -> Run:

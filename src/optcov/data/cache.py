@@ -14,18 +14,18 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
 from optcov.data.records import CorruptImageError, Records
+from optcov.lock import locked
 
 log = logging.getLogger(__name__)
 
@@ -108,10 +108,9 @@ class PixelCache:
             return stored
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / f".{entry.name}.lock")
-        with self._writing():
-            lock.acquire()
-        try:
+        with ExitStack() as held:
+            with self._writing():
+                held.enter_context(locked(self.folder / f".{entry.name}.lock", f"data.cache_dir = {entry}"))
             stored = _open(entry, dtype, report=True)  # another process may have been first
             if stored is not None:
                 return stored
@@ -124,8 +123,6 @@ class PixelCache:
                     partial.rename(entry)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-        finally:
-            lock.release()
         stored = _open(entry, dtype)
         if stored is None:
             raise ValueError(f"data.cache_dir = {self.folder} lost {entry.name} just after it was written: run again")

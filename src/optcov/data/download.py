@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import FileLock
+from optcov.lock import locked
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def download(mirrors: Sequence[str], target: Path, md5: str | None) -> None:
         raise ValueError("data.mirrors must not be empty: give addresses to download from, or set data.download=false")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(f".{target.name}.lock")):
+        with locked(target.with_name(f".{target.name}.lock"), str(target)):
             if not target.exists():
                 _from_any(mirrors, target, md5)
     except OSError as error:

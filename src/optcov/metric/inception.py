@@ -14,10 +14,10 @@ import urllib.error
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from optcov.lock import locked
 from optcov.metric.features import TrainedFeatures
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -277,7 +277,7 @@ class InceptionFeatures(TrainedFeatures[InceptionV3]):
     def _download(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+            with locked(self.path.with_name(f".{self.path.name}.lock"), str(self.path)):
                 if not self.path.is_file():
                     torch.hub.download_url_to_file(URL, str(self.path), SHA256)
         except (urllib.error.URLError, OSError, RuntimeError) as error:  # RuntimeError: the SHA-256 differs

@@ -17,13 +17,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from optcov.data.untrusted import read_npz
 from optcov.files import atomic_write
+from optcov.lock import locked
 from optcov.metric.moments import Moments
 
 log = logging.getLogger(__name__)
@@ -172,8 +172,10 @@ class Reference:
             return compute()
         compute = cache(compute)
         try:
+            if (found := _read(path)) is not None:  # needs no lock, so that the folder may be read-only
+                return found
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_name(f".{path.name}.lock")):
+            with locked(path.with_name(f".{path.name}.lock"), str(path)):
                 found = _read(path)
                 if found is None:
                     if path.is_file():

@@ -18,7 +18,12 @@ def layer(
     """Make a size-preserving convolution over 1 to 3 spatial dimensions, or a linear layer for vectors (0).
 
     With ``zero``, its weights and biases start at 0.
+
+    Raises:
+        ValueError: for more dimensions.
     """
+    if spatial_dims > 3:
+        raise ValueError(f"data must have at most 3 spatial dimensions (got {spatial_dims}): merge some")
     made: nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
     if spatial_dims:
         convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[spatial_dims - 1]

@@ -17,6 +17,7 @@ from optcov.parts import Parts
 from optcov.ranges import Count, PositiveCount
 from optcov.report import tile
 from optcov.sampler import NoiseStream, invert, slerp
+from optcov.uncertainties import uncertainty
 
 log = logging.getLogger(__name__)
 
@@ -169,3 +170,48 @@ class TrajectoryPicture(Mode):
         duration = [max(40, 3000 // len(calls))] * len(others) + [1500]  # ms; the last frame stays longer
         first.save(folder / "trajectory.gif", save_all=True, append_images=others, duration=duration, loop=0)
         log.info("%d updates of %d samples: %s", len(seen), self.rows, folder / "trajectory.gif")
+
+
+class UncertaintyPicture(Mode):
+    """Shows what a strategy leaves unknown of held-out images: noisy, predicted, error and standard deviation.
+
+    ``uncertainty.json`` holds, at each time, how often the central intervals of pixels hold the truth, and the mean
+    square of (x_0 - m) / std, over ``images`` images.
+
+    Args:
+        rows: images shown.
+        frames: of a row, four at each time; a multiple of 4.
+        images: images of the test split that are counted, at least ``rows``.
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    def __init__(self, rows: PositiveCount = 4, frames: PositiveCount = 12, images: PositiveCount = 256) -> None:
+        super().__init__(rows, frames)
+        if frames % 4:
+            raise ValueError(f"mode.frames must be a multiple of 4 (got {frames}): give four images a time, such as 12")
+        if images < rows:
+            raise ValueError(f"mode.images must be at least mode.rows = {rows} (got {images}): give more images")
+        self.images = images
+
+    def picture(self, parts: Parts, folder: Path, seed: int, device: torch.device) -> None:
+        data, denoiser = parts.data, parts.denoiser
+        clean = denoiser.data_range.from_unit(data.normalize(data.load("test")[: self.images]).to(device))
+        labels = None if denoiser.num_classes is None else data.labels("test")[: self.images].to(device)
+        noise, columns, told = NoiseStream(seed, range(len(clean)), clean.shape[1:], device).draw(), [], []
+        for t in torch.linspace(0, 1, self.frames // 4 + 2)[1:-1].tolist():
+            x_t = denoiser.diffuse(clean, noise, denoiser.levels(torch.tensor(t, dtype=torch.float64)).to(device))
+            found = uncertainty(denoiser, parts.strategy, x_t, t, condition=labels)
+            widths = {f"c{level}": float(found.covers(clean, level / 100).float().mean()) for level in (50, 90, 95)}
+            squares = ((clean - found.mean) / found.std.clamp(min=1e-12)).square().mean()
+            told.append({"t": t, **widths, "mean_square": float(squares)})
+            columns += [x_t, found.mean, *(self._dark(each) for each in ((clean - found.mean).abs(), found.std))]
+        shown = [denoiser.data_range.to_unit(column[: self.rows]) for column in columns]
+        to_picture(torch.stack(shown, 1), data).save(folder / "uncertainty.png")
+        write_atomically(folder / "uncertainty.json", json.dumps(told, indent=2) + "\n")
+        log.info("what is unknown of %d images at %d times: %s", len(clean), len(told), folder / "uncertainty.png")
+
+    @staticmethod
+    def _dark(size: Tensor) -> Tensor:
+        """A size on [0, 1] as an image, 0 black."""
+        return 2 * size.clamp(max=1) - 1

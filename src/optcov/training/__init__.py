@@ -1,6 +1,6 @@
 """Training: the stages as Lightning modules, callbacks, and stores for weights and samples."""
 
-from optcov.training.callbacks import EMA, ResumePoint, StageProgressBar
+from optcov.training.callbacks import EMA, PiecewiseRate, ResumePoint, StageProgressBar
 from optcov.training.data import DataModule
 from optcov.training.modules import ClassifierStage, MeanStage, SamplingStage, Stage, StageSettings, VarianceStage
 from optcov.training.sample_store import SampleStore
@@ -14,6 +14,7 @@ __all__ = [
     "DataModule",
     "Entry",
     "MeanStage",
+    "PiecewiseRate",
     "ResumePoint",
     "SampleStore",
     "SamplingStage",

@@ -6,17 +6,18 @@ import logging
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from torch import Tensor
 
-from optcov.ranges import BelowOne
+from optcov.ranges import BelowOne, NonNegative
 from optcov.training.csv_log import MetricsCSV
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,36 @@ class EMA(Callback):
     def _load(self, module: LightningModule, weights: dict[str, Tensor]) -> None:
         for name, parameter in self._trained(module).items():
             parameter.copy_(weights[name])
+
+
+class PiecewiseRate(Callback):
+    """The learning rate of the mean network as a piecewise linear function of the step, constant after the last.
+
+    Args:
+        steps: optimizer steps, increasing, from 0.
+        factors: the learning rate at these steps, relative to the optimizer's.
+    Raises:
+        ValueError: if the lists do not fit together.
+    """
+
+    def __init__(self, steps: Sequence[int], factors: Sequence[NonNegative]) -> None:
+        if len(steps) != len(factors) or list(steps) != sorted({0, *steps}):
+            raise ValueError(
+                f"callbacks.learning_rate.steps must rise from 0, one for each of the factors {list(factors)} "
+                f"(got {list(steps)}): give [0, 4000] and [0.0, 1.0]"
+            )
+        self.steps, self.factors = list(steps), list(factors)
+
+    def factor(self, step: int) -> float:
+        """The learning rate at a step relative to the optimizer's."""
+        return float(np.interp(step, self.steps, self.factors))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if getattr(pl_module, "name", "mean") != "mean":
+            return
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * self.factor(trainer.global_step + 1)
 
 
 class ResumePoint(ModelCheckpoint):

@@ -91,8 +91,9 @@ def _fabric(config: Config, precision: Any) -> Fabric:
     try:
         with config_errors("trainer"):
             return Fabric(**{name: config.trainer[name] for name in names}, precision=precision)
-    except RuntimeError as error:  # for example if there is no GPU
-        raise ConfigError(f"trainer.accelerator = {config.trainer['accelerator']}: {error}") from error
+    except (RuntimeError, ImportError, TypeError) as error:  # no GPU, no library for it, an odd number of devices
+        asked = f"trainer.accelerator = {config.trainer['accelerator']} with devices = {config.trainer['devices']}"
+        raise ConfigError(f"{asked}: {' '.join(str(error).split())}: set trainer=cpu, or other devices") from error
 
 
 def configure_machine(config: Config, denoiser: Denoiser, machine: Machine) -> None:

@@ -59,13 +59,17 @@ class Entry:
         self.before_cooldown = self.folder / "before_cooldown.ckpt"
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Lock the entry for the process that fills it; its Lightning child processes do not wait for the lock."""
+    def lock(self, wait: bool = True) -> Iterator[None]:
+        """Lock the entry for the process that fills it; its Lightning child processes do not wait for the lock.
+
+        Args:
+            wait: as in `locked`.
+        """
         if not rank_zero():
             yield
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / ".lock", f"cache_dir = {self.folder}"):
+        with locked(self.folder / ".lock", f"cache_dir = {self.folder}", wait):
             yield
 
     def load(self) -> Checkpoint | None:

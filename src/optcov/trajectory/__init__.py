@@ -5,6 +5,7 @@ from optcov.trajectory.ddim_stride import DDIMStrideTrajectory
 from optcov.trajectory.even import EvenTrajectory
 from optcov.trajectory.karras import KarrasTrajectory
 from optcov.trajectory.leading import LeadingTrajectory
+from optcov.trajectory.learned import LearnedTrajectory
 from optcov.trajectory.linspace import LinspaceTrajectory
 from optcov.trajectory.listed import ListTrajectory
 from optcov.trajectory.log_snr import LogSNRTrajectory
@@ -20,6 +21,7 @@ __all__ = [
     "GridTrajectory",
     "KarrasTrajectory",
     "LeadingTrajectory",
+    "LearnedTrajectory",
     "LinspaceTrajectory",
     "ListTrajectory",
     "LogSNRTrajectory",
