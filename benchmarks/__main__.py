@@ -1,4 +1,4 @@
-"""Measures how fast this project is compared with its peers, prints a table, and writes it as Markdown and JSON."""
+"""Measures how fast this project is compared with its peers; prints a table and writes it as Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-if __name__ == "__main__":  # before PyTorch and tqdm read them
+if __name__ == "__main__":  # set these before PyTorch and tqdm read them
     os.environ["TQDM_DISABLE"] = "1"
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # for all contenders, as optcov.cli.main sets it for runs
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # for all contenders; optcov.cli.main sets it for runs
 
 import torch
 from rich.console import Console
@@ -35,6 +35,7 @@ from benchmarks import (
     mathematics,
     metrics,
     precision,
+    reference,
     sampling,
     scaling,
     startup,
@@ -65,12 +66,13 @@ ALONE = {
     "guided_covariance": guided_covariance,
     "guided_digits FILE ...": guided_digits,
     "precision": precision,
+    "reference measure|write": reference,
 }
 COLUMNS = ("", "setting", "ours", "peer", "unit", "ratio (low to high)", "goal", "MiB ours, peer", "note")
 
 
 def machine() -> dict[str, object]:
-    """The machine on which the numbers were measured."""
+    """Describe the machine on which the numbers are measured."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     cpu = next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
@@ -89,7 +91,7 @@ def machine() -> dict[str, object]:
 
 
 def graphics() -> dict[str, object]:
-    """The GPU, and whether PyTorch rounds float32 to TF32 on it."""
+    """Describe the GPU, and whether PyTorch rounds float32 to TF32 on it."""
     if not torch.cuda.is_available():
         return {"gpu": None}
     return {
@@ -114,7 +116,7 @@ def cells(row: Row) -> list[str]:
 
 
 def markdown(found: dict[str, object], rows: list[Row]) -> str:
-    """The table as Markdown, preceded by the machine."""
+    """Format the table as Markdown, preceded by the machine."""
     lines = [", ".join(f"{key} {value}" for key, value in found.items()), ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     return "\n".join(lines + ["| " + " | ".join(cells(row)) + " |" for row in rows]) + "\n"
@@ -127,7 +129,7 @@ def first_line(documented: object) -> str:
 def listing() -> str:
     """List everything that can be measured, for --help."""
     lines = ["rows:", *(f"  {name:28} {first_line(rows)}" for name, rows in ROWS.items())]
-    lines += ["", "beside the rows, of quality and not of speed:"]
+    lines += ["", "programs that measure quality instead of speed:"]
     lines += [f"  python -m benchmarks.{name}\n{'':31}{first_line(module)}" for name, module in ALONE.items()]
     return "\n".join(lines)
 
@@ -143,23 +145,23 @@ def parsed() -> argparse.Namespace:
     add("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help="which of the rows below to measure")
     add("--quick", action="store_true", help="check in two minutes that every row works, with one small round")
     add("--rounds", type=int, default=default.rounds, help="number of turns of each contender, at least 3")
-    add("--seconds", type=float, default=default.seconds, help="after these, no round beyond the third begins")
+    add("--seconds", type=float, default=default.seconds, help="no round after the third begins later than this")
     add("--num-threads", type=int, help="threads of all rows except those on scaling; default: PyTorch's choice")
     add("--batch-size", type=int, help="images per batch; default: 8, or 128 on a GPU")
     add("--batch-sizes", type=int, nargs="+", help="for the rows on threads; default: 1 4 16 64, up to 1024 on a GPU")
     add("--threads", type=int, nargs="+", help="for the rows on threads; default: 1 and all")
-    add("--steps", type=int, nargs="+", default=default.steps, help="of sampling")
+    add("--steps", type=int, nargs="+", default=default.steps, help="numbers of sampling steps")
     add("--precisions", nargs="+", choices=("fp32", "bf16"), default=default.precisions)
     add("--device", choices=("cpu", "cuda"), default=default.device)
     add("--compile", action=argparse.BooleanOptionalAction, default=True, help="on a GPU: torch.compile, CUDA graphs")
-    add("--peak-tflops", type=float, help="peak of the GPU in bf16, for MFU; default: by its name")
-    add("--data", type=Path, default=os.environ.get("OPTCOV_DATA"), help="folder of cifar10 and celeba; OPTCOV_DATA")
+    add("--peak-tflops", type=float, help="bf16 peak of the GPU, for MFU; default: looked up by name")
+    add("--data", type=Path, default=os.environ.get("OPTCOV_DATA"), help="folder with cifar10, celeba; OPTCOV_DATA")
     add("--output", type=Path, help="folder for table.md and table.json; default: outputs/benchmarks")
     arguments = parser.parse_args()
     if arguments.rounds < 3:
-        parser.error(f"--rounds = {arguments.rounds} has no median worth the name: give at least 3")
+        parser.error(f"--rounds must be at least 3 for a median (got {arguments.rounds}): give 3 or more")
     if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device = cuda finds no GPU: give cpu")
+        parser.error("--device must be cpu on a machine without a GPU (got cuda): give cpu")
     return arguments
 
 
@@ -190,7 +192,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     if arguments.num_threads:
         torch.set_num_threads(arguments.num_threads)
-        os.environ["OMP_NUM_THREADS"] = str(arguments.num_threads)  # of the rows that start processes
+        os.environ["OMP_NUM_THREADS"] = str(arguments.num_threads)  # for the rows that start processes
     settings = chosen(arguments)
     output = arguments.output or Path("outputs/benchmarks/quick" if settings.quick else "outputs/benchmarks")
     rows: list[Row] = []

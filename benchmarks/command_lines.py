@@ -1,7 +1,7 @@
-"""Gives random command lines to ``train.py``, in this process, up to the point at which it would begin to fit.
+"""Tries random command lines of ``train.py``, in this process, up to the point at which it would begin to fit.
 
-Each ends there, or in one line that is not the last resort for unforeseen exceptions.  Run it with
-``python -m benchmarks.command_lines [COUNT] [SEED]``; a thousand take some minutes.
+Each must either be accepted or be refused in one line, which must not be the message for unforeseen exceptions.  Run it
+with ``python -m benchmarks.command_lines [COUNT] [SEED]``; a thousand take some minutes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _ReachedError(Exception):
 
 
 def keys() -> list[str]:
-    """Every key of the config, keys inside groups and their classes, and some that do not exist."""
+    """List every key of the config, keys inside groups, and some that do not exist."""
     from optcov.registry import node
 
     found = [key for key in KEYS if key not in ("overrides", "choices", "sweep")]
@@ -49,7 +49,7 @@ def keys() -> list[str]:
 
 
 def line(chance: random.Random) -> list[str]:
-    """A random command line of one or two overrides."""
+    """Draw a random command line of one or two overrides."""
     known = keys()
     found = []
     for _ in range(chance.choice((1, 1, 2))):
@@ -62,7 +62,7 @@ def line(chance: random.Random) -> list[str]:
 
 
 def verdict(arguments: list[str]) -> str:
-    """How a command line ends: ``accepted``, ``refused``, or what is wrong with its end."""
+    """Say how a command line ends: ``accepted``, ``refused``, or what is wrong with the way it ended."""
 
     def reached(*args: Any, **kwargs: Any) -> None:
         raise _ReachedError
@@ -81,13 +81,13 @@ def verdict(arguments: list[str]) -> str:
         if not said.startswith("error: ") or "\n" in said or not said.isprintable():
             return f"not one line: {said[:200]!r}"
         return f"last resort: {said[:200]}" if "HYDRA_FULL_ERROR" in said else "refused"
-    except BaseException as error:  # this is what is looked for
+    except BaseException as error:  # any exception is a finding
         return f"traceback: {type(error).__name__}: {str(error)[:200]}"
     return "ended without a word"
 
 
 def run(count: int, seed: int) -> None:
-    """Print each command line that ends wrongly, and how many there were."""
+    """Print each command line that ends wrongly, and the number of each kind of end."""
     chance, found = random.Random(seed), Counter[str]()
     for _ in range(count):
         arguments = line(chance)

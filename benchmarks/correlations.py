@@ -1,10 +1,10 @@
-"""What correlations are worth on digits: samples and bits/dim of one mean network by strategy.
+"""Measures what correlations gain on digits: samples and bits/dim of one mean network, by strategy.
 
     python train.py model=unet var=sn_dpm          the network; or `make demo`
     python -m benchmarks.correlations [RUN]        lines of CSV: strategy, score, value; RUN as in benchmarks.picture
 
-Heads are trained side by side, on the same answers of the network, and chains of all strategies draw from the same
-noise; nothing else differs.  Minutes on two cores, but for the samples of `jacobian`, which are left out.
+Heads are trained side by side on the same outputs of the network, and the chains of all strategies draw from the same
+noise; nothing else differs.  This takes minutes on two cores, because the slow samples of `jacobian` are left out.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ CHAINS = (("ddim", "quadratic", 5), ("ddpm", "even", 5), ("ddpm", "even", 10))
 
 
 def fitted(labels: list[str], denoiser: Denoiser, steps: int, batch_size: int = 64) -> dict[str, VarianceStrategy]:
-    """Strategies by their label; those that learn, trained by Adam on the same noisy images.
+    """Fit strategies, by label; those that learn are trained by Adam on the same noisy images.
 
     Args:
-        labels: of `STRATEGIES`.
-        denoiser: of digits.
-        steps: of training, with a learning rate that falls from 0.01 to 0.
-        batch_size: of a step.
+        labels: names in `STRATEGIES`.
+        denoiser: a denoiser of digits.
+        steps: number of training steps, in which the learning rate falls from 0.01 to 0.
+        batch_size: images per step.
     """
     images, strategies = DigitsData().calibration(1500), {}
     for label in labels:
@@ -85,7 +85,7 @@ def fitted(labels: list[str], denoiser: Denoiser, steps: int, batch_size: int = 
 
 
 def distance(samples: Tensor, reference: Reference) -> float:
-    """fd_pixel of samples, ``[count, 1, 8, 8]``."""
+    """Compute fd_pixel of samples, ``[count, 1, 8, 8]``."""
     metric = FrechetPixelDistance()
     metric.refer_to(reference)
     metric.update(samples)
@@ -94,7 +94,7 @@ def distance(samples: Tensor, reference: Reference) -> float:
 
 
 def bits(denoiser: Denoiser, strategy: VarianceStrategy, count: int, calls: int) -> Iterator[tuple[str, float]]:
-    """The bound on test images, in bits/dim, and its standard error."""
+    """Yield the bound on test images, in bits/dim, and its standard error."""
     data = DigitsData()
     test = data.normalize(data.load("test")[:count])
     score = optcov.bits_per_dim(denoiser, strategy, test, calls, progress=False)
@@ -106,9 +106,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", type=Path, help="folder of a run, or a mean.safetensors")
     parser.add_argument("--strategies", nargs="*", default=list(STRATEGIES), choices=list(STRATEGIES))
-    parser.add_argument("--steps", type=int, default=600, help="of training")
-    parser.add_argument("--count", type=int, default=2000, help="samples scored")
-    parser.add_argument("--held-out", type=int, default=100, help="test images of the bits/dim")
+    parser.add_argument("--steps", type=int, default=600, help="number of training steps")
+    parser.add_argument("--count", type=int, default=2000, help="number of samples scored")
+    parser.add_argument("--held-out", type=int, default=100, help="number of test images for bits/dim")
     args = parser.parse_args()
     if args.run is None:
         from benchmarks.picture import newest_run

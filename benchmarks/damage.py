@@ -1,7 +1,7 @@
-"""Damages each file that a finished run left and gives every command again, in this process.
+"""Damages each file that a finished run left and repeats every command, in this process.
 
-A command may end as it would have with the whole file, or say in one sentence which file is damaged; it may not end in
-a traceback, and it may not use what is damaged.  Run it with ``python -m benchmarks.damage``; it takes minutes.
+A command may end as it would have with an intact file, or say in one sentence which file is damaged.  It must not end
+in a traceback, and it must not use damaged content.  Run it with ``python -m benchmarks.damage``; it takes minutes.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ SETTINGS = [
 
 
 def flipped(path: Path) -> None:
-    """One bit in the middle."""
+    """Flip one bit in the middle of a file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
 def cut(path: Path) -> None:
-    """The second half is missing."""
+    """Remove the second half of a file."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def emptied(path: Path) -> None:
-    """Nothing is left."""
+    """Remove the content of a file."""
     path.write_bytes(b"")
 
 
 def folder(path: Path) -> None:
-    """A folder in its place."""
+    """Replace a file by a folder."""
     path.unlink()
     path.mkdir()
 
@@ -58,12 +58,12 @@ DAMAGES: tuple[Callable[[Path], None], ...] = (flipped, cut, emptied, folder)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended.
+    """The way in which a command ended.
 
     Args:
-        said: the sentence of a refusal; None for a command that ended well.
+        said: the sentence of a refusal; None if the command succeeded.
         result: what it computed: samples, scores or tables.
-        words: everything it said.
+        words: everything it printed.
     """
 
     said: str | None
@@ -92,13 +92,13 @@ def _at(place: Path, task: str, arguments: list[str]) -> Iterator[io.StringIO]:
 
 
 def give(place: Path, task: Task, *arguments: str, result: str) -> Outcome:
-    """Give a command in a folder.
+    """Run a command in a folder.
 
     Args:
         place: the folder.
         task: ``train``, ``sample`` or ``evaluate``.
-        arguments: of the command line.
-        result: the file in which its result is, relative to the folder.
+        arguments: arguments of the command line.
+        result: the file that holds its result, relative to the folder.
     Raises:
         AssertionError: if it ends in anything but success or one sentence.
     """
@@ -110,7 +110,7 @@ def give(place: Path, task: Task, *arguments: str, result: str) -> Outcome:
             said = str(error.code)
             assert said.startswith("error: "), said
             assert "\n" not in said, said
-            assert "HYDRA_FULL_ERROR" not in said, said  # the last resort, which names neither key nor remedy
+            assert "HYDRA_FULL_ERROR" not in said, said  # in the message for unforeseen errors, which has no remedy
     return Outcome(said, None if said else _content(place / result), words.getvalue())
 
 
@@ -136,14 +136,14 @@ COMMANDS: dict[str, tuple[Task, list[str], str]] = {
 
 
 def finished(place: Path) -> Path:
-    """A run that has ended, and its cache, in a folder."""
+    """Make a finished run, and its cache, in a folder."""
     task, arguments, result = COMMANDS["train again"]
     assert give(place, task, *arguments, result=result).said is None
     return place
 
 
 def expected(place: Path, name: str) -> Outcome:
-    """How a command ends where nothing is damaged."""
+    """Run a command while nothing is damaged."""
     with tempfile.TemporaryDirectory() as copy:
         shutil.copytree(place, copy, dirs_exist_ok=True)
         task, arguments, result = COMMANDS[name]
@@ -151,14 +151,14 @@ def expected(place: Path, name: str) -> Outcome:
 
 
 def problem(place: Path, file: str, damage: Callable[[Path], None], name: str, whole: Outcome) -> str | None:
-    """What is wrong with how a command ends where a file is damaged; None if nothing is.
+    """Say what is wrong with the way a command ends when a file is damaged; None if nothing is.
 
     Args:
         place: the folder of a finished run and its cache, which is copied.
         file: the file to damage, relative to the folder.
         damage: one of `DAMAGES`.
-        name: of `COMMANDS`.
-        whole: how the command ends where nothing is damaged.
+        name: a name in `COMMANDS`.
+        whole: the outcome of the command when nothing is damaged.
     """
     with tempfile.TemporaryDirectory() as copy:
         shutil.copytree(place, copy, dirs_exist_ok=True)
@@ -166,7 +166,7 @@ def problem(place: Path, file: str, damage: Callable[[Path], None], name: str, w
         task, arguments, result = COMMANDS[name]
         try:
             outcome = give(Path(copy), task, *arguments, result=result)
-        except Exception as error:  # whatever it is, it is what this drill looks for
+        except Exception as error:  # any exception is a finding
             return f"{type(error).__name__}: {str(error)[:200]}"
     if outcome.said is not None:
         return None if any(part in outcome.said for part in (Path(file).name, Path(file).stem)) else outcome.said
@@ -174,13 +174,13 @@ def problem(place: Path, file: str, damage: Callable[[Path], None], name: str, w
 
 
 def files(place: Path) -> list[str]:
-    """All files of a finished run and its cache, but for locks and Hydra's log."""
+    """List all files of a finished run and its cache, except locks and logs."""
     found = sorted(path for path in place.rglob("*") if path.is_file() and path.suffix not in (".lock", ".log"))
     return [str(path.relative_to(place)) for path in found if path.name != ".lock"]
 
 
 def run() -> None:
-    """Print each problem, and how many cases there were."""
+    """Print each problem, and the number of cases."""
     with tempfile.TemporaryDirectory() as name:
         place, cases, problems = finished(Path(name)), 0, 0
         for command in COMMANDS:

@@ -1,9 +1,9 @@
-"""Training batches per second: optcov's data modules beside loaders that decode in every epoch.
+"""Measures training batches per second: optcov's data modules compared with loaders that decode in every epoch.
 
 Every loader delivers the same: shuffled batches of 128 images, float32 on [-1, 1], ``[128, 3, H, W]``, half of them
-mirrored.  The decoders are a plain ``Dataset`` of Pillow images and Hugging Face ``datasets`` (where installed), each
-in a ``DataLoader`` with 0 and with 2 worker processes; optcov has none.  The main process has one thread, so that what
-is measured is work and not the waiting of threads for each other on a busy machine.
+mirrored.  The decoders are a plain ``Dataset`` of Pillow images and Hugging Face ``datasets`` (if installed), each in a
+``DataLoader`` with 0 and with 2 worker processes; optcov has no workers.  The main process has one thread, so that work
+is measured, and not the waiting of threads for each other on a busy machine.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BATCH = 128
 
 
 def cifar10_images(root: Path, limit: int | None) -> list[bytes]:
-    """The encoded training images, or the first of them."""
+    """Read the encoded training images, or the first ``limit`` of them."""
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     shards = sorted(root.glob("**/train-*.parquet"))
@@ -42,7 +42,7 @@ def cifar10_images(root: Path, limit: int | None) -> list[bytes]:
 
 
 def celeba_images(root: Path, limit: int | None) -> list[bytes]:
-    """The encoded images, or the first of them."""
+    """Read the encoded images, or the first ``limit`` of them."""
     with zipfile.ZipFile(next(root.glob("*.zip"))) as file:
         names = sorted(name for name in file.namelist() if name.endswith(".jpg"))
         return [file.read(name) for name in names[:limit]]
@@ -58,14 +58,14 @@ def face(image: Image.Image) -> Image.Image:
 
 
 def to_float(image: Image.Image) -> Tensor:
-    """What each decoder ends with: maybe mirrored, float32 ``[3, H, W]`` on [-1, 1]."""
+    """The last step of each decoder: mirror at random, and convert to float32 ``[3, H, W]`` on [-1, 1]."""
     if torch.rand(()) < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 class PillowDataset(Dataset[Tensor]):
-    """Decodes an image whenever it is asked for."""
+    """Decodes an image each time it is requested."""
 
     def __init__(self, encoded: list[bytes], crop: Callable[[Image.Image], Image.Image]) -> None:
         self.encoded, self.crop = encoded, crop
@@ -78,7 +78,7 @@ class PillowDataset(Dataset[Tensor]):
 
 
 def hugging_face(encoded: list[bytes], crop: Callable[[Image.Image], Image.Image], folder: str) -> Any:
-    """The images in a memory-mapped Arrow file, decoded by a transform; None where ``datasets`` is not installed."""
+    """Put images in a memory-mapped Arrow file, decoded by a transform; None if ``datasets`` is not installed."""
     try:
         import datasets
     except ImportError:
@@ -92,7 +92,7 @@ def hugging_face(encoded: list[bytes], crop: Callable[[Image.Image], Image.Image
 
 
 def optcov_batches(data: DataSource) -> Iterator[Tensor]:
-    """The training batches: the loader, then the hook that runs on the device."""
+    """Yield the training batches: from the loader, through the hook that runs on the device."""
     module = DataModule(data)
     stream = RandomBatches(data.train, BATCH, 10**9, data.seed, random_flip=data.random_flip)
     for batch in stream:
@@ -100,14 +100,14 @@ def optcov_batches(data: DataSource) -> Iterator[Tensor]:
 
 
 def decoding(dataset: Any, workers: int) -> Iterator[Any]:
-    """Epoch after epoch; whole batches, as optcov's."""
+    """Yield complete batches epoch after epoch, as optcov does."""
     loader: DataLoader[Any] = DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, drop_last=True)
     while True:
         yield from loader
 
 
 def images_per_second(batches: Iterator[Any], seconds: float) -> float:
-    """After a first batch, which starts workers; of one batch at least."""
+    """Images per second over at least one batch, after a first batch that starts the workers."""
     next(batches)
     count, started, passed = 0, time.perf_counter(), 0.0
     while not count or passed < seconds:
@@ -124,7 +124,7 @@ def compare(
     data: DataSource,
     settings: Settings,
 ) -> Iterator[Row]:
-    """Loaders take turns of equal length."""
+    """Compare loaders, which take turns of equal length."""
     seconds = settings.seconds / 30
     with tempfile.TemporaryDirectory() as folder:
         loaders: dict[str, Callable[[], Iterator[Any]]] = {"optcov": partial(optcov_batches, data)}
@@ -151,7 +151,7 @@ def compare(
 
 
 def data_loading(settings: Settings) -> Iterator[Row]:
-    """Training batches of CIFAR-10 and CelebA below --data, beside Pillow and Hugging Face datasets."""
+    """Training batches of CIFAR-10 and CelebA below --data, compared with Pillow and Hugging Face datasets."""
     if settings.data is None:
         yield Row.left_out("data loading", "needs --data, a folder of cifar10 and celeba")
         return

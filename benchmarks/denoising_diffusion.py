@@ -1,9 +1,9 @@
-"""Beside the package denoising-diffusion-pytorch: its sampling loop, and its own U-Net.
+"""Compares the sampling loop and the U-Net of the package denoising-diffusion-pytorch with ours.
 
 Its U-Net cannot hold our weights, nor those of diffusers: it begins with a 7x7 convolution, normalises after its
-convolutions by RMS without groups, attends at every level, and has no bias in queries, keys and values.  The two are
-therefore compared separately: its loop with our network and the same weights, and its U-Net, with about as many
-operations as ours, in GFLOP/s.
+convolutions by RMS without groups, attends at every level, and has no bias in queries, keys and values.  Loop and U-Net
+are therefore compared separately: its loop runs our network with the same weights, and its U-Net, which has about as
+many operations as ours, is compared in GFLOP/s.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from benchmarks.timing import Row, Settings, alternate
 from optcov.sampler import DDIMSampler
 from optcov.variance.fixed import BetaTilde
 
-# which it imports for its trainer and its FID, that are not measured here; torchvision must fit the build of PyTorch
+# the package imports these for its trainer and its FID, which are not measured here; torchvision would have to fit the
+# build of PyTorch
 NOT_NEEDED = (
     *("torchvision", "accelerate", "ema_pytorch"),
     *("pytorch_fid", "pytorch_fid.fid_score", "pytorch_fid.inception"),
@@ -30,7 +31,7 @@ NOT_NEEDED = (
 
 
 def peer_package() -> Any:
-    """The package, imported without what its trainer needs; None where it is not installed."""
+    """Import the package without what only its trainer needs; None if it is not installed."""
     standing_in = [name for name in NOT_NEEDED if name not in sys.modules]
     sys.modules.update({name: MagicMock() for name in standing_in})
     try:
@@ -44,7 +45,7 @@ def peer_package() -> Any:
 
 
 class InItsTerms(nn.Module):
-    """A network as its loop calls one, and without features."""
+    """A network with the arguments that its loop passes, and without features in its output."""
 
     channels = out_dim = 3
     self_condition = False
@@ -59,7 +60,7 @@ class InItsTerms(nn.Module):
 
 
 def denoising_diffusion_pytorch(settings: Settings) -> Iterator[Row]:
-    """The loop and the U-Net of the package of that name, where it is installed."""
+    """The loop and the U-Net of the package of that name, if it is installed."""
     package = peer_package()
     if package is None:
         why = "denoising-diffusion-pytorch is not installed: pip install --no-deps denoising-diffusion-pytorch einops"

@@ -1,12 +1,13 @@
-"""Measures what `var.num_times` loses against all times, on a run's mean network: in the curve and in bits/dim.
+"""Measures the loss of `var.num_times` against all times for a run's mean network, in the curve and in bits/dim.
 
     python train.py model=unet var=beta hydra.run.dir=RUN
     python benchmarks/few_times.py RUN
 
-A pass over few times measures the same values at these times as a pass over all, so one pass of each kind serves every
-row, and all kinds see the same network outputs.  The table has the share of times (and pixels) that are accurate, what
-the log says about the other half of the measured times, and bits/dim of 100 test images in ten steps, along the optimal
-trajectory of each curve and with its C.  Below it are these trajectories and the spectrum of the full curve's ripple.
+A pass over few times measures the same values at these times as a pass over all times, so one full pass of each kind
+serves all rows, and all kinds see the same network outputs.  The table has the share of times (and pixels) that are
+accurate, what the log says about the other half of the measured times, and bits/dim of 100 test images in ten steps,
+along the optimal trajectory of each curve and with its C.  These trajectories, and the spectrum of the full curve's
+ripple, are printed below the table.
 """
 
 import copy
@@ -19,10 +20,10 @@ from torch import Tensor, nn
 
 from optcov.checkpoint import Checkpoint
 from optcov.cli.build import build
-from optcov.cli.run_folder import Saved
 from optcov.denoiser import Denoiser
 from optcov.keys import Config
 from optcov.metric import VariationalNLL
+from optcov.run_folder import Saved
 from optcov.trajectory import OptimalTrajectory
 from optcov.variance.analytic import Analytic, even_in_log_snr, interpolate_in_log_snr, left_out
 
@@ -36,7 +37,7 @@ COUNTS = (50, 100, 200, 500)
 
 
 class Replay(nn.Module):
-    """A network that answers a sequence of calls once, and from memory whenever it is rewound."""
+    """A network that computes a sequence of calls once, and repeats the answers from memory after each rewind."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -52,7 +53,7 @@ class Replay(nn.Module):
 
 
 def few_times(full: Analytic, denoiser: Denoiser, count: int) -> tuple[Analytic, float]:
-    """What a pass over ``count`` times leaves in its buffers, and what it says of itself."""
+    """Make the strategy that a pass over ``count`` times gives; return it with the accuracy that the log states."""
     cheap, nodes = copy.deepcopy(full), even_in_log_snr(denoiser.schedule, count)
     for table in (cheap.eps_variance, cheap.eps_variance_se):
         table[1:] = interpolate_in_log_snr(denoiser, nodes, table[nodes])
@@ -60,7 +61,7 @@ def few_times(full: Analytic, denoiser: Denoiser, count: int) -> tuple[Analytic,
 
 
 def ripple(curve: Tensor) -> str:
-    """The frequencies, in radians a step, at which the detrended logarithm of a curve is strongest."""
+    """The frequencies, in radians per step, at which the detrended logarithm of a curve is strongest."""
     part = curve[len(curve) // 2 : -4].abs().log()
     n = torch.linspace(-1, 1, len(part), dtype=torch.float64)
     powers = n[:, None] ** torch.arange(8)

@@ -1,9 +1,10 @@
-"""A network that others trained, with the covariances of several strategies: Frechet distance of its samples.
+"""Scores the samples of a network that others trained, with the covariances of several strategies.
 
     python -m benchmarks.foreign FOLDER [--names npr_dpm sn_dpm] [--steps 200] [--lr 0.01]
 
 FOLDER holds ``mnist_cnn.pth``, a DDPM on MNIST of github.com/Yichizz/hot_vs_cold_diffusion (MIT, Yichi Zhang 2024), and
-MNIST's 10,000 test images, ``t10k-images-idx3-ubyte.gz``.  Ten DDPM steps, even; 300 samples on pixels in [-1, 1].
+MNIST's 10,000 test images, ``t10k-images-idx3-ubyte.gz``.  The score is the Frechet distance of 300 samples on pixels
+in [-1, 1], drawn by ten evenly spaced DDPM steps.
 """
 
 from __future__ import annotations
@@ -61,13 +62,13 @@ class Block(nn.Module):
 
 
 def mnist(folder: Path) -> Tensor:
-    """MNIST's test images, uint8 ``[10000, 1, 28, 28]``."""
+    """Read MNIST's test images, uint8 ``[10000, 1, 28, 28]``."""
     content = gzip.decompress((folder / "t10k-images-idx3-ubyte.gz").read_bytes())
     return torch.frombuffer(bytearray(content[16:]), dtype=torch.uint8).reshape(-1, 1, 28, 28)
 
 
 def load(folder: Path, **settings: Any) -> Denoiser:
-    """The denoiser of the published weights, as its authors fed it."""
+    """Load the published weights as a denoiser, with the conventions of its authors."""
     path = folder / "mnist_cnn.pth"
     betas = torch.load(path, map_location="cpu", weights_only=True)["beta_t"][1:]  # index 0 was never trained
     stated: dict[str, Any] = {"prediction": "eps", "time": "t", "data_range": (-0.5, 0.5)}
@@ -75,20 +76,20 @@ def load(folder: Path, **settings: Any) -> Denoiser:
 
 
 def distance(denoiser: Denoiser, samples: Tensor, images: Tensor) -> float:
-    """Frechet distance of samples to images on [-1, 1]."""
+    """Frechet distance between samples and images on [-1, 1]."""
     unit = denoiser.data_range.to_unit(denoiser.data_range.clip(samples))
     return float(frechet_distance_of_few(unit.flatten(1), [images]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of mnist_cnn.pth and t10k-images-idx3-ubyte.gz")
+    parser.add_argument("folder", type=Path, help="folder with mnist_cnn.pth and t10k-images-idx3-ubyte.gz")
     parser.add_argument("--names", nargs="+", default=NAMES, help="options of var")
-    parser.add_argument("--steps", type=int, default=200, help="of heads, of 64 images each")
-    parser.add_argument("--lr", type=float, help="of heads; the default of optcov.fit where left out")
-    parser.add_argument("--head", help="option of head; the strategy's own where left out")
-    parser.add_argument("--count", type=int, default=300, help="samples")
-    parser.add_argument("--seed", type=int, default=0, help="of fits and samples")
+    parser.add_argument("--steps", type=int, default=200, help="training steps of a head, on 64 images each")
+    parser.add_argument("--lr", type=float, help="learning rate of heads; default: that of optcov.fit")
+    parser.add_argument("--head", help="option of head; default: the strategy's own")
+    parser.add_argument("--count", type=int, default=300, help="number of samples")
+    parser.add_argument("--seed", type=int, default=0, help="seed of fits and samples")
     args = parser.parse_args()
     images = mnist(args.folder)
     denoiser = load(args.folder, images=images[:64])

@@ -16,7 +16,7 @@ from benchmarks.timing import Row, Settings, alternate, seconds_of
 from optcov.sampler import DDPMSampler
 from optcov.variance.sn_dpm import SN
 
-# dense bfloat16 FLOP/s with float32 sums, from NVIDIA's data sheets; the first pattern that is found in the name counts
+# dense bfloat16 FLOP/s with float32 sums, from NVIDIA's data sheets; the first pattern found in the name counts
 PEAKS = {
     r"B200": 2250e12,
     r"H[12]00 NVL": 835e12,
@@ -32,31 +32,31 @@ PEAKS = {
 
 
 def peak_flops(name: str) -> float | None:
-    """FLOP/s of a card in bfloat16 by its name, as ``torch.cuda.get_device_name`` says it; None for cards not known."""
+    """Peak FLOP/s of a card in bfloat16, by its name from ``torch.cuda.get_device_name``; None for unknown cards."""
     return next((peak for pattern, peak in PEAKS.items() if re.search(rf"\b{pattern}\b", name)), None)
 
 
 def matmul_rate() -> float:
-    """FLOP/s of a large bfloat16 matrix product on the GPU: what of the peak can be had."""
+    """FLOP/s of a large bfloat16 matrix product on the GPU: how much of the peak can be reached."""
     n = 8192
     a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     return 2 * n**3 / min(seconds_of(lambda: a @ b, "cuda", 10) for _ in range(5))
 
 
 def utilisation(speed: float, settings: Settings, rate: float) -> str:
-    """``speed`` (FLOP/s) as a share of the card's peak, which is MFU, and of ``rate``, that of a matrix product."""
+    """Describe ``speed`` (FLOP/s) as a share of the card's peak, which is MFU, and of a matrix product's ``rate``."""
     mfu = "MFU unknown (give --peak-tflops)" if settings.peak is None else f"MFU {speed / settings.peak:.1%}"
     return f"{mfu}, {speed / rate:.1%} of a bf16 matrix product's rate"
 
 
 def host_waits(turn: Callable[[], object]) -> int | None:
-    """How often the host waits for the GPU in a turn, by PyTorch's own watch; None if that sees nothing."""
+    """How often the host waits for the GPU in a turn, as counted by PyTorch; None if PyTorch misses a known wait."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            torch.ones((), device="cuda").item()  # one wait that is known
+            torch.ones((), device="cuda").item()  # a known wait
             known = _waits(caught)
             turn()
         finally:
@@ -69,7 +69,7 @@ def _waits(caught: list[warnings.WarningMessage]) -> int:
 
 
 def gpu(settings: Settings) -> Iterator[Row]:
-    """Eager, channels last, compiled, CUDA graphs; MFU, and how often the loop waits for the device."""
+    """Sampling eager, channels last, compiled, with CUDA graphs; MFU, and how often the loop waits for the device."""
     if settings.device != "cuda":
         yield Row.left_out("GPU", "needs --device cuda")
         return
@@ -77,9 +77,10 @@ def gpu(settings: Settings) -> Iterator[Row]:
 
 
 def modes(settings: Settings, rate: float) -> Iterator[Row]:
-    """The sampling loop and diffusers' in each way to run them, both in the same.
+    """Compare the sampling loop with diffusers', both run in each of several ways.
 
     Args:
+        settings: the settings of the benchmark.
         rate: FLOP/s of a matrix product.
     """
     import diffusers
@@ -93,7 +94,7 @@ def modes(settings: Settings, rate: float) -> Iterator[Row]:
         ways |= {"compile": "default", "compile, CUDA graphs": "reduce-overhead"}
     for name, mode in ways.items():
         torch.compiler.reset()
-        # copies that still require gradients: autocast keeps its casts of such weights alone, and so do runs
+        # copies that still require gradients, as in runs, because autocast caches its casts of such weights only
         one, other = copy.deepcopy(denoiser), copy.deepcopy(peer).to(torch.bfloat16)
         layout = torch.channels_last if "channels last" in name else torch.contiguous_format
         one.to(memory_format=layout)  # type: ignore[call-overload]

@@ -1,8 +1,8 @@
 """Shows which covariance guided steps need: compares samples from few steps with those of the same chain in many steps.
 
-The data are three overlapping classes with exact means and (the diagonals of) exact covariances, so only C differs:
-the guided C_u + w (C_c - C_u), that of the class, that of no class, or none.  The score is the Frechet distance of each
-class to the chain of 200 steps, averaged over classes, in units of 1e-4.
+The data are three overlapping classes with exact means and (the diagonals of) exact covariances, so that only C
+differs: it is the guided C_u + w (C_c - C_u), that of the class, that of no class, or none.  The score is the Frechet
+distance of each class to the chain of 200 steps, averaged over classes, in units of 1e-4.
 """
 
 import torch
@@ -37,7 +37,8 @@ class Exact(Closed):
 
     Args:
         denoiser: the mean network.
-        labels: y, whatever was predicted for, so that guidance has nothing to mix; None for that of each prediction.
+        labels: y, which replaces that of the prediction, so that guidance has nothing to mix; None for that of each
+            prediction.
     """
 
     def __init__(self, denoiser: Denoiser, labels: Tensor | None = None) -> None:
@@ -58,7 +59,7 @@ def draw(strategy: VarianceStrategy, steps: int, seed: int) -> Tensor:
 
 
 def distance(samples: Tensor, others: Tensor) -> float:
-    """In 1e-4, averaged over classes."""
+    """Frechet distance in units of 1e-4, averaged over classes."""
     pairs = [(samples[LABELS.eq(k)].double(), others[LABELS.eq(k)].double()) for k in range(3)]
     found = [float(frechet_distance(a.mean(0), torch.cov(a.T), b.mean(0), torch.cov(b.T))) for a, b in pairs]
     return 1e4 * sum(found) / 3

@@ -1,9 +1,9 @@
-"""How often generated digits show the digit that was asked for, by a classifier of real ones.
+"""Measures how often generated digits show the requested digit, according to a classifier of real digits.
 
     python sample.py run=RUN guidance=classifier_free guidance.weight=3 num_samples=1000 hydra.run.dir=w3
     python benchmarks/guided_digits.py w3/samples.npz ...
 
-The classifier is scikit-learn's SVC, fitted to the 1500 training digits; its accuracy on the 297 test digits comes
+The classifier is scikit-learn's SVC, fitted to the 1500 training digits; its accuracy on the 297 test digits is printed
 first.
 """
 

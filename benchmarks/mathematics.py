@@ -1,4 +1,4 @@
-"""Gamma_t at all times, the dynamic programme of optimal trajectories, and the Frechet distance in 2048 dimensions."""
+"""Speed of Gamma_t, the dynamic programme for optimal trajectories, and the Frechet distance in 2048 dimensions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from optcov.variance.analytic import Analytic
 
 
 def gamma(settings: Settings) -> Iterator[Row]:
-    """Gamma_t for 1,000 times from 16 digits, beside a call of the network for each time (as Analytic-DPM's code)."""
+    """Gamma_t for 1,000 times from 16 digits, compared with a network call for each time (Analytic-DPM's code)."""
     device = settings.device
     torch.manual_seed(0)
     digits, count = (4, 25) if settings.quick else (16, 1000)
@@ -45,7 +45,7 @@ def gamma(settings: Settings) -> Iterator[Row]:
 
 
 def trajectory(settings: Settings) -> Iterator[Row]:
-    """The best path of every length K of N = 500 times, beside loops over lengths and times (as Analytic-DPM)."""
+    """The best path of every length K of N = 500 times, compared with loops over both (Analytic-DPM's code)."""
     count = 50 if settings.quick else 500
     variance = torch.linspace(0.01, 0.25, count, dtype=torch.float64)
     cost = step_costs(LinearSchedule(count), variance)
@@ -84,7 +84,7 @@ def trajectory(settings: Settings) -> Iterator[Row]:
 
 
 def frechet(settings: Settings) -> Iterator[Row]:
-    """The distance between two Gaussians in 2,048 dimensions, beside ``scipy.linalg.sqrtm``."""
+    """The distance between two Gaussians in 2,048 dimensions, compared with ``scipy.linalg.sqrtm``."""
     import scipy.linalg
 
     dimensions = 64 if settings.quick else 2048

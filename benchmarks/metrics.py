@@ -1,4 +1,4 @@
-"""Seconds of the metrics that need no download, test images of CIFAR-10 against the training images."""
+"""Times the metrics that need no download, on CIFAR-10's test images against its training images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optcov.metric import CIFARFeatures, FrechetDistance, FrechetPixelDistance, 
 
 
 def metrics(settings: Settings) -> Iterator[Row]:
-    """fd_pixel and fd_cifar of CIFAR-10's test images below --data; the statistics of training images."""
+    """fd_pixel and fd_cifar of CIFAR-10's test images below --data, and the statistics of its training images."""
     root = None if settings.data is None else settings.data / "cifar10"
     if root is None or not root.is_dir():
         yield Row.left_out("metrics", "needs --data, a folder of cifar10")
@@ -41,7 +41,7 @@ def metrics(settings: Settings) -> Iterator[Row]:
 
 
 def once(name: str, setting: str, turn: Callable[[], object], settings: Settings) -> Row:
-    """A row of one turn: what it computes is kept, so that another would find it."""
+    """Measure a single turn, because its result is cached and a second turn would find it."""
     started = time.perf_counter()
     found = turn()
     synchronize(settings.device)

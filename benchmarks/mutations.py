@@ -1,16 +1,16 @@
-"""Whether the tests notice a broken line: break lines of the mathematics at random, one at a time, and run the tests.
+"""Checks whether the tests notice a broken line: breaks random lines of the mathematics one at a time, then tests.
 
     python -m benchmarks.mutations --revision HEAD --out mutations.md
 
-A revision is unpacked into a scratch folder.  Twenty lines of its core (`CORE`) are drawn with a seed, among all
+A revision is unpacked into a scratch folder.  Twenty lines of its core (`CORE`) are drawn with a seed, among all lines
 that have an operator, a sign, a comparison, a number or a truth value to swap, and one such swap is made on each.  Then
-the tests run until the first failure, those named like the broken module first, in one process.  The answer is a table:
-what was broken, and the test that noticed it.  What only speaks or asserts (raised errors, logs, progress bars,
-annotations, ``strict=True``) is not broken.
+the tests run in one process until the first failure, beginning with those named like the broken module.  The result is
+a table of what was broken and which test noticed it.  Code that only reports or asserts (raised errors, logs, progress
+bars, annotations, ``strict=True``) is not broken.
 
-Not every survivor is a gap: a swap may leave the meaning as it was (``<`` for ``<=`` where equality cannot happen), so
-survivors are to be read.  The tests of the command line and of the benchmarks are left out (``--skip``), as they are
-slow and rest on the same mathematics.
+Not every survivor is a gap, because a swap may leave the meaning unchanged (``<`` for ``<=`` where equality cannot
+happen); survivors must be read.  The tests of the command line and of the benchmarks are skipped by default
+(``--skip``), because they are slow and use the same mathematics.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ CORE = (
     "sampler",
     "guidance",
     "likelihood",
-    "bound",  # names of before the redesign
+    "bound",  # this and the next are names from before the redesign
     "flow",
     "trajectory",
 )
-NOT_CORE = ("sampler/progress.py",)  # it only speaks
+NOT_CORE = ("sampler/progress.py",)  # it only reports
 SKIP = ("tests/cli", "tests/test_benchmarks.py", "tests/data", "tests/report", "tests/test_docs.py")
 SPEAKING = {"info", "warning", "debug", "tqdm", "warn"}
 
@@ -71,7 +71,7 @@ COMPARISON: dict[type[ast.cmpop], tuple[str, str]] = {
 
 @dataclass(frozen=True, order=True)
 class Swap:
-    """A piece of a file, as byte offsets, and what to write in its place."""
+    """A piece of a file, given by byte offsets, and what to write in its place."""
 
     path: str
     line: int
@@ -81,7 +81,7 @@ class Swap:
 
 
 class Swaps(ast.NodeVisitor):
-    """All swaps of one file."""
+    """Collects all possible swaps in one file."""
 
     def __init__(self, path: str, source: bytes) -> None:
         self.path, self.source = path, source
@@ -143,7 +143,7 @@ class Swaps(ast.NodeVisitor):
             self.each([node.func, *node.args, *(each.value for each in node.keywords if each.arg != "strict")])
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        self.each(node.body)  # no decorators, no bases
+        self.each(node.body)  # leave decorators and bases alone
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         self.each([*node.args.defaults, *filter(None, node.args.kw_defaults), *node.body])
@@ -163,7 +163,7 @@ class Swaps(ast.NodeVisitor):
 
 
 def core_files(tree: Path) -> Iterator[Path]:
-    """The files of the mathematics, in order."""
+    """Yield the files of the mathematics, in order."""
     package = tree / "src" / "optcov"
     for name in CORE:
         for path in [package / f"{name}.py", *sorted((package / name).glob("*.py"))]:
@@ -172,7 +172,7 @@ def core_files(tree: Path) -> Iterator[Path]:
 
 
 def drawn(tree: Path, count: int, seed: int) -> list[Swap]:
-    """One swap on each of as many lines, drawn with the seed."""
+    """Draw ``count`` lines with the seed, and one swap on each."""
     by_line: dict[tuple[str, int], list[Swap]] = {}
     for path in core_files(tree):
         for swap in Swaps(path.relative_to(tree).as_posix(), path.read_bytes()).found:
@@ -183,7 +183,7 @@ def drawn(tree: Path, count: int, seed: int) -> list[Swap]:
 
 
 def test_files(tree: Path, swap: Swap | None, skip: Sequence[str]) -> list[str]:
-    """The files to run: those named like the broken module, or its folder, first."""
+    """The test files to run, beginning with those named like the broken module or its folder."""
     names = [path.relative_to(tree).as_posix() for path in sorted((tree / "tests").rglob("test_*.py"))]
     names = [name for name in names if not any(name == each or name.startswith(each + "/") for each in skip)]
     if swap is None:
@@ -202,7 +202,7 @@ def test_files(tree: Path, swap: Swap | None, skip: Sequence[str]) -> list[str]:
 
 @dataclass
 class Outcome:
-    """What the tests said of a tree.
+    """The verdict of the tests on a tree.
 
     Args:
         verdict: ``caught``, ``survived`` or ``timed out``.
@@ -215,7 +215,7 @@ class Outcome:
 
 
 def run_tests(tree: Path, files: Sequence[str], timeout: float) -> Outcome:
-    """Run until the first failure, on one thread, without traces in the tree."""
+    """Run tests until the first failure, on one thread, leaving no files in the tree."""
     paths = [str(tree / "src"), str(tree)]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(paths),
@@ -241,7 +241,7 @@ def run_tests(tree: Path, files: Sequence[str], timeout: float) -> Outcome:
 
 
 def unpack(revision: str, folder: Path) -> None:
-    """The files of a revision, and nothing that git does not track."""
+    """Unpack the files of a revision, without anything that git does not track."""
     archive = subprocess.run(["git", "archive", revision], capture_output=True, check=True).stdout
     subprocess.run(["tar", "x", "-C", folder], input=archive, check=True)
     found = subprocess.run(
@@ -253,7 +253,7 @@ def unpack(revision: str, folder: Path) -> None:
 
 
 def broken(source: bytes, swap: Swap) -> bytes:
-    """The file after a swap."""
+    """Apply a swap to a file."""
     return source[: swap.start] + swap.new.encode() + source[swap.stop :]
 
 
@@ -262,7 +262,7 @@ def line_of(source: bytes, number: int) -> str:
 
 
 def table(about: str, rows: Sequence[tuple[Swap, str, str, Outcome]]) -> str:
-    """Markdown: a line for each swap, and how many were caught."""
+    """Format a line for each swap, and the number that were caught, as Markdown."""
     lines = [about, "", "| | where | was | became | verdict | by | s |", "|" + "---|" * 7]
     for number, (swap, was, became, outcome) in enumerate(rows, 1):
         where = f"{swap.path.removeprefix('src/optcov/')}:{swap.line}"
@@ -280,13 +280,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.mutations", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--revision", default="HEAD", help="of git, whose files are taken (default: HEAD)")
-    parser.add_argument("--count", type=int, default=20, help="lines to break (default: 20)")
-    parser.add_argument("--seed", type=int, default=11, help="of the draw (default: 11)")
+    parser.add_argument("--revision", default="HEAD", help="git revision to break (default: HEAD)")
+    parser.add_argument("--count", type=int, default=20, help="number of lines to break (default: 20)")
+    parser.add_argument("--seed", type=int, default=11, help="seed that draws the lines (default: 11)")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for the tests of one line (default: 900)")
     parser.add_argument("--skip", nargs="*", default=SKIP, help="test files and folders to leave out")
-    parser.add_argument("--out", type=Path, help="write the table here, too, after each line")
-    parser.add_argument("--list", action="store_true", help="only show what would be broken")
+    parser.add_argument("--out", type=Path, help="file to which the table is written after each line")
+    parser.add_argument("--list", action="store_true", help="only list what would be broken")
     chosen = parser.parse_args(arguments)
     rows: list[tuple[Swap, str, str, Outcome]] = []
     with tempfile.TemporaryDirectory() as name:

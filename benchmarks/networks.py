@@ -1,4 +1,4 @@
-"""The U-Net of ``conf/model/unet_ddpm_cifar10`` here and in diffusers, with the same weights."""
+"""Makes the U-Net of ``conf/model/unet_ddpm_cifar10`` here and in diffusers, with the same weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONF = Path(__file__).parents[1] / "conf"
 
 
 def cifar10_network(channels: int = 128) -> UNet:
-    """As ``model=unet_ddpm_cifar10`` on 32 x 32 images builds it, or with fewer channels."""
+    """Make the network of ``model=unet_ddpm_cifar10`` for 32 x 32 images, or one with fewer channels."""
     base, override = (OmegaConf.load(CONF / "model" / f"{name}.yaml") for name in ("unet", "unet_ddpm_cifar10"))
     settings: Any = OmegaConf.merge(base, override, {"channels": channels})
     settings.pop("defaults")
@@ -29,7 +29,7 @@ def cifar10_network(channels: int = 128) -> UNet:
 
 
 def diffusers_network(size: int = 32, dropout: float = 0.1, channels: int = 128) -> Any:
-    """``google/ddpm-cifar10-32`` as diffusers builds it, or with fewer channels (a multiple of 32)."""
+    """Make diffusers' network of ``google/ddpm-cifar10-32``, or one with fewer channels (a multiple of 32)."""
     import diffusers
 
     return diffusers.UNet2DModel(
@@ -50,7 +50,7 @@ def diffusers_network(size: int = 32, dropout: float = 0.1, channels: int = 128)
 
 
 def pair(device: str = "cpu", channels: int = 128) -> tuple[Denoiser, Any]:
-    """Ours, in the memory format that ``channels_last=auto`` chooses, and diffusers', with its weights; eval mode."""
+    """Make our network and diffusers', with the same weights, in eval mode; ours in ``channels_last=auto``'s format."""
     torch.manual_seed(0)
     peer, network = diffusers_network(channels=channels).eval(), cifar10_network(channels).eval()
     network.load_state_dict(peer_weights(peer))
@@ -61,8 +61,8 @@ def pair(device: str = "cpu", channels: int = 128) -> tuple[Denoiser, Any]:
 
 
 def flops_per_image(network: nn.Module, shape: tuple[int, ...] = (3, 32, 32)) -> float:
-    """Floating-point operations of one forward pass on one image, a multiplication and an addition being two."""
-    # attention by matrix products: of fused kernels the counter knows some, and none of a CPU's
+    """Floating-point operations of one forward pass on one image; a multiplication and an addition count as two."""
+    # let attention use matrix products, because the counter knows only some fused kernels, and none on a CPU
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         like = next(network.parameters())
         network(torch.zeros(1, *shape, device=like.device), torch.ones(1, device=like.device))
@@ -70,14 +70,14 @@ def flops_per_image(network: nn.Module, shape: tuple[int, ...] = (3, 32, 32)) ->
 
 
 def block_weights(peer: nn.Module) -> dict[str, Tensor]:
-    """A diffusers ResnetBlock2D in our names."""
+    """The weights of a diffusers ResnetBlock2D under our names."""
     names = {"norm1": "norm1", "conv1": "layer1", "time_emb_proj": "time", "norm2": "norm2", "conv2": "layer2"}
     names["conv_shortcut"] = "shortcut"
     return {f"{names[k.split('.')[0]]}.{k.split('.')[1]}": v for k, v in peer.state_dict().items()}
 
 
 def attention_weights(peer: Any) -> dict[str, Tensor]:
-    """A diffusers Attention in our names: linear layers become 1x1 convolutions."""
+    """The weights of a diffusers Attention under our names; linear layers become 1x1 convolutions."""
     out = {f"norm.{kind}": getattr(peer.group_norm, kind) for kind in ("weight", "bias")}
     for kind in ("weight", "bias"):
         qkv = torch.cat([getattr(p, kind) for p in (peer.to_q, peer.to_k, peer.to_v)])
@@ -87,7 +87,7 @@ def attention_weights(peer: Any) -> dict[str, Tensor]:
 
 
 def level_weights(peer_level: Any, resamplers: str) -> list[dict[str, Tensor]]:
-    """Our list of stages of one level, in the order of the forward pass."""
+    """The weights of each of our blocks in one level, in the order of the forward pass."""
     attentions = getattr(peer_level, "attentions", [None] * len(peer_level.resnets))
     stages = []
     for resnet, attention in zip(peer_level.resnets, attentions, strict=True):
@@ -101,7 +101,7 @@ def level_weights(peer_level: Any, resamplers: str) -> list[dict[str, Tensor]]:
 
 
 def peer_weights(peer: Any) -> dict[str, Tensor]:
-    """All weights of a diffusers UNet2DModel in our names."""
+    """All weights of a diffusers UNet2DModel under our names."""
     parts = {
         "input": peer.conv_in.state_dict(),
         "time.1": peer.time_embedding.linear_1.state_dict(),

@@ -1,10 +1,10 @@
-"""The picture of the README: samples of one mean network at 5 and 10 calls by variance strategy, from the same noise.
+"""Draws the picture of the README: samples of one mean network at 5 and 10 calls, by strategy, from the same noise.
 
     python train.py model=unet var=sn_dpm      the network; or `make demo`
-    python -m benchmarks.picture [RUN]         docs/images/samples.png; RUN is the newest run of digits if left out
+    python -m benchmarks.picture [RUN]         docs/images/samples.png; RUN defaults to the newest run of digits
 
 Each strategy is fitted to the run's mean network by `optcov.fit`; nothing else differs between rows.  Sample i of every
-row starts from the same x_T and takes the same white noise at each step.  Minutes on two cores.
+row starts from the same x_T and takes the same white noise at each step.  This takes minutes on two cores.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ OUTPUT = Path(__file__).parents[1] / "docs" / "images" / "samples.png"
 
 
 def draw(denoiser: Denoiser, count: int, quick: bool = False) -> dict[tuple[str, int], Tensor]:
-    """Samples ``[count, 1, 8, 8]`` by strategy and number of network calls.
+    """Draw samples ``[count, 1, 8, 8]`` for each strategy and number of network calls.
 
     Args:
-        denoiser: of digits.
-        count: samples of each.
+        denoiser: a denoiser of digits.
+        count: number of samples for each.
         quick: fit in a few steps, to try the script.
     """
     images = DigitsData().calibration(1500)
@@ -58,7 +58,7 @@ def draw(denoiser: Denoiser, count: int, quick: bool = False) -> dict[tuple[str,
 
 
 def save(samples: dict[tuple[str, int], Tensor], path: Path) -> None:
-    """A row for each strategy, a block for each number of calls, with the Frechet distance of each block."""
+    """Draw a row for each strategy and a block for each number of calls, with the Frechet distance of each block."""
     reference = Reference(DigitsData().reference())
     figure, axes = plt.subplots(
         len(NAMES), len(CALLS), figsize=(9, 3.1), layout="constrained", gridspec_kw={"wspace": 0.06}, squeeze=False
@@ -86,14 +86,14 @@ def save(samples: dict[tuple[str, int], Tensor], path: Path) -> None:
 
 
 def newest_run(folder: Path) -> Path:
-    """The run of digits that ended last.
+    """Find the run of digits that ended last.
 
     Raises:
         FileNotFoundError: if there is none.
     """
     runs = [each for each in folder.glob("*/results.json") if '"data": "digits"' in each.read_text()]
     if not runs:
-        raise FileNotFoundError(f"{folder} holds no run of digits: run `make demo`, or give the folder of a run")
+        raise FileNotFoundError(f"{folder} has no run of digits: run `make demo`, or give the folder of a run")
     return max(runs, key=os.path.getmtime).parent
 
 
@@ -101,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", type=Path, help="folder of a run, or a mean.safetensors")
     parser.add_argument("--output", type=Path, default=OUTPUT)
-    parser.add_argument("--count", type=int, default=2000, help="samples scored in each block")
+    parser.add_argument("--count", type=int, default=2000, help="number of samples scored in each block")
     parser.add_argument("--quick", action="store_true", help="fit in a few steps, to try the script")
     args = parser.parse_args()
     run = args.run or newest_run(Path("outputs/train"))

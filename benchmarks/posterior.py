@@ -1,16 +1,16 @@
-r"""Posterior samplers against exact posteriors: digits as a mixture of ten Gaussians, with the exact network.
+r"""Compares posterior samplers with exact posteriors, for digits as a mixture of ten Gaussians with its exact network.
 
     python -m benchmarks.posterior                       CSV: a line for each task, method and cost
     python -m benchmarks.posterior --steps 10 --calls    all methods at ten steps, whatever they cost
 
-The mixture has the mean and covariance of each class of the training digits; every score is an average over
-measurements of images drawn from it, with its standard error.  Ours condition truncations of the exact C: its diagonal,
-with the directions of its 4 or 8 largest eigenvalues, or all of it.
+The mixture has the mean and covariance of each class of the training digits.  Every score is an average over
+measurements of images drawn from it, with its standard error.  Our methods condition truncations of the exact C: its
+diagonal, a diagonal with the directions of its 4 or 8 largest eigenvalues, or all of it.
 
-    energy      2 E|X - Y| - E|X - X'| - E|Y - Y'| between samples and the exact posterior, without bias
-    rmse        of the mean of samples, against the mean of the exact posterior
-    c50 c90 c95 how often central intervals of the samples hold the truth, in %: unmeasured pixels
-    crps        continuous ranked probability score of the truth, without bias: unmeasured pixels
+    energy      2 E|X - Y| - E|X - X'| - E|Y - Y'| between samples and the exact posterior, unbiased
+    rmse        error of the samples' mean against the mean of the exact posterior
+    c50 c90 c95 how often central intervals of the samples contain the truth, in %, for unmeasured pixels
+    crps        continuous ranked probability score of the truth, unbiased, for unmeasured pixels
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ RIDGE = 0.01  # variance added to each pixel of a class
 
 
 class OneLevelMixture(GaussianMixture):
-    """A mixture whose batches share one level, so that the covariance of a component is made once; it remembers."""
+    """A mixture for batches that share one level; it makes each component's covariance once and caches the result."""
 
     remembered: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
@@ -70,7 +70,7 @@ class OneLevelMixture(GaussianMixture):
 
 
 class Truncated(Closed):
-    """The exact C: its diagonal and the directions of its r largest eigenvalues, or all of it where r is None."""
+    """The exact C, reduced to its diagonal and the directions of its r largest eigenvalues; None for all of it."""
 
     def __init__(self, denoiser: Denoiser, rank: int | None) -> None:
         super().__init__(denoiser)
@@ -89,12 +89,12 @@ class Truncated(Closed):
         return LowRankCovariance(left.clamp(min=0), factor)
 
     def bounded_covariance(self, denoiser: Denoiser, prediction: Prediction) -> Covariance:
-        return self.covariance(denoiser, prediction)  # exact, and so within all bounds
+        return self.covariance(denoiser, prediction)  # an exact C is within all bounds
 
 
 @dataclass
 class Task:
-    """Measurements of images, ``count`` samples of each posterior, and exact ones beside them."""
+    """Measurements of images, with exact samples of each posterior."""
 
     name: str
     operator: Operator
@@ -106,7 +106,7 @@ class Task:
 
     @classmethod
     def made(cls, name: str, mixture: GaussianMixture, measurements: int, count: int, seed: int) -> Task:
-        """The task of a name: ``inpaint`` (the lower half is hidden) or ``superres`` (means of 2 x 2 pixels)."""
+        """Make a task by name: ``inpaint`` (the lower half is hidden) or ``superres`` (means of 2 x 2 pixels)."""
         generator = torch.Generator().manual_seed(seed)
         operators: dict[str, Operator] = {
             "inpaint": Mask((DIM,), torch.arange(DIM) < DIM // 2),
@@ -121,7 +121,7 @@ class Task:
         return cls(name, operator, seen == 0, truth, y, posteriors, exact)
 
     def scores(self, samples: Tensor) -> dict[str, tuple[float, float]]:
-        """The mean over measurements of each score of samples ``[n, count, d]``, and its standard error."""
+        """Score samples ``[n, count, d]``: the mean of each score over measurements, and its standard error."""
         n, count = samples.shape[:2]
         within = torch.cdist(samples, samples).sum((1, 2)) / (count * (count - 1))
         other = torch.cdist(self.exact, self.exact).sum((1, 2)) / (self.exact.shape[1] * (self.exact.shape[1] - 1))
@@ -133,7 +133,7 @@ class Task:
 
 
 def against(truth: Tensor, samples: Tensor) -> dict[str, Tensor]:
-    """Coverage of central intervals in % and CRPS, ``[n]``, of samples ``[n, count, d]`` for a truth ``[n, d]``."""
+    """Score samples ``[n, count, d]`` by a truth ``[n, d]``: coverage of central intervals in % and CRPS, ``[n]``."""
     count, ordered = samples.shape[1], samples.sort(1).values
     found = {}
     for level in (50, 90, 95):
@@ -145,14 +145,14 @@ def against(truth: Tensor, samples: Tensor) -> dict[str, Tensor]:
 
 
 def _quantile(ordered: Tensor, level: float) -> Tensor:
-    """The quantile between two of n ordered samples that n more of the same law fall below at this rate."""
+    """The quantile, between two of n ordered samples, below which a new sample of the same law falls at this rate."""
     place = min(max(level * (ordered.shape[1] + 1) - 1, 0.0), ordered.shape[1] - 1.0)
     low = int(place)
     return ordered[:, low].lerp(ordered[:, min(low + 1, ordered.shape[1] - 1)], place - low)
 
 
 def digits() -> OneLevelMixture:
-    """The mixture of this benchmark."""
+    """Make the mixture of this benchmark."""
     data = DigitsData()
     images, labels = data.normalize(data.load("train")).flatten(1).double(), data.labels("train")
     classes = [images[labels == label] for label in range(10)]
@@ -162,12 +162,12 @@ def digits() -> OneLevelMixture:
 
 
 def exact(mixture: GaussianMixture) -> Denoiser:
-    """The exact denoiser of the mixture, without bounds."""
+    """Make the exact denoiser of the mixture, without bounds."""
     return Denoiser(OracleNetwork((DIM,), mixture, SCHEDULE), SCHEDULE, data_range=DataRange(None, None)).eval()
 
 
 def ours(denoiser: Denoiser, task: Task, rank: int | None, steps: int, count: int, seed: int) -> Tensor:
-    """Samples ``[n, count, d]`` of this package: one call a step."""
+    """Draw samples ``[n, count, d]`` with this package, by one network call per step."""
     guidance = MeasurementGuidance(denoiser, operator=task.operator, y=task.y.repeat_interleave(count, 0), noise=NOISE)
     times = QuadraticTrajectory().times(SCHEDULE, steps)
     noise = NoiseStream(seed, range(len(task.y) * count), (DIM,), dtype=torch.float64)
@@ -178,10 +178,14 @@ def ours(denoiser: Denoiser, task: Task, rank: int | None, steps: int, count: in
 def theirs(
     denoiser: Denoiser, task: Task, method: Method, steps: int, count: int, seed: int, repeats: int = 1
 ) -> tuple[Tensor, int]:
-    """Samples ``[n, count, d]`` of a rival, and the network equivalents of a sample.
+    """Draw samples ``[n, count, d]`` with a rival; return them with the network equivalents of a sample.
 
     Args:
-        repeats: how often a step is taken, with the noise of the step before added again in between (RePaint).
+        denoiser: the exact denoiser.
+        task: the measurements.
+        method: the rival.
+        steps, count, seed: number of steps, of samples for each measurement, and the seed.
+        repeats: how often each step is taken; noise is added again in between (RePaint).
     """
     times = QuadraticTrajectory().times(SCHEDULE, steps)
     levels, data = SCHEDULE.levels(times).flip(), SCHEDULE.levels(times.new_zeros(()))
@@ -212,7 +216,7 @@ def theirs(
 
 
 def tuned(denoiser: Denoiser, task: Task, choices: dict[str, Method], steps: int, count: int) -> Method:
-    """The choice of the least energy distance on other data."""
+    """The choice with the smallest energy distance on other data."""
     scored = {
         name: task.scores(theirs(denoiser, task, method, steps, count, 1)[0])["energy"][0]
         for name, method in choices.items()
@@ -246,15 +250,16 @@ def rows(
     fixed: bool,
     methods: Collection[str],
 ) -> Iterator[tuple[str, int, int, dict[str, tuple[float, float]]]]:
-    """Method, steps, network equivalents and scores.
+    """Yield method, number of steps, network equivalents and scores.
 
     Args:
-        denoiser: exact.
-        task, other: scored, and of other data, on which rivals are tuned.
-        count: samples for each measurement.
-        budgets: network equivalents, or steps.
-        fixed: whether they are steps.
-        methods: of `OURS` and `RIVALS`.
+        denoiser: the exact denoiser.
+        task: the task to score.
+        other: the same task on other data, on which rivals are tuned.
+        count: number of samples for each measurement.
+        budgets: network equivalents, or numbers of steps.
+        fixed: whether the budgets are numbers of steps.
+        methods: names in `OURS` and `RIVALS`.
     """
     for budget in budgets:
         for name, rank in ((name, OURS[name]) for name in OURS if name in methods):
@@ -271,10 +276,10 @@ def rows(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measurements", type=int, default=16)
-    parser.add_argument("--samples", type=int, default=32, help="of each posterior")
+    parser.add_argument("--samples", type=int, default=32, help="number of samples of each posterior")
     parser.add_argument("--tasks", nargs="*", default=["inpaint", "superres"])
     parser.add_argument("--calls", nargs="*", type=int, default=list(CALLS), help="network equivalents of a sample")
-    parser.add_argument("--steps", nargs="*", type=int, default=[], help="the same number of steps for all methods")
+    parser.add_argument("--steps", nargs="*", type=int, default=[], help="numbers of steps, the same for all methods")
     parser.add_argument("--methods", nargs="*", default=[*OURS, *RIVALS], choices=[*OURS, *RIVALS])
     args = parser.parse_args()
     mixture = digits()
@@ -293,7 +298,7 @@ def main() -> None:
 
 
 def _line(task: str, method: str, steps: int, calls: int, scores: dict[str, tuple[float, float]]) -> str:
-    """One line of the table."""
+    """Format one line of the table."""
     values = [
         *scores["energy"], scores["mse"][0] ** 0.5, scores["c50"][0], *scores["c90"], scores["c95"][0], *scores["crps"],
     ]  # fmt: skip

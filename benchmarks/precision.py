@@ -1,8 +1,8 @@
-"""Coefficients of the reverse kernel against 50-digit arithmetic, at every pair of times.
+"""Compares the coefficients of the reverse kernel with 50-digit arithmetic, at every pair of times.
 
-    python -m benchmarks.precision [N ...]        N = 1000 and 4000: 17 million pairs, three etas each
+    python -m benchmarks.precision [N ...]        default N = 1000 and 4000: 17 million pairs, three etas each
 
-The reference knows the published formulas alone.  Tests compare the same numbers at some of the pairs.
+The reference uses the published formulas only.  Tests compare the same numbers at some of the pairs.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ TOLERANCE = 1e-10
 ETAS = (0.0, 0.5, 1.0)
 SCHEDULES: dict[str, type[NoiseSchedule]] = {"linear": LinearSchedule, "cosine": CosineSchedule}
 
-Exact = NDArray[np.object_]  # of Decimal: ten times as fast as mpmath, which gives what decimal lacks, the cosine
+Exact = NDArray[np.object_]  # elements are Decimal, which is ten times as fast as mpmath; only cosines need mpmath
 
 
 def elementwise(function: Callable[..., Decimal]) -> Callable[..., Exact]:
-    """A function of numbers as one of arrays."""
+    """Apply a function of numbers to arrays."""
     return np.vectorize(function, otypes=[object])
 
 
@@ -42,18 +42,18 @@ square_root, natural_log, exponential = (elementwise(f) for f in (Decimal.sqrt, 
 
 @contextmanager
 def fifty_digits() -> Iterator[None]:
-    """Let decimal and mpmath compute to 50 digits."""
+    """Let decimal and mpmath compute with 50 digits."""
     with decimal.localcontext(decimal.Context(prec=50)), mpmath.workdps(50):
         yield
 
 
 def rounded(exact: Exact) -> Tensor:
-    """The nearest float64 numbers: a relative error of 1e-16 in what is compared to 1e-10."""
+    """Round to the nearest float64; this relative error of 1e-16 is far below the tolerance of 1e-10."""
     return torch.from_numpy(exact.astype(np.float64))
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:
-    """The largest; infinite where an exact zero is found as something else, or the answer is not a number."""
+    """The largest relative error; infinite if an exact zero is found as another number, or anything as NaN."""
     assert found.dtype == exact.dtype == torch.float64
     assert found.shape == exact.shape
     error = torch.where(found == exact, 0.0, (found - exact).abs() / exact.abs())
@@ -62,7 +62,7 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
 
 @dataclass(frozen=True)
 class ExactPath:
-    """The squares of the amplitudes at some times, from no noise on."""
+    """The squares of the amplitudes at some times, beginning without noise."""
 
     alpha_sq: Exact
     sigma_sq: Exact
@@ -78,9 +78,10 @@ class ExactPath:
         return square_root(self.sigma_sq)
 
     def steps(self, s: Tensor, t: Tensor) -> dict[str, Tensor]:
-        """What a kernel from index ``t`` to ``s < t`` holds, each ``[...]`` of the indices, by name and eta.
+        """The coefficients of a kernel from index ``t`` to ``s < t``, with the shape of the indices, by name and eta.
 
-        As the definitions have it, ``sigma_s^2 - lambda^2`` and all: 50 digits can afford what float64 cannot.
+        They follow the definitions literally, including ``sigma_s^2 - lambda^2``: 50 digits can afford a cancellation
+        that float64 cannot.
         """
         index_s, index_t = s.numpy(), t.numpy()
         alpha_s, alpha_t = self.alpha[index_s], self.alpha[index_t]
@@ -101,7 +102,7 @@ class ExactPath:
 
 
 def published_betas(name: str, total: int) -> Exact:
-    """The variances of the N steps of ``name``, linear or cosine, ``[N]``."""
+    """The variances of the N steps of the schedule ``name``, linear or cosine, ``[N]``."""
     if name == "linear":
         first, last = Decimal("1e-4"), Decimal("0.02")
         return np.array([(first + (last - first) * n / (total - 1)) * 1000 / total for n in range(total)])
@@ -144,7 +145,7 @@ def all_pairs(name: str, total: int) -> dict[str, float]:
 def main() -> None:
     """Print the largest errors."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("total", nargs="*", type=int, default=[1000, 4000], help="N, the steps of a schedule")
+    parser.add_argument("total", nargs="*", type=int, default=[1000, 4000], help="N, the number of steps of a schedule")
     with fifty_digits():
         for total in parser.parse_args().total:
             for name in SCHEDULES:

@@ -1,11 +1,11 @@
-r"""Real held-out digits restored by a learned network: fitted strategies, and samplers with products.
+r"""Restores real held-out digits with a learned network, by fitted strategies and by samplers that use products.
 
     python -m benchmarks.restored_digits [RUN]       CSV; RUN as in benchmarks.picture
     python -m benchmarks.restored_digits --strategies data_cov --rivals --picture docs/images/restored.png
 
-The lower half of 8 x 8 digits is missing, noise 0.1, ten quadratic DDPM steps with x_0 clipped (DiffPIR's
-are not).  Scores of the missing
-pixels: `optcov` and rivals see the same measurements; see `benchmarks.posterior` for the scores and for NE.
+The lower half of 8 x 8 digits is missing, and the noise is 0.1.  All methods take ten quadratic DDPM steps with x_0
+clipped (except DiffPIR, which does not clip) and see the same measurements.  The missing pixels are scored; see
+`benchmarks.posterior` for the scores and for NE.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RIVALS: dict[str, Method] = {  # conjugate gradients break down on a learned Jac
 
 
 def theirs(denoiser: Denoiser, operator: Mask, y: Tensor, method: Method, count: int) -> Tensor:
-    """Samples ``[n, count, *event]`` of a rival, whose products are backward passes."""
+    """Draw samples ``[n, count, *event]`` with a rival, whose products are backward passes."""
     times = QuadraticTrajectory().times(denoiser.schedule, CALLS)
     levels, data = denoiser.levels(times).flip(), denoiser.levels(times.new_zeros(()))
     generator, rows = torch.Generator().manual_seed(0), y.repeat_interleave(count, 0)
@@ -62,7 +62,7 @@ def theirs(denoiser: Denoiser, operator: Mask, y: Tensor, method: Method, count:
 
 
 def scores(truth: Tensor, samples: Tensor, operator: Mask) -> Iterator[str]:
-    """RMSE of the mean, coverage of 90 % with its standard error, and CRPS with its, of the missing pixels."""
+    """Score the missing pixels: RMSE of the mean, then 90 % coverage and CRPS, each with its standard error."""
     hidden = operator.adjoint(torch.ones(1, *operator.measurement_shape))[0].flatten() == 0
     truth, samples = truth.flatten(1)[:, hidden], samples.flatten(2)[..., hidden]
     yield f"{float(((samples.mean(1) - truth) ** 2).mean().sqrt()):.3f}"
@@ -81,8 +81,8 @@ def main() -> None:
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=list(RIVALS))
     parser.add_argument("--measurements", type=int, default=64)
     parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--fit-steps", type=int, default=600, help="gradient steps of a strategy that is trained")
-    parser.add_argument("--picture", type=Path, help="a PNG to write, of the first strategy")
+    parser.add_argument("--fit-steps", type=int, default=600, help="gradient steps of a trained strategy")
+    parser.add_argument("--picture", type=Path, help="PNG to write for the first strategy")
     args = parser.parse_args()
     denoiser = optcov.load(args.run or newest_run(Path("outputs/train"))).eval()
     data = DigitsData()

@@ -2,7 +2,7 @@ r"""Published posterior samplers on an exact network, each from the formulas of 
 
 All take steps of the same kernel at eta = 1, from the same start and times; they differ in the mean m' that replaces m
 and in the noise they add.  Their vector-Jacobian products are written ``C v = (sigma_t^2 / alpha_t) J^T v``, which for
-an exact network is the product with Cov[x_0|x_t]; they are counted: a call 1, a product 2.
+an exact network is the product with Cov[x_0|x_t].  A network call counts 1 and a product 2.
 
     Pi-GDM      m + C A^T (r^2 A A^T + s^2)^{-1} (y - A m),  r^2 = sigma^2 / (alpha^2 + sigma^2)    Song et al. 2023
     MMPS        m + C A^T (A C A^T + s^2)^{-1} (y - A m), by k steps of conjugate gradients         2405.13712
@@ -28,16 +28,16 @@ from optcov.schedule.levels import NoiseLevels
 
 @dataclass
 class Step:
-    """What a method may use: one for each step, of a batch of chains.
+    """What a method may use in one step of a batch of chains.
 
     Args:
         x_t, m: ``[B, d]``.
-        times: ``C v`` of ``[B, d]``.
-        t, s: levels; ``is_last`` where s is 0.
-        matrix: A, ``[m, d]``, of which ``A A^T`` is ``gram I``.
+        times: the function ``v -> C v`` for ``[B, d]``.
+        t, s: noise levels; ``is_last`` says whether s is 0.
+        matrix: A, ``[m, d]``, with ``A A^T = gram I``.
         y: ``[B, m]``; its noise has the standard deviation ``noise``.
-        bound: of m', whose values are clipped to ``[-bound, bound]``.
-        products: how many were taken.
+        bound: the values of m' are clipped to ``[-bound, bound]``.
+        products: number of products taken so far.
     """
 
     x_t: Tensor
@@ -60,16 +60,16 @@ class Step:
         return self.y - self.m @ self.matrix.T
 
     def product(self, v: Tensor) -> Tensor:
-        """``C v``; counted."""
+        """Compute ``C v``, and count it."""
         self.products += 1
         return self.times(v)
 
     def white(self) -> Tensor:
-        """Fresh noise, ``[B, d]``."""
+        """Draw fresh noise, ``[B, d]``."""
         return torch.randn(self.m.shape, dtype=self.m.dtype, generator=self.generator)
 
     def moved(self, m: Tensor) -> Tensor:
-        """A draw from the kernel with m, ``[B, d]``, in place of the mean; m itself in the last step."""
+        """Draw from the kernel with m, ``[B, d]``, as the estimate of x_0; return m itself in the last step."""
         m = m.clamp(-self.bound, self.bound)
         if self.is_last:
             return m
@@ -82,14 +82,14 @@ Method = Callable[[Step], Tensor]
 
 
 def pi_gdm(step: Step) -> Tensor:
-    """Pi-GDM with its r for data of variance 1."""
+    """Pi-GDM with its r for data with variance 1."""
     r_sq = step.t.sigma**2 / (step.t.alpha**2 + step.t.sigma**2)
     solved = step.residual / (r_sq * step.gram + step.noise**2)
     return step.moved(step.m + step.product(solved @ step.matrix))
 
 
 def mmps(iterations: int | None) -> Method:
-    """MMPS; None to solve exactly, by one product for each measurement."""
+    """MMPS with this many iterations; None to solve exactly, by one product for each measurement."""
 
     def method(step: Step) -> Tensor:
         def total(v: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def tmpd(step: Step) -> Tensor:
 def ddnm(step: Step) -> Tensor:
     """DDNM+, for operators with ``A A^T = gram I``."""
     kernel = ReverseKernel.from_levels(step.s, step.t)
-    spread = step.noise / step.gram**0.5  # of A^+ n along each measured direction
+    spread = step.noise / step.gram**0.5  # standard deviation of A^+ n along each measured direction
     scale = 1.0 if step.is_last else (kernel.lambda_sq.sqrt() / (kernel.c * spread)).clamp(max=1)
     m = step.m + scale * step.residual @ step.matrix / step.gram
     if step.is_last:
@@ -130,7 +130,7 @@ def ddnm(step: Step) -> Tensor:
 
 
 def diffpir(weight: float, zeta: float) -> Method:
-    """DiffPIR; zeta is the share of fresh noise."""
+    """DiffPIR; ``zeta`` is the share of fresh noise."""
 
     def method(step: Step) -> Tensor:
         rho = weight * step.noise**2 * step.t.alpha**2 / step.t.sigma**2

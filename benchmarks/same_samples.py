@@ -1,16 +1,16 @@
-"""Whether two versions of the code draw the same samples: save those of one, compare with those of the other.
+"""Checks whether two versions of the code draw the same samples: saves those of one, compares those of the other.
 
     python -m benchmarks.same_samples --save before.npz
     python -m benchmarks.same_samples --compare before.npz
 
-Every pair of ``conf/sampler`` and ``conf/var`` draws from two small networks of seeded random weights (an MLP on
-vectors and a U-Net on 1 x 8 x 8 images) over schedules, trajectories and numbers of steps, with classes, under
-guidance, and with other parameterizations.  Strategies that are calibrated see seeded data; heads have seeded weights.
-Outputs of the networks and times of the trajectories are kept beside the samples, so that a difference in what goes
-into a sampler is not taken for one of the sampler.  One thread, float32; samples are compared bit by bit.  Options that
-one version does not know are left out of a comparison.
+Every pair of ``conf/sampler`` and ``conf/var`` draws from two small networks with seeded random weights (an MLP on
+vectors and a U-Net on 1 x 8 x 8 images) over schedules, trajectories and numbers of steps, with classes, with guidance,
+and with other parameterizations.  Calibrated strategies see seeded data; heads have seeded weights.  Outputs of the
+networks and times of the trajectories are saved with the samples, so that a difference in a sampler's input is not
+mistaken for a difference in the sampler.  Samples are drawn on one thread in float32 and compared bit by bit.  Options
+that one version does not know are left out of a comparison.
 
-It runs on versions of optcov before and after the redesign of its interfaces: `Version` holds all that differs.
+It runs on versions of optcov before and after the redesign of its interfaces; `Version` handles all that differs.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ SHAPES: dict[str, tuple[int, ...]] = {"mlp": (6,), "unet": (1, 8, 8)}
 
 
 class Version:
-    """What differs between the interfaces of two versions, each time by what the installed one offers."""
+    """Handles the differences between the interfaces of versions, by what the installed version offers."""
 
     @staticmethod
     def conf() -> Path:
-        """The folder of configs: in the package, or beside ``src``."""
+        """The folder of configs, which is in the package or beside ``src``."""
         package = Path(optcov.__file__).parent
         return package / "conf" if (package / "conf").is_dir() else package.parents[1] / "conf"
 
     @staticmethod
     def denoiser(network: nn.Module, schedule: Any, parameterization: str, time_offset: int) -> Any:
-        """Parameterizations are objects, or were names."""
+        """Make a denoiser; parameterizations are objects now, and were names before."""
         made: Any = parameterization
         if find_spec("optcov.parameterization") is not None:
             made = get_object(f"optcov.parameterization.{parameterization.capitalize()}")()  # Eps, X0, V
@@ -67,19 +67,19 @@ class Version:
 
     @staticmethod
     def is_calibrated(strategy: Any) -> bool:
-        """How a strategy is fitted is its class, or was a string."""
+        """Whether a strategy is calibrated; its class says so now, and a string did before."""
         return strategy.fitting == "calibrate" if hasattr(strategy, "fitting") else hasattr(strategy, "calibrate")
 
     @staticmethod
     def check(sampler: Any, strategy: Any, schedule: Any) -> None:
-        """A sampler sees the schedule, too, or did not."""
+        """Check a sampler, which now sees the schedule too."""
         sampler.check(*(strategy, schedule)[: len(signature(sampler.check).parameters)])
 
     @staticmethod
     def draw(
         sampler: Any, denoiser: Any, strategy: Any, guidance: Any, times: Tensor, noise: NoiseStream, labels: Any
     ) -> Tensor:
-        """Guidance and labels are arguments of a sampler, or were bound to denoiser and strategy."""
+        """Draw; guidance and labels are arguments of a sampler now, and were bound to denoiser and strategy before."""
         if "guidance" in signature(sampler.sample).parameters:
             drawn = sampler.sample(denoiser, strategy, times, noise, guidance=guidance, condition=labels)
         else:
@@ -96,8 +96,8 @@ class Setting:
         schedule, num_steps: an option of ``conf/schedule``, and N.
         trajectory, steps: an option of ``conf/trajectory``, and K.
         classes: whether the network knows classes.
-        guidance: an option of ``conf/guidance`` and what is set in it, such as ``classifier_free weight=0``.
-        parameterization, time_offset: of the network.
+        guidance: an option of ``conf/guidance`` with its settings, such as ``classifier_free weight=0``.
+        parameterization, time_offset: those of the network.
     """
 
     network: str
@@ -125,7 +125,7 @@ class SeededNetwork(nn.Module):
     """A random network around the exact mean of unit-Gaussian data, so that samples keep the size of data.
 
     With ``a = cos(pi u / 2)`` and ``s = sin(pi u / 2)`` at network time ``1000 u``, whatever the schedule, and b the
-    random network's output, it predicts ``x_0 = a x_t - s^2 b / 2``, or the eps or v that this is for
+    random network's output, it predicts ``x_0 = a x_t - s^2 b / 2``, or the eps or v that corresponds to this x_0 for
     ``x_t = a x_0 + s eps``.
 
     Args:
@@ -151,7 +151,7 @@ class SeededNetwork(nn.Module):
 
 
 def fill(module: nn.Module, seed: int) -> None:
-    """Weights that depend on the seed and on the order of the module's parts alone."""
+    """Fill a module with weights that depend only on the seed and on the order of its parts."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for part in module.modules():
@@ -164,7 +164,7 @@ def fill(module: nn.Module, seed: int) -> None:
 
 
 def config(group: str, choice: str) -> DictConfig:
-    """An option of a group and what is set in it, ``ddim eta=0.5``, as a config."""
+    """Load an option of a group with its settings, such as ``ddim eta=0.5``, as a config."""
     option, *overrides = choice.split()
     loaded = OmegaConf.load(Version.conf() / group / f"{option}.yaml")
     assert isinstance(loaded, DictConfig)
@@ -203,7 +203,7 @@ def denoiser(setting: Setting) -> Any:
 
 @cache
 def strategy_of(var: str, mean: Any) -> Any:
-    """An option of ``conf/var``, its head (``head=complex``) with seeded weights, or calibrated on seeded data."""
+    """Make an option of ``conf/var``; a head (``head=complex``) has seeded weights, a calibration sees seeded data."""
     settings = config("var", var)
     arguments = {}
     if "head" in settings:
@@ -213,7 +213,7 @@ def strategy_of(var: str, mean: Any) -> Any:
         def seeded_head(*args: Any, **named: Any) -> Any:
             head = factory(*args, **named)
             fill(head, SEED + 1)
-            head.output.bias.data += 0.5  # what it is to regress lies in [0, 1]
+            head.output.bias.data += 0.5  # the target of its regression lies in [0, 1]
             return head
 
         arguments["head"] = seeded_head
@@ -246,7 +246,7 @@ def sampler_of(sampler: str, steps: int) -> Any:
 
 
 def samples(setting: Setting, sampler: str, var: str) -> Tensor:
-    """``[COUNT, *event]``."""
+    """Draw samples ``[COUNT, *event]``."""
     mean = denoiser(setting)
     noise = NoiseStream(SEED, range(COUNT), mean.data_shape)
     knows_labels = setting.classes or setting.guidance != "none"
@@ -261,7 +261,7 @@ def samples(setting: Setting, sampler: str, var: str) -> Tensor:
     )
 
 
-# Of each sampler that takes a fitted variance; the others are solvers, which take beta_tilde alone.
+# Settings of each sampler that takes a fitted variance; the others are solvers, which take only beta_tilde.
 ANCESTRAL = (
     "ddpm clip_x0=false",
     "ddpm cut=null",
@@ -288,7 +288,7 @@ STRATEGIES = ("iddpm head=complex", "npr_dpm head=complex", "sn_dpm head=complex
 
 
 def settings() -> Iterator[tuple[Setting, list[tuple[str, str]]]]:
-    """What is drawn from, and the pairs of sampler and strategy, refused ones among them."""
+    """Yield each setting with its pairs of sampler and strategy, including refused pairs."""
     networks = list(SHAPES)
     pairs = list(product(options("sampler"), options("var")))
     more = [
@@ -314,14 +314,14 @@ def settings() -> Iterator[tuple[Setting, list[tuple[str, str]]]]:
 
 @dataclass
 class Drawn:
-    """Arrays by name, samples as ``SETTING|SAMPLER|VAR``, and what was not drawn."""
+    """Arrays by name, with samples named ``SETTING|SAMPLER|VAR``, and the pairs that were refused."""
 
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)  # SAMPLER|VAR
     about: dict[str, object] = field(default_factory=dict)
 
     def pairs(self) -> set[str]:
-        """``SAMPLER|VAR``, refused ones among them."""
+        """All pairs ``SAMPLER|VAR``, including refused ones."""
         drawn = {name.partition("|")[2] for name in self.arrays if name.count("|") == 2}
         return drawn | self.refused
 
@@ -338,7 +338,7 @@ class Drawn:
 
 
 def conditions() -> dict[str, object]:
-    """What equal bits depend on beside the code."""
+    """What equality to the last bit depends on besides the code."""
     return {
         "seed": SEED,
         "samples": COUNT,
@@ -349,7 +349,7 @@ def conditions() -> dict[str, object]:
 
 
 def draw_all(wanted: Callable[[str], bool], log: Callable[[str], object]) -> Drawn:
-    """All samples whose name is wanted."""
+    """Draw all samples whose name is wanted."""
     drawn = Drawn(about=conditions())
     for setting, pairs in settings():
         start, count = time.monotonic(), 0
@@ -373,7 +373,7 @@ def draw_all(wanted: Callable[[str], bool], log: Callable[[str], object]) -> Dra
 
 
 def parts(setting: Setting) -> Iterator[tuple[str, NDArray[Any]]]:
-    """What goes into the samplers: the network's output on seeded noise, and the times."""
+    """Yield the inputs of the samplers: the network's output on seeded noise, and the times."""
     mean = denoiser(setting)
     x = torch.randn(COUNT, *mean.data_shape, generator=torch.Generator().manual_seed(SEED + 4))
     labels = (torch.arange(COUNT) % NUM_CLASSES,) if setting.classes else ()
@@ -391,10 +391,10 @@ class Row:
     """A line of the comparison: all cases of one pair.
 
     Args:
-        cases, equal: how many there are, and how many are equal to the last bit.
-        largest: of the absolute differences; nan where one side has a value that is not finite and the other not.
-        relative: the largest difference of a case beside the largest absolute value in it.
-        where: the case of the largest relative difference.
+        cases, equal: number of cases, and of those that are equal to the last bit.
+        largest: the largest absolute difference; NaN if only one side has a value that is not finite.
+        relative: the largest difference in a case, relative to the largest absolute value in it.
+        where: the case with the largest relative difference.
     """
 
     cases: int = 0
@@ -414,12 +414,12 @@ class Row:
                 largest = float(np.abs(now.astype(np.float64) - before).max())
             relative = largest / max(float(np.abs(before).max()), 1e-30)
             self.largest = max(self.largest, largest)
-            if not relative <= self.relative:  # nan, too
+            if not relative <= self.relative:  # also true for NaN
                 self.relative, self.where = relative, name
 
 
 def compare(before: Drawn, now: Drawn) -> tuple[str, bool]:
-    """The table, and whether all is equal."""
+    """Return the table, and whether everything is equal."""
     rows: dict[str, Row] = {}
     details = []
     for name in sorted(before.arrays.keys() & now.arrays.keys()):
@@ -456,10 +456,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "python -m benchmarks.same_samples", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--save", type=Path, metavar="FILE.npz", help="keep the samples of this version")
-    what.add_argument("--compare", type=Path, metavar="FILE.npz", help="compare with samples that were kept")
-    parser.add_argument("--only", default="", metavar="REGEX", help="draw the cases whose name it is found in")
-    parser.add_argument("--quiet", action="store_true", help="no line for each setting")
+    what.add_argument("--save", type=Path, metavar="FILE.npz", help="save the samples of this version")
+    what.add_argument("--compare", type=Path, metavar="FILE.npz", help="compare with saved samples")
+    parser.add_argument("--only", default="", metavar="REGEX", help="draw only cases whose name matches")
+    parser.add_argument("--quiet", action="store_true", help="do not print a line for each setting")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     pattern = re.compile(chosen.only)

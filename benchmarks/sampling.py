@@ -1,4 +1,4 @@
-"""Images per second of whole sampling loops beside diffusers', and what each part of ours costs."""
+"""Measures images per second of whole sampling loops, compared with diffusers', and the cost of each part of ours."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ Strategy = TypeVar("Strategy", bound=VarianceStrategy)
 def ours(
     denoiser: Denoiser, strategy: VarianceStrategy, sampler: Sampler, batch: int, device: str
 ) -> Callable[[], Tensor]:
-    """A turn: a batch of x_0 from noise."""
+    """Make our turn, which samples a batch of x_0 from noise."""
     times = EvenTrajectory().times(denoiser.schedule, sampler.num_steps)
     shape = denoiser.data_shape
     return lambda: sampler.sample(denoiser, strategy, times, NoiseStream(0, range(batch), shape, device))
 
 
 def diffusers_loop(peer: Any, scheduler: Any, num_steps: int, batch: int, device: str) -> Callable[[], Tensor]:
-    """A turn: what diffusers' unconditional pipelines do, without their progress bar."""
+    """Make diffusers' turn, which does what its unconditional pipelines do, without their progress bar."""
     dtype = next(peer.parameters()).dtype
 
     @torch.no_grad()
@@ -50,7 +50,7 @@ def diffusers_loop(peer: Any, scheduler: Any, num_steps: int, batch: int, device
         x = torch.randn(batch, 3, 32, 32, generator=generator, device=device, dtype=dtype)
         scheduler.set_timesteps(num_steps)
         for t in scheduler.timesteps:
-            # its pipelines leave t on the host, and its network copies it; CUDA graphs want it on the device before
+            # diffusers' pipelines leave t on the host and its network copies it, but CUDA graphs need it on the device
             x = scheduler.step(peer(x, t.to(device)).sample, t, x, generator=generator).prev_sample
         return x
 
@@ -58,7 +58,7 @@ def diffusers_loop(peer: Any, scheduler: Any, num_steps: int, batch: int, device
 
 
 def fitted(kind: type[Strategy], denoiser: Denoiser, device: str) -> Strategy:
-    """A strategy whose values do not matter, only what they cost."""
+    """Make a strategy whose cost is measured; its values do not matter."""
     head = {"head": SimpleHead} if issubclass(kind, TrainedHead) else {}
     strategy = kind(denoiser, **head).to(device).eval()
     if isinstance(strategy, Analytic):
@@ -67,7 +67,7 @@ def fitted(kind: type[Strategy], denoiser: Denoiser, device: str) -> Strategy:
 
 
 def convolution_rate(settings: Settings, precision: str) -> float:
-    """GFLOP/s of the network's 3x3 convolutions at their best, one at a time, channels last."""
+    """Best GFLOP/s of the network's 3x3 convolutions, run one at a time, channels last."""
     best, calls = 0.0, 50 if settings.device == "cuda" else 1  # on a GPU a wait costs as much as a convolution
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     for channels, size in ((128, 32), (256, 16)):
@@ -81,9 +81,9 @@ def convolution_rate(settings: Settings, precision: str) -> float:
 
 
 def sampling(settings: Settings) -> Iterator[Row]:
-    """Whole loops, the same weights in diffusers' loops.
+    """Whole sampling loops, compared with diffusers' loops with the same weights.
 
-    bfloat16 is autocast in ours, and ``torch_dtype`` in diffusers', its quickest way.
+    For bfloat16, ours uses autocast and diffusers uses ``torch_dtype``, which is its fastest way.
     """
     import diffusers
 
@@ -131,7 +131,7 @@ def sampling(settings: Settings) -> Iterator[Row]:
 
 @torch.no_grad()
 def bare(denoiser: Denoiser, batch: int, device: str, steps: int) -> None:
-    """The network alone, called as often as a loop does."""
+    """Call the network alone, as often as a loop does."""
     x = torch.randn(batch, *denoiser.data_shape, device=device)
     time_ = torch.full((batch,), 500.0, device=device)
     for _ in range(steps):
@@ -149,7 +149,7 @@ class KeptNoise:
 
 
 def strategies(settings: Settings) -> Iterator[Row]:
-    """What a strategy adds to a step of ``beta_tilde``, timed apart from the network."""
+    """What a strategy adds to a step of ``beta_tilde``, timed without the network."""
     device, batch = settings.device, settings.batch_size
     denoiser, _ = pair(device, settings.channels)
     denoiser.requires_grad_(False)
@@ -197,7 +197,7 @@ def _often(turn: Callable[[], object], count: int) -> Callable[[], None]:
 
 
 def defaults(settings: Settings) -> Iterator[Row]:
-    """What a user gets who sets nothing (on a GPU: trainer=gpu): ours and diffusers' DDIM pipeline."""
+    """What a user gets by default (on a GPU, with trainer=gpu), compared with diffusers' DDIM pipeline."""
     seconds: dict[str, list[float]] = {"ours": [], "diffusers": []}
     peaks: dict[str, float] = {}
     steps = 2 if settings.quick else 10
@@ -228,13 +228,13 @@ def defaults(settings: Settings) -> Iterator[Row]:
 
 
 def default_run(name: str, batch: int, device: str, channels: int, steps: int) -> None:
-    """One process of `defaults`: a warm-up of one step, then a turn; prints seconds and peak memory as JSON."""
+    """Run one process of `defaults`: warm up by one step, take a turn, and print seconds and peak memory as JSON."""
     import diffusers
 
     schedulers: Any = diffusers
     denoiser, peer = pair(device, channels)
     if name == "ours":
-        precision = "bf16" if device == "cuda" else "fp32"  # of trainer=gpu, and of trainer=auto
+        precision = "bf16" if device == "cuda" else "fp32"  # as with trainer=gpu and trainer=auto
         warm, turn = (ours(denoiser, BetaTilde(denoiser), DDIMSampler(n), batch, device) for n in (1, steps))
     else:
         precision = "fp32"

@@ -1,4 +1,4 @@
-"""Images per second of one network call against threads, batch and image size, beside diffusers'."""
+"""Measures images per second of one network call against threads, batch and image size, compared with diffusers'."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.timing import Row, Settings, alternate
 
 
 def threads(settings: Settings) -> Iterator[Row]:
-    """Network calls over threads (on a CPU) and batch sizes, at 32 x 32, beside diffusers."""
+    """Network calls over threads (on a CPU) and batch sizes, at 32 x 32, compared with diffusers."""
     denoiser, peer = pair(settings.device, settings.channels)
     before = torch.get_num_threads()
     for count in settings.threads if settings.device == "cpu" else (before,):
@@ -24,7 +24,7 @@ def threads(settings: Settings) -> Iterator[Row]:
 
 
 def sizes(settings: Settings) -> Iterator[Row]:
-    """Network calls over image sizes, batches of as many pixels; attention stays at a height of 16."""
+    """Network calls over image sizes, in batches with equally many pixels; attention stays at a height of 16."""
     for size in (16, 32) if settings.quick else (16, 32, 64):
         peer, network = diffusers_network(channels=settings.channels).eval(), cifar10_network(settings.channels).eval()
         network.load_state_dict(peer_weights(peer))
@@ -45,7 +45,7 @@ def call(
     size: int,
     what: str,
 ) -> Row:
-    """One network call of each."""
+    """Compare one network call of ours with one of diffusers'."""
     x = torch.randn(batch, 3, size, size, device=settings.device)
     t = torch.full((batch,), 500.0, device=settings.device)
 

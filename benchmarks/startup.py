@@ -1,4 +1,4 @@
-"""Seconds from ``python train.py`` to the end of the first training step."""
+"""Measures the seconds from ``python train.py`` to the end of the first training step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class FirstStep(Callback):
-    """Tells when the first step ended, and ends the process there."""
+    """Reports when the first step ended, and ends the process there."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -33,7 +33,7 @@ class FirstStep(Callback):
 
 
 def startup(settings: Settings) -> Iterator[Row]:
-    """Seconds of ``train.py``, with its own defaults but for the logger, to the end of its first step."""
+    """Seconds from ``train.py``, with its defaults except for the logger, to the end of its first step."""
     told = []
     for _ in range(settings.rounds):
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Contenders take turns, so that what else the machine does meets all of them; what counts is the median of ratios."""
+"""Times contenders in turns, so that other load on the machine affects all of them; the median of ratios counts."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass
 class Settings:
-    """What the command line chose.
+    """The choices of the command line.
 
     Args:
         device: ``cpu`` or ``cuda``.
-        rounds: turns of each contender.
-        seconds: no new round of a row begins after these, but three are always made (of as many as ``rounds``).
-        batch_size: images at once.
-        batch_sizes, threads: of the rows on scaling.
-        steps: of sampling.
+        rounds: number of turns of each contender.
+        seconds: no new round of a row begins after this time, but three are always made (or ``rounds``, if fewer).
+        batch_size: images per batch.
+        batch_sizes, threads: values for the rows on scaling.
+        steps: numbers of sampling steps.
         precisions: ``fp32``, ``bf16``.
-        data: folder with ``cifar10`` and ``celeba``; None leaves data loading out.
+        data: folder with ``cifar10`` and ``celeba``; None to leave out data loading.
         compiled: on a GPU, also measure ``torch.compile`` and CUDA graphs, which take minutes to start.
-        peak: FLOP/s of the GPU in bfloat16, which MFU is measured against; None where it is not known.
-        quick: small networks, matrices and data: whether every row works, and not how fast.
+        peak: peak FLOP/s of the GPU in bfloat16, for MFU; None if it is not known.
+        quick: use small networks, matrices and data, to check that every row works instead of how fast it is.
     """
 
     device: str = "cpu"
@@ -49,15 +49,15 @@ class Settings:
 
     @property
     def channels(self) -> int:
-        """Of the network's first level: 128 are ``model=unet_ddpm_cifar10``."""
+        """Channels of the network's first level; 128 gives ``model=unet_ddpm_cifar10``."""
         return 32 if self.quick else 128
 
     def autocast(self, precision: str) -> AbstractContextManager[object]:
-        """bfloat16 as Lightning's ``bf16-mixed`` computes it, or nothing."""
+        """The context for a precision: autocast to bfloat16, as in Lightning's ``bf16-mixed``, or nothing."""
         return torch.autocast(self.device, torch.bfloat16) if precision == "bf16" else nullcontext()
 
     def at(self, precision: str, turn: Contender) -> Contender:
-        """The turn under `autocast`."""
+        """Wrap a turn in `autocast`."""
 
         def autocast() -> object:
             with self.autocast(precision):
@@ -73,12 +73,12 @@ class Row:
     Args:
         name, setting: what is measured, and how.
         ours, peer: medians, in ``unit``.
-        unit: such as images/s; of seconds, less is better.
-        ratio: how much faster ours is, the median over rounds; or the value that a goal is about.
-        low, high: the least and greatest of the rounds.
-        goal: what the ratio should be, with its comparison: ``>= 1.2``.
-        peak_ours, peak_peer: MiB of memory beyond what was held before.
-        note: what else was found.
+        unit: a unit such as images/s; for seconds, less is better.
+        ratio: how much faster ours is, as the median over rounds; or the value that the goal is about.
+        low, high: the smallest and largest ratio of the rounds.
+        goal: what the ratio should be, with a comparison such as ``>= 1.2``.
+        peak_ours, peak_peer: MiB of memory in addition to what was held before.
+        note: further findings.
     """
 
     name: str
@@ -96,12 +96,12 @@ class Row:
 
     @classmethod
     def left_out(cls, name: str, why: str) -> Row:
-        """A line that says in a sentence why there are no numbers."""
+        """Make a line that says in a sentence why there are no numbers."""
         return cls(name, "not measured", note=why)
 
     @property
     def met(self) -> bool | None:
-        """Whether the goal is reached; None without one."""
+        """Whether the goal is reached; None if there is no goal."""
         if not self.goal or self.ratio is None:
             return None
         comparison, value = self.goal.split()
@@ -110,7 +110,7 @@ class Row:
 
 @dataclass
 class Times:
-    """Seconds of each contender in each round, and the memory (MiB) its first turn took."""
+    """Seconds of each contender in each round, and the memory (MiB) that its first turn took."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
     peak: dict[str, float | None] = field(default_factory=dict)
@@ -119,11 +119,11 @@ class Times:
         return statistics.median(self.seconds[name])
 
     def ratios(self, name: str, other: str) -> list[float]:
-        """How often ``name`` fits into the time of ``other``, in each round."""
+        """The time of ``other`` divided by that of ``name``, in each round."""
         return [b / a for a, b in zip(self.seconds[name], self.seconds[other], strict=True)]
 
     def row(self, name: str, other: str, title: str, setting: str, items: float, unit: str, goal: str = "") -> Row:
-        """Contender ``name`` beside ``other``, each doing ``items`` things in a turn."""
+        """Make the line that compares contender ``name`` with ``other``; each handles ``items`` items in a turn."""
         ratios = self.ratios(name, other)
         return Row(
             title,
@@ -141,10 +141,12 @@ class Times:
 
 
 def alternate(contenders: Mapping[str, Contender], settings: Settings, tell_seconds: bool = False) -> Times:
-    """Run all contenders once for warmth and memory, then in turns, every other round backwards.
+    """Run all contenders once to warm up and to measure memory, then in turns, with every other round reversed.
 
     Args:
-        tell_seconds: what a contender answers with is the seconds that count of its turn, not all of them.
+        contenders: the turns to compare, by name.
+        settings: the number of rounds and the time limit.
+        tell_seconds: whether a contender returns the seconds that count in its turn, instead of being timed whole.
     """
     times = Times({name: [] for name in contenders})
     for name, contender in contenders.items():
@@ -160,7 +162,7 @@ def alternate(contenders: Mapping[str, Contender], settings: Settings, tell_seco
 
 
 def seconds_of(contender: Contender, device: str, calls: int = 1) -> float:
-    """Wall time of one turn, the device's work included; the mean of some calls without a wait between them."""
+    """Wall time of one turn, including the device's work; the mean of several calls without a wait between them."""
     synchronize(device)
     started = time.perf_counter()
     for _ in range(calls):
@@ -175,7 +177,7 @@ def synchronize(device: str) -> None:
 
 
 def peak_memory(contender: Contender, device: str) -> float | None:
-    """MiB that a turn takes beyond what is held before it; None where the system does not tell."""
+    """MiB that a turn takes in addition to what is held before it; None if the system does not tell."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -183,8 +185,8 @@ def peak_memory(contender: Contender, device: str) -> float | None:
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # what the last contender left would not be counted
-        CLEAR.write_text("5")  # sets the high-water mark to what is resident now
+        ctypes.CDLL(None).malloc_trim(0)  # otherwise memory that the last contender left free would not be counted
+        CLEAR.write_text("5")  # resets the high-water mark to what is resident now
     except (OSError, AttributeError):
         contender()
         return None
@@ -194,6 +196,6 @@ def peak_memory(contender: Contender, device: str) -> float | None:
 
 
 def resident(name: str) -> float:
-    """MiB of this process: ``VmRSS`` now, ``VmHWM`` at most."""
+    """Memory of this process in MiB: ``VmRSS`` for the current value, ``VmHWM`` for the maximum."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) / 1024

@@ -1,4 +1,4 @@
-"""Images per second of both training stages, through Lightning, beside a plain PyTorch loop on diffusers' network."""
+"""Measures images per second of both training stages, compared with a plain PyTorch loop on diffusers' network."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from optcov.training import EMA, MeanStage, Stage, StageSettings, VarianceStage
 from optcov.variance.npr_dpm import NPR
 from optcov.variance.sn_dpm import SN
 
-STEPS = {"cpu": 7, "cuda": 23}  # of a turn
-UNTIMED = 3  # of these, until optimizer, average and the allocator's pages are there, as in a long run
+STEPS = {"cpu": 7, "cuda": 23}  # steps in a turn
+UNTIMED = 3  # first steps, which are not timed: they create optimizer state, the average and the allocator's pages
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
 class Clock(Callback):
-    """Seconds of the timed steps; in between the host runs ahead of the device, as in a run."""
+    """Measures the seconds of the timed steps, between which the host runs ahead of the device as in a run."""
 
     def __init__(self, device: str, last: int) -> None:
         self.device, self.last, self.started, self.seconds = device, last, 0.0, 0.0
@@ -44,7 +44,7 @@ class Clock(Callback):
 
 
 def lightning_turn(stage: Stage, batches: Tensor, precision: str, device: str) -> Callable[[], float]:
-    """A turn of a stage as ``train.py`` runs it (clipping and average of the weights too); answers with seconds."""
+    """Run a turn of a stage as ``train.py`` does, with clipping and averaging of the weights; return the seconds."""
 
     def turn() -> float:
         clock = Clock(device, len(batches) - 1)
@@ -67,7 +67,7 @@ def lightning_turn(stage: Stage, batches: Tensor, precision: str, device: str) -
 
 
 def plain_turn(peer: Any, batches: Tensor, settings: Settings, precision: str) -> Callable[[], float]:
-    """diffusers' training example without accelerate: noise, loss, clipping, AdamW, EMA; answers with seconds."""
+    """Run diffusers' training example without accelerate: noise, loss, clipping, AdamW, EMA; return the seconds."""
     import diffusers
     from diffusers.training_utils import EMAModel
 
@@ -99,7 +99,7 @@ def plain_turn(peer: Any, batches: Tensor, settings: Settings, precision: str) -
 
 
 def training(settings: Settings) -> Iterator[Row]:
-    """Stage 1 beside a plain loop on diffusers' network, and the fit of a head on the frozen network."""
+    """Stage 1, compared with a plain loop on diffusers' network, and the fit of a head on the frozen network."""
     device, batch = settings.device, settings.batch_size
     denoiser, peer = pair(device, settings.channels)
     rate = matmul_rate() if device == "cuda" else 0.0

@@ -22,12 +22,12 @@ FLOORS = [
         "numpy scipy sklearn torchdiffeq tqdm safetensors",
     ),
     (
-        "data labels metric report keys parts upgrade signatures trust foreign lock registry adapter fitting "
-        "measurement restoring uncertainties verbs",
+        "data labels metric report keys parts upgrade signatures targets trust foreign errors lock registry adapter "
+        "fitting reference measurement restoring run_folder uncertainties verbs",
         "diffusers huggingface_hub filelock PIL pooch pyarrow requests torchmetrics jinja2 matplotlib omegaconf pandas "
         "pydantic rich yaml",
     ),
-    ("training", "lightning wandb"),
+    ("training", "joblib lightning wandb"),
     ("cli __main__", "hydra"),
 ]
 NOTEBOOK = 2  # the highest floor that needs neither Lightning nor Hydra

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from optcov.files import atomic_write
 
@@ -65,6 +65,19 @@ class Checkpoint:
         except SafetensorError as error:  # how safetensors reports a full disk
             raise OSError(errno.EIO, f"could not be written: {error}", str(path)) from error
 
+    @staticmethod
+    def identity_of(path: Path) -> Identity:
+        """Everything that determined the weights in a file, without reading the weights.
+
+        Raises:
+            CheckpointError: if it is not a checkpoint of optcov.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                return dict(json.loads((file.metadata() or {})["identity"]))
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
+            raise CheckpointError(f"{path} is damaged or not an optcov checkpoint: delete it") from error
+
     @classmethod
     def load(cls, path: Path, kind: Kind, key: str) -> Checkpoint:
         """Read a file.
@@ -96,3 +109,22 @@ class Checkpoint:
                 f"{key} = {path} must hold the {kind} of a model (got its {found}): give {kind}.safetensors"
             )
         return cls(kind, identity, weights)
+
+    def load_into(self, module: nn.Module, name: str) -> Checkpoint:
+        """Put the weights into a module.
+
+        Args:
+            module: the module.
+            name: name of the checkpoint in the error message.
+        Returns:
+            The checkpoint itself.
+        Raises:
+            CheckpointError: if the weights belong to another network.
+        """
+        try:
+            module.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{name} holds the weights of another network: {str(error).splitlines()[-1].strip()}"
+            ) from error
+        return self

@@ -138,6 +138,11 @@ class Denoiser(nn.Module):
         """K, the number of classes and also the null label; None for an unconditional network."""
         return getattr(self.network, "num_classes", None)
 
+    @property
+    def has_null_label(self) -> bool:
+        """Whether the network can be asked without a class."""
+        return bool(getattr(self.network, "has_null_label", True))
+
     def levels(self, t: Tensor) -> NoiseLevels:
         """The noise levels at times of any shape; compute them once for a chain.  See `NoiseLevels`."""
         return self.schedule.levels(t)
@@ -157,7 +162,7 @@ class Denoiser(nn.Module):
             condition: labels, int64 ``[B]`` in 0..K, where K is the null label.  None stands for null labels, and is
                 required for an unconditional network.
         Raises:
-            ValueError: if labels are given to an unconditional network.
+            ValueError: if labels are given to an unconditional network, or none to one that has no null label.
         """
         condition = self._condition(len(x_t), condition, x_t.device)
         self.cost.add(len(x_t), nfe=1, ne=1)
@@ -212,7 +217,14 @@ class Denoiser(nn.Module):
             if condition is not None:
                 raise ValueError("labels must be left out (got labels): the network knows no classes")
             return None
-        return torch.full((count,), self.num_classes, device=device) if condition is None else condition
+        if condition is not None:
+            return condition
+        if not self.has_null_label:
+            raise ValueError(
+                "labels must be given for a network without a null class (got none): give labels=, or null_class= to "
+                "optcov.load if it has one"
+            )
+        return torch.full((count,), self.num_classes, device=device)
 
     def _call(self, x_t: Tensor, level: NoiseLevels, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         time = self.network_time(level).to(x_t.dtype).expand(len(x_t))

@@ -48,15 +48,15 @@ def train(
     """Train a strategy's loss with Adam; the learning rate falls to 0 over the last third of the steps.
 
     Args:
-        strategy: trained in place, and left in eval mode without gradients.
-        denoiser: frozen, in eval mode, on the strategy's device.
+        strategy: the strategy, which is trained in place and left in eval mode without gradients.
+        denoiser: a frozen denoiser in eval mode, on the strategy's device.
         images: clean data in the denoiser's range, ``[n, *event]``.
         steps: number of optimizer steps.
         labels: class of each image, int64 ``[n]``; only for class-conditional denoisers.
         label_dropout: share of labels replaced by the null label.
         batch_size: images per step.
         lr: the learning rate.
-        seed: seed of order, times and noise.
+        seed: seed of the order of images, the times and the noise.
         progress: whether to show a progress bar.
     Returns:
         The loss of each step, in the unit of the strategy's loss.

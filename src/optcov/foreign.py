@@ -1,4 +1,4 @@
-"""Text and small files of others: files are read within limits, and text is shown as text in every format we write.
+"""Handles text and small files from others: files are read within limits, and text is escaped for each output format.
 
 A run's folder may come from a stranger, and so may the names of its metrics, its settings and its log.
 """
@@ -20,7 +20,7 @@ LIMIT = 1 << 20  # largest file in bytes
 DEPTH = 40  # levels of lists and dictionaries
 LABEL = 160  # characters of a label
 CHECKSUM = "# sha256 of the lines below: "
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML has it
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader, if PyYAML has it, is ten times as fast
 _TEX = {each: f"\\{each}" for each in "{}$&#_%"} | {
     "\\": r"\textbackslash{}",
     "^": r"\textasciicircum{}",
@@ -32,13 +32,13 @@ _TEX = {each: f"\\{each}" for each in "{}$&#_%"} | {
 
 
 class DamagedError(ValueError):
-    """A file is not what we would have written there; the message says what is wrong with it."""
+    """A file is damaged or not of the expected form; the message is the end of a sentence that says how."""
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file: numbers, text, lists and dictionaries, without aliases or tags.
+    """Read a YAML file that holds only numbers, text, lists and dictionaries, without aliases or tags.
 
-    A first line with a checksum, such as `sealed_yaml` writes, is verified.
+    If its first line is a checksum, as written by `sealed_yaml`, the checksum is verified.
 
     Raises:
         DamagedError: if it is damaged, too large, nested too deeply, or holds anything else.
@@ -51,7 +51,7 @@ def read_yaml(path: Path) -> Any:
     try:
         depth = 0
         for event in yaml.parse(text, Loader=_LOADER):
-            if isinstance(event, yaml.AliasEvent):  # a few of them can expand to gigabytes
+            if isinstance(event, yaml.AliasEvent):  # a few aliases can expand to gigabytes
                 raise DamagedError("it has an alias")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEPTH:
@@ -61,17 +61,17 @@ def read_yaml(path: Path) -> Any:
         raise DamagedError("it is not plain YAML") from error
     except DamagedError:
         raise
-    except ValueError as error:  # such as a day that no month has
+    except ValueError as error:  # such as a date that does not exist
         raise DamagedError(f"it is not plain YAML, {error}") from error
     return _plain(content)
 
 
 def read_json(path: Path, limit: int = LIMIT) -> Any:
-    """The content of a JSON file; the checksum of `sealed_json` is verified where there is one, and left out.
+    """Read a JSON file; if it has a checksum written by `sealed_json`, verify and remove it.
 
     Args:
-        path: of the file.
-        limit: its largest size in bytes.
+        path: path of the file.
+        limit: largest size of the file in bytes.
     Raises:
         DamagedError: if it is damaged, too large, or nested too deeply.
     """
@@ -86,13 +86,13 @@ def read_json(path: Path, limit: int = LIMIT) -> Any:
 
 
 def sealed_json(content: dict[str, Any], indent: int | None = None) -> str:
-    """JSON with a checksum of its content, as ``sha256``."""
-    content = json.loads(json.dumps(content))  # as it is read
+    """Return content as JSON, with its checksum under the key ``sha256``."""
+    content = json.loads(json.dumps(content))  # hash the content in the form in which it will be read
     return json.dumps(content | {"sha256": _of_json(content)}, indent=indent) + "\n"
 
 
 def sealed_yaml(text: str) -> str:
-    """YAML with a checksum in its first line, a comment."""
+    """Return YAML with its checksum in a comment on the first line."""
     return f"{CHECKSUM}{_sha256(text)}\n{text}"
 
 
@@ -118,7 +118,7 @@ def _text(path: Path, limit: int = LIMIT) -> str:
 
 
 def _plain(content: Any, depth: int = 0) -> Any:
-    """The content, if it is made of plain values; keys become strings."""
+    """Return content that consists of plain values, with keys as strings; refuse any other."""
     if depth > DEPTH:
         raise DamagedError(f"it nests more than {DEPTH} levels")
     if isinstance(content, dict):
@@ -131,7 +131,7 @@ def _plain(content: Any, depth: int = 0) -> Any:
 
 
 def printable(text: Any) -> str:
-    """Text in one line, with every character that controls a terminal or the direction of writing replaced."""
+    """Return text on one line, with characters that control a terminal or the writing direction replaced."""
     line = " ".join(str(text).split())
     if line.isprintable():
         return line
@@ -139,44 +139,45 @@ def printable(text: Any) -> str:
 
 
 def label(text: Any) -> str:
-    """Printable text of limited length; what is cut off is told apart by a hash."""
+    """Return printable text of limited length; if it is cut, a hash of the whole keeps it distinct."""
     line = printable(text)
     return line if len(line) <= LABEL else f"{line[: LABEL - 10]}… {_short_hash(str(text))}"
 
 
 def file_name(text: str, reserved: tuple[str, ...] = ()) -> str:
-    """Text as the name of a file in a folder: never a path, never hidden, never one of the reserved names."""
+    """Turn text into the name of a file: never a path, never hidden, and never one of the reserved names."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", text).lstrip(".-_")[:100]
     return name if name == text and name not in reserved else f"{name}-{_short_hash(text)}".lstrip("-")
 
 
 def tex(text: Any) -> str:
-    """Text as TeX that prints it."""
+    """Escape text for TeX."""
     return "".join(_TEX.get(each, each) for each in printable(text))
 
 
 def markdown(text: Any) -> str:
-    """Text as Markdown that shows it, also in a table."""
+    """Escape text for Markdown, including its tables."""
     line = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`|*\[\]])", r"\\\1", line)
 
 
 def terminal(text: Any) -> str:
-    """Text as rich's markup that prints it."""
+    """Escape text for rich's markup."""
     from rich.markup import escape
 
     line = escape(printable(text))
-    return line + "\\" if (len(line) - len(line.rstrip("\\"))) % 2 else line  # it would escape what follows
+    # an odd number of final backslashes would escape what follows
+    return line + "\\" if (len(line) - len(line.rstrip("\\"))) % 2 else line
 
 
 def plotted(text: Any) -> str:
-    """Text as matplotlib prints it in a legend or a title, without mathematics."""
+    """Escape text for matplotlib's legends and titles, so that it is not read as mathematics."""
     line = label(text).replace("$", r"\$")
-    return f" {line}" if line.startswith("_") else line  # matplotlib hides those
+    return f" {line}" if line.startswith("_") else line  # matplotlib hides labels that start with _
 
 
 def cell(value: Any) -> Any:
-    """A value for a CSV file that no spreadsheet takes for a formula."""
+    """Return a value for a CSV file in a form that no spreadsheet reads as a formula."""
     if not isinstance(value, str):
         return value
     line = printable(value)
@@ -184,7 +185,7 @@ def cell(value: Any) -> Any:
 
 
 def link(path: Path, folder: Path) -> str:
-    """The relative address of a path in a page in a folder; it has no scheme, whatever the names are."""
+    """The relative address of a path, for a page in a folder; whatever the names are, it has no scheme."""
     return quote(os.fsencode(Path(os.path.relpath(path, folder)).as_posix()))
 
 

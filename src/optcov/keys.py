@@ -31,8 +31,8 @@ class Determines(Flag):
 
 
 NETWORK, TRAINING, VARIANCE, SAMPLES, SCORE, PLACE, GIVEN, UNLABELLED = Determines
-MOST, MOST_AT_ONCE = 1_000_000_000, 1_000_000  # what is counted, and what is held in memory at once
-# a fit that max_time ends is not kept as finished
+MOST, MOST_AT_ONCE = 1_000_000_000, 1_000_000  # limits of counts, and of what is held in memory at once
+# max_time does not affect results, because a fit that it ends is not kept as finished
 PLACE_OF_TRAINER = ("accelerator", "strategy", "deterministic", "benchmark", "log_every_n_steps", "max_time")
 
 
@@ -41,7 +41,7 @@ class Key:
     """The meaning of a key.
 
     Args:
-        determines: what the key determines, and everything inside it that no pattern of ``inside`` matches.
+        determines: what the key determines; this also holds for keys inside it that no pattern of ``inside`` matches.
         inside: what keys inside a group determine, by pattern; the first match counts.
     """
 
@@ -121,12 +121,12 @@ class Config(BaseModel):
     cache_dir: Annotated[str, Key(PLACE)]
     checkpoint_every: Annotated[PositiveInt, Field(le=MOST), Key(PLACE)]
     output_dir: Annotated[str, Key(PLACE)]
-    # only in sample.py and evaluate.py
+    # set only by sample.py and evaluate.py
     run: Annotated[str | None, Key(PLACE)] = None
     trust: Annotated[list[str], Key(PLACE)] = []
     mode: Annotated[Part | None, Key(PLACE)] = None
     format: Annotated[Literal["npz", "png"], Key(PLACE)] = "npz"
-    # not in any file: what the command line chose, and the multirun that the job belongs to
+    # not in any file: the choices on the command line, and the multirun to which the job belongs
     choices: Annotated[dict[str, str], Key(PLACE)] = {}
     overrides: Annotated[list[str], Key(PLACE)] = []
     sweep: Annotated[str | None, Key(PLACE)] = None
@@ -167,7 +167,7 @@ RANGES: dict[str, Any] = {
     "data.num_train": _POSITIVE,
     "data.num_test": _POSITIVE,
 }
-# arguments of Lightning's Trainer with which a run would not be what its folder says
+# arguments of Lightning's Trainer that would make a run differ from what its folder says
 BREAKS_A_RUN = {
     **dict.fromkeys(
         ("max_epochs", "min_epochs", "min_steps", "limit_train_batches", "overfit_batches"),

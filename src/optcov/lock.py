@@ -1,4 +1,4 @@
-"""A lock between processes that says who holds it, to those who wait."""
+"""A lock between processes; those that wait for it are told which process holds it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock for the duration of a block; whoever waits for it is told who holds it, and since when.
+    """Hold a lock for the duration of a block; a process that waits logs which one holds it, and since when.
 
     Args:
-        path: the lock file, which is made; its folder exists.
+        path: the lock file, which is created; its folder must exist.
         what: what the lock protects, for the message.
     Raises:
-        OSError: if the file cannot be made.
+        OSError: if the file cannot be created.
     """
     if path.is_dir():
         raise IsADirectoryError(21, "it is a folder, where a lock file belongs", str(path))
@@ -50,5 +50,5 @@ def _told(holder: Path) -> str:
     try:
         said = read_json(holder)
         return printable(f"process {said['process']} on {said['host']} since {said['since']}")
-    except (OSError, DamagedError, KeyError, TypeError):  # it has only just taken the lock
+    except (OSError, DamagedError, KeyError, TypeError):  # the holder has only just taken the lock
         return "another process"

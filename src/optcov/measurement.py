@@ -1,4 +1,4 @@
-"""Measurements from files, for ``guidance=measurement`` on the command line."""
+"""Reads measurements and masks from files, for ``guidance=measurement`` on the command line."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def from_file(
     estimate: str = "sample",
     solver_steps: int = 50,
 ) -> MeasurementGuidance:
-    """A guidance towards the measurement in a file, one for all samples.
+    """Make the guidance towards a measurement in a file, which is the same for all samples.
 
     Args:
         denoiser: the mean network.
-        num_classes: K, the number of classes of the data; labels, if any, go to the network.
+        num_classes: K, the number of classes of the data; labels, if any, are passed to the network.
         operator: makes A from the shape of the data.
-        measurement: an image, whose grey levels are brought into the network's range, or a ``.npy`` array, of bytes
-            (grey levels) or of floats in that range.
-        noise: the standard deviation of its noise, in that range: on [-1, 1], twice that on [0, 1].
+        measurement: an image, whose grey levels are mapped to the network's range, or a ``.npy`` array of bytes (grey
+            levels) or of floats in that range.
+        noise: the standard deviation of its noise in that range; on [-1, 1] this is twice the value on [0, 1].
         estimate, solver_steps: as in `MeasurementGuidance`.
     Raises:
-        ValueError: if there is no such file, or it does not fit.
+        ValueError: if there is no such file, or its shape does not fit.
     """
     if measurement is None:
         raise ValueError(
@@ -51,14 +51,14 @@ def from_file(
 
 
 def inpaint(event_shape: tuple[int, ...], mask: str | None = None) -> Mask:
-    """The operator of inpainting.
+    """Make the operator for inpainting.
 
     Args:
         event_shape: shape of the data.
-        mask: a file, an image or a ``.npy`` array, white or 1 where a value is measured and black or 0 elsewhere; None
-            to measure the first half of the values, of images the upper half.
+        mask: a file, either an image or a ``.npy`` array: white or 1 where a value is measured, black or 0 elsewhere.
+            None to measure the first half of the values, which for images is the upper half.
     Raises:
-        ValueError: if there is no such file, or it does not fit.
+        ValueError: if there is no such file, or its shape does not fit.
     """
     if mask is None:
         count = torch.Size(event_shape)[-2:].numel()
@@ -70,14 +70,14 @@ def inpaint(event_shape: tuple[int, ...], mask: str | None = None) -> Mask:
 
 
 def read(path: Path, key: str, event_shape: tuple[int, ...]) -> Tensor:
-    """An image as uint8 ``[C, H, W]``, or an array: uint8 as it is, other numbers as float32.
+    """Read an image as uint8 ``[C, H, W]``, or an array: uint8 stays as it is, other numbers become float32.
 
     Args:
-        path: of the file.
-        key: its name in messages.
-        event_shape: of the data, of which an image has the channels.
+        path: path of the file.
+        key: name of the setting in messages.
+        event_shape: shape of the data, which gives the number of channels of an image.
     Raises:
-        ValueError: in one sentence.
+        ValueError: if the file is missing, damaged, or of another kind.
     """
     if not path.is_file():
         raise ValueError(f"{key} must be a file (got {path}): correct its name")

@@ -164,7 +164,9 @@ class V(Parameterization):
         return per_sample(level.sigma, x_t) * x_t + per_sample(level.alpha, x_t) * output
 
     def check(self, schedule: NoiseSchedule) -> None:
-        if not isinstance(schedule, VPSchedule):
+        grid = schedule.grid()
+        total = schedule.alpha(grid) ** 2 + schedule.sigma(grid) ** 2
+        if not isinstance(schedule, VPSchedule) and bool(((total - 1).abs() > 1e-6).any()):
             raise ValueError(
                 f"parameterization must be eps, x0, velocity or edm on {type(schedule).__name__} (got v, which is "
                 "defined where alpha^2 + sigma^2 = 1): set parameterization=velocity"

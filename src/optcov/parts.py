@@ -15,7 +15,7 @@ from optcov.labels import cycle_labels, draw_labels
 from optcov.metric import Metric, ModelMetric
 from optcov.sampler import Sampler
 from optcov.trajectory import Trajectory
-from optcov.variance.base import VarianceStrategy
+from optcov.variance.base import Calibrated, VarianceStrategy
 
 
 @dataclass(frozen=True)
@@ -60,3 +60,33 @@ class Parts:
     def times(self) -> Tensor:
         """The times of the trajectory; read them only after variance and trajectory have been fitted."""
         return self.trajectory.times(self.denoiser.schedule, self.sampler.num_steps)
+
+    def calibrate(self, device: torch.device, seed: int) -> None:
+        """Measure what a `Calibrated` strategy needs, on training samples."""
+        assert isinstance(self.strategy, Calibrated)
+        clean, labels = self.calibration(self.strategy.num_images, device)
+        batches = torch.split(clean, self.data.batch_size)
+        self.strategy.calibrate(self.denoiser.to(device).eval(), batches, seed, labels)
+
+    def fit_trajectory(self, device: torch.device, seed: int, batch_size: int) -> None:
+        """Fit a trajectory that depends on the model, and fix the times.  Takes seconds.
+
+        Raises:
+            ValueError: if the trajectory has no such times.
+        """
+        if self.trajectory.num_images:
+            clean, labels = self.calibration(self.trajectory.num_images, device)
+            denoiser, strategy = self.denoiser.to(device).eval(), self.strategy.to(device).eval()
+            self.trajectory.fit(denoiser, strategy, list(torch.split(clean, batch_size)), seed, labels)
+        self.times  # noqa: B018 (computed once, and refused here)
+
+    def fit_sampler(self, device: torch.device, seed: int) -> None:
+        """Fit a sampler that depends on the model to the times.  Takes seconds.
+
+        Raises:
+            ValueError: if the sampler cannot be fitted to this model.
+        """
+        if self.sampler.num_images:
+            clean, labels = self.calibration(self.sampler.num_images, device)
+            denoiser, strategy = self.denoiser.to(device).eval(), self.strategy.to(device).eval()
+            self.sampler.fit(denoiser, strategy, self.times, [clean], seed, labels)

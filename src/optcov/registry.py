@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+
+from optcov.errors import did_you_mean, must
 
 CONF = Path(__file__).parent / "conf"
 
@@ -32,7 +33,7 @@ def make(group: str, name: str, /, **settings: Any) -> Any:
     """
     known = options(group)
     if name not in known:
-        raise ValueError(f"{group} must be one of {', '.join(known)} (got {name!r}){_remedy(name, known)}")
+        raise must(group, f"one of {', '.join(known)}", repr(name), did_you_mean(name, known, "give one of these"))
     settled = node(group, name)
     found = {key: _part(value) for key, value in settled.items() if key not in ("_target_", "_partial_")}
     module, _, attribute = str(settled["_target_"]).rpartition(".")
@@ -45,10 +46,8 @@ def make(group: str, name: str, /, **settings: Any) -> Any:
         unknown = [key for key in settings if f"'{key}'" in str(error)]
         if not unknown:
             raise
-        remedy = _remedy(unknown[0], list(found))
-        raise ValueError(
-            f"settings of {group}={name} must be among {', '.join(found)} (got {unknown[0]!r}){remedy}"
-        ) from error
+        remedy = did_you_mean(unknown[0], found, "give one of these")
+        raise must(f"settings of {group}={name}", f"among {', '.join(found)}", repr(unknown[0]), remedy) from error
 
 
 def settings_of(group: str, name: str) -> list[str]:
@@ -83,8 +82,3 @@ def _part(value: Any) -> Any:
     group = value[2:-1]
     defaults = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"), resolve=False)["defaults"]  # type: ignore[call-overload, index]
     return make(group, next(str(each[group]) for each in defaults if isinstance(each, dict) and group in each))
-
-
-def _remedy(name: str, known: list[str]) -> str:
-    near = get_close_matches(name, known, 1)
-    return f": did you mean {near[0]}?" if near else ": give one of these"

@@ -1,4 +1,4 @@
-"""The fifth verb, `restore`: samples of the posterior of an image given a linear measurement of it."""
+"""The fifth verb, `restore`: draws samples from the posterior of an image given a linear measurement of it."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ __all__ = ["Restoration", "restore"]
 
 @dataclass(frozen=True)
 class Restoration:
-    """Samples of a posterior, and what they say.
+    """Samples from a posterior, with their mean, standard deviation and picture.
 
     Args:
         samples: ``[count, *event]``, or ``[n, count, *event]`` for n measurements; float32, on the CPU.
         event_ndim: the number of axes of an event.
-        operator, y, data_range: of the question; y is ``[1 or n, *measurement]``.
+        operator: A, which made the measurement.
+        y: the measurements, ``[1 or n, *measurement]``.
+        data_range: the range of the samples.
     """
 
     samples: Tensor
@@ -44,23 +46,23 @@ class Restoration:
 
     @property
     def mean(self) -> Tensor:
-        """The mean of the samples, ``[*event]`` or ``[n, *event]``: the estimate of least squared error."""
+        """The mean of the samples, ``[*event]`` or ``[n, *event]``: the estimate with the least squared error."""
         return self.samples.mean(-self.event_ndim - 1)
 
     @property
     def std(self) -> Tensor:
-        """The standard deviation of the samples, of the shape of the mean; needs at least two."""
+        """The standard deviation of the samples, with the shape of `mean`; it needs at least two samples."""
         return self.samples.std(-self.event_ndim - 1)
 
     def picture(self, path: str | Path, truth: Tensor | None = None, count: int = 4) -> None:
-        """A PNG with a row for each measurement: truth, measurement, mean, standard deviation and samples.
+        """Draw a PNG with a row for each measurement: truth, measurement, mean, standard deviation and samples.
 
         Args:
-            path: of the file.
+            path: the PNG to write.
             truth: images ``[*event]`` or ``[n, *event]``; None to leave them out.
-            count: samples in a row.
+            count: number of samples in a row.
         Raises:
-            ValueError: if data are no images of 1 or 3 channels.
+            ValueError: if the data are not images of 1 or 3 channels.
         """
         shape = self.samples.shape[-self.event_ndim :]
         if len(shape) != 3 or shape[0] not in (1, 3):
@@ -77,7 +79,7 @@ class Restoration:
         tile(torch.stack(levels, 1), line=True).save(path)
 
     def _unit(self, level: float, like: Tensor) -> Tensor:
-        """A level on [-1, 1] in the range of the data, broadcast to images."""
+        """Map a level on [-1, 1] to the range of the data, in the shape of images."""
         return self.data_range.from_unit(torch.full_like(like[:, 0], level))
 
 
@@ -99,29 +101,29 @@ def restore(
     progress: bool = True,
     **settings: Any,
 ) -> Restoration:
-    """Draw images that a measurement may have come from.
+    """Draw images from which a measurement may have come.
 
     Args:
         denoiser: from `optcov.load`.
-        strategy: from `optcov.fit`; one with correlations, such as ``low_rank``, tells pixels that a mask hides of
-            those that it shows.
+        strategy: from `optcov.fit`; one that models correlations, such as ``low_rank``, infers pixels that a mask hides
+            from those that it shows.
         y: a measurement ``A x_0 + noise``, ``[*measurement]``, or several, ``[n, *measurement]``, in the unit of the
-            network's data; for a `Mask` also images, of which the hidden pixels are ignored.
-        operator: A, of `optcov.inverse`.
-        noise: standard deviation of y's noise, in the same unit: positive, one number or one for each value of y.
-        count: samples for each measurement.
+            network's data; for a `Mask`, images are accepted too, and their hidden pixels ignored.
+        operator: A, from `optcov.inverse`.
+        noise: standard deviation of the noise in y, in the same unit; positive, one number or one for each value of y.
+        count: number of samples for each measurement.
         num_steps, sampler, trajectory: as in `optcov.sample`; the sampler's last stochastic step is not cut.
-        estimate: ``sample`` for samples of the posterior; ``mean`` for reconstructions, which the last step leaves
-            without noise.
-        seed: sample i depends on (seed, i) alone; those of the j-th measurement are i = j count, ....
+        estimate: ``sample`` for samples from the posterior; ``mean`` for reconstructions, to which the last step adds
+            no noise.
+        seed: sample i depends only on (seed, i); those of measurement j begin at i = j * count.
         solver_steps: as in `MeasurementGuidance`.
-        batch_size: samples at once, at most.
-        progress: show a bar.
-        settings: of the sampler, such as ``eta=0.5`` of ``ddim``.
+        batch_size: largest number of samples drawn at once.
+        progress: whether to show a progress bar.
+        settings: settings of the sampler, such as ``eta=0.5`` for ``ddim``.
     Returns:
-        The samples, their mean and their standard deviation.
+        The samples, with their mean and standard deviation.
     Raises:
-        ValueError: in one sentence, if a value has no meaning.
+        ValueError: if a value is invalid; the message is one sentence.
     """
     strategy, device = fitted(strategy, denoiser), device_of(denoiser)
     if isinstance(sampler, str):
@@ -146,7 +148,7 @@ def restore(
     total = len(given) * count
 
     def chain(indices: range) -> Iterator[State]:
-        rows = given[torch.tensor(indices).clamp(max=total - 1) // count]  # the last batch may extend beyond
+        rows = given[torch.tensor(indices).clamp(max=total - 1) // count]  # the last batch may be padded
         stream = NoiseStream(seed, indices, denoiser.data_shape, device)
         return sampler.steps(denoiser, strategy, times, stream, guidance=guidance(rows).to(device))
 

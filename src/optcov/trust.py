@@ -1,4 +1,4 @@
-"""What a config from a stranger may name: for each place in it, the classes that belong there, and nothing else."""
+"""Lists the classes that a config from a stranger may name: for each place in it, only those that belong there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from optcov.signatures import Signature
 
 OURS = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
-# the first pattern that a key matches counts; a name ends in a dot where everything below it is meant
+# the first pattern that matches a key counts; a name that ends in a dot allows everything below it
 ALLOWED: dict[str, tuple[str, ...]] = {
     "model": ("optcov.model.", "optcov.oracle.OracleNetwork", "optcov.adapter.Pretrained"),
     "*.mixture": ("optcov.oracle.GaussianMixture",),
@@ -26,7 +26,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "lightning.pytorch.loggers.",
         "optcov.training.csv_log.MetricsCSV",
         "optcov.training.wandb.wandb_logger",
-    ),  # never made for a received run
+    ),  # a logger is never made for a received run
     "head": ("optcov.model.",),
     "var": ("optcov.variance.",),
     "var.head": ("optcov.model.",),
@@ -38,7 +38,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "metric.*.log_mass": ("optcov.likelihood.",),
     "metric.*": ("optcov.metric.",),
 }
-FUNCTIONS = (  # those of ours that a config names; everything else must be a class
+FUNCTIONS = (  # our functions that a config may name; everything else must be a class
     "optcov.likelihood.pixel_log_mass",
     "optcov.likelihood.pixel_log_mass_tanh",
     "optcov.measurement.from_file",
@@ -48,7 +48,7 @@ FUNCTIONS = (  # those of ours that a config names; everything else must be a cl
 
 
 def is_allowed(key: str, target: str) -> bool:
-    """Whether a received config may name a class at a place.
+    """Whether a received config may name a class at a given place.
 
     Args:
         key: the full name of the node, such as ``model.time_embedding``.

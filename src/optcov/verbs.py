@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,7 +55,7 @@ def fit(
         images: clean data, see `Images`; not needed by strategies that have nothing to fit.
         steps: number of gradient steps for a strategy that is trained; None for 2000.
         labels: class of each image, int64 ``[n]``; only for class-conditional denoisers.
-        label_dropout: share of labels hidden during training.
+        label_dropout: share of labels hidden during training; none are hidden from a network without a null class.
         batch_size: images per gradient step.
         lr: learning rate of Adam, which falls to 0 over the last third of the steps.
         seed: seed of initial weights, order, times and noise.
@@ -66,7 +67,12 @@ def fit(
     Raises:
         ValueError: if a value is not valid; the message is one sentence.
     """
-    device = device_of(denoiser.eval())
+    if not isinstance(strategy, str | VarianceStrategy):
+        raise ValueError(
+            f"strategy must be the name of an option of var, or an object (got {type(strategy).__name__}): give such "
+            'as optcov.fit("npr_dpm", denoiser, images)'
+        )
+    device = device_of(_denoiser(denoiser).eval())
     if isinstance(strategy, str):
         if isinstance(settings.get("head"), str):
             settings["head"] = resolve("head", settings["head"])
@@ -100,9 +106,12 @@ def fit(
             denoiser, [x_0[chosen].to(device)], seed, None if labels is None else labels[chosen].to(device)
         )
         return strategy
-    steps = 2000 if steps is None else steps
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1 (got {steps}): give the number of gradient steps, such as 2000")
+    steps = _whole("steps", 2000 if steps is None else steps, "the number of gradient steps, such as 2000")
+    batch_size = _whole("batch_size", batch_size, "the number of images of a step, such as 64")
+    if not 0 < lr < float("inf"):
+        raise ValueError(f"lr must be positive (got {lr}): give Adam's learning rate, such as 0.01")
+    if not 0 <= label_dropout <= 1:
+        raise ValueError(f"label_dropout must lie between 0 and 1 (got {label_dropout}): give a share, such as 0.1")
     assert isinstance(strategy, Trained)
     train(
         strategy,
@@ -110,7 +119,7 @@ def fit(
         x_0,
         steps,
         labels=labels,
-        label_dropout=label_dropout,
+        label_dropout=label_dropout if denoiser.has_null_label else 0.0,
         batch_size=min(batch_size, len(x_0)),
         lr=lr,
         seed=seed,
@@ -128,7 +137,7 @@ def sample(
     trajectory: str | Trajectory | Iterable[float] = "even",
     seed: int = 0,
     *,
-    labels: int | Iterable[int] | None = None,
+    labels: int | Tensor | Iterable[int] | None = None,
     guidance: str | Guidance | None = None,
     images: Images | None = None,
     batch_size: int = 256,
@@ -158,6 +167,7 @@ def sample(
         ValueError: if a value is not valid; the message is one sentence.
     """
     strategy = fitted(strategy, denoiser)
+    num_steps = _whole("num_steps", num_steps, "a number from 1 to N")
     if isinstance(sampler, str):
         settings = {"num_steps": num_steps, **settings}
     sampler = resolve("sampler", sampler, **settings)
@@ -168,8 +178,8 @@ def sample(
     sampler.check(strategy, denoiser.schedule)
     known = None
     if labels is not None:
-        each = [labels] * count if isinstance(labels, int) else list(labels)
-        known = _labels(denoiser, torch.as_tensor(each), count)
+        each = torch.as_tensor(labels if isinstance(labels, int | np.integer | Tensor) else list(labels))
+        known = _labels(denoiser, each.expand(count) if each.ndim == 0 else each, count)
     times = times_of(denoiser, strategy, trajectory, sampler.num_steps, seed, images)
     if sampler.num_images and images is not None:
         clean = data(denoiser, images)[: sampler.num_images].to(device_of(denoiser))
@@ -239,7 +249,7 @@ def _with_head(name: str, denoiser: Denoiser, settings: dict[str, Any]) -> dict[
 
 def fitted(strategy: VarianceStrategy | str | None, denoiser: Denoiser) -> VarianceStrategy:
     """A strategy that is ready for use, in eval mode, on the denoiser's device."""
-    denoiser.eval()
+    _denoiser(denoiser).eval()
     if strategy is None or isinstance(strategy, str):
         name = strategy or "beta_tilde"
         strategy = resolve("var", name, denoiser=denoiser, **_with_head(name, denoiser, {}))
@@ -280,19 +290,42 @@ def times_of(
     return listed.times(denoiser.schedule, len(listed))
 
 
+def _denoiser(denoiser: Any) -> Denoiser:
+    if not isinstance(denoiser, Denoiser):
+        raise ValueError(
+            f"denoiser must be one from optcov.load (got {type(denoiser).__name__}): give optcov.load(network, ...)"
+        )
+    return denoiser
+
+
+def _whole(name: str, value: Any, remedy: str) -> int:
+    """A whole number of at least 1."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        is_low = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        raise ValueError(
+            f"{name} must be {'at least 1' if is_low else 'a whole number'} (got {value!r}): give {remedy}"
+        )
+    return int(value)
+
+
 def _labels(denoiser: Denoiser, labels: Tensor | None, count: int) -> Tensor | None:
     """Check the labels and return them as int64 on the CPU."""
     if labels is None:
         return None
     if denoiser.num_classes is None:
         raise ValueError("labels must be left out (got labels): the network knows no classes")
-    labels = torch.as_tensor(labels).cpu().long()
+    labels = torch.as_tensor(labels).cpu()
     if labels.shape != (count,):
         raise ValueError(f"labels must be one per sample, [{count}] (got {list(labels.shape)})")
-    if int(labels.min()) < 0 or int(labels.max()) > denoiser.num_classes:
+    if not torch.equal(labels.long().to(labels.dtype), labels):
+        raise ValueError(f"labels must be whole numbers (got {labels.dtype}): give the index of each sample's class")
+    labels = labels.long()
+    top = denoiser.num_classes if denoiser.has_null_label else denoiser.num_classes - 1
+    if int(labels.min()) < 0 or int(labels.max()) > top:
+        null = f", or be {denoiser.num_classes}, the null label" if denoiser.has_null_label else ""
         raise ValueError(
-            f"labels must lie between 0 and {denoiser.num_classes - 1}, or be {denoiser.num_classes}, the null label "
-            f"(got {int(labels.min())} to {int(labels.max())})"
+            f"labels must lie between 0 and {denoiser.num_classes - 1}{null} (got {int(labels.min())} to "
+            f"{int(labels.max())})"
         )
     return labels
 

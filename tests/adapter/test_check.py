@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 import optcov
@@ -107,6 +107,23 @@ def test_a_wrong_time_or_reading_is_named(name: str):
     assert found.endswith("smaller than as stated: compare samples of both")
 
 
+def test_feeds_within_a_step_are_not_told_apart():
+    found = warned(exact(), gaussian_images(16), time="n-1")
+    assert found is not None
+    assert 'better with time="n" or "1000t" or "999t":' in found
+    assert warned(exact(), gaussian_images(16), time="999t") is None
+
+
+def test_what_the_network_refuses_is_no_neighbour():
+    """A table has no row for the negative times of EDM."""
+    table, network = torch.arange(1.0, 1001.0)[:, None], exact()
+
+    def call(x: Tensor, n: Tensor) -> Tensor:
+        return network(x, nn.functional.embedding(n, table)[:, 0])
+
+    assert warned(call, gaussian_images(16), time="n-1") is None
+
+
 def test_gross_mistakes_show_without_images():
     assert warned(exact(), None) is None
     found = warned(exact(), None, prediction="x0")
@@ -142,4 +159,4 @@ def test_a_slow_network_is_asked_about_fewer_images(monkeypatch: pytest.MonkeyPa
 def test_a_check_that_is_not_wanted_is_left_out():
     asked: list[Denoiser] = []
     optcov.load(lambda x, n: (asked.append(x), x)[1], **STATED, check=False)  # type: ignore[func-returns-value]
-    assert len(asked) == 1
+    assert {len(each) for each in asked} == {2}  # how the network is called is found out by two samples

@@ -28,7 +28,7 @@ def images(folder: Path) -> Tensor:
 def denoiser(folder: Path, images: Tensor) -> Denoiser:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return foreign.load(folder, images=images[:16])  # saved on a GPU; nothing to warn of
+        return foreign.load(folder, images=images[:8])  # saved on a GPU; nothing to warn of
 
 
 def test_it_predicts_as_measured_by_hand(denoiser: Denoiser, images: Tensor):
@@ -52,7 +52,7 @@ def test_it_predicts_as_measured_by_hand(denoiser: Denoiser, images: Tensor):
 )
 def test_a_wrong_statement_is_noticed(folder: Path, images: Tensor, stated: dict[str, object], words: str):
     with pytest.warns(UserWarning, match=f"these images better with {words}"):
-        foreign.load(folder, images=images[:16], **stated)
+        foreign.load(folder, images=images[:8], **stated)
 
 
 def test_the_covariance_improves_its_samples(denoiser: Denoiser, images: Tensor):

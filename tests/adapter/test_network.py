@@ -96,6 +96,63 @@ def test_labels_and_the_null_class():
         optcov.sample(denoiser, strategy, 2, 2, labels=[0, 1, 2], progress=False)
 
 
+@pytest.mark.parametrize("name", ["analytic", "sn_dpm"])
+def test_a_network_without_a_null_class_is_never_asked_for_one(name: str):
+    def network(x: Tensor, n: Tensor, labels: Tensor) -> Tensor:
+        return torch.eye(3)[labels].mean(1).reshape(-1, 1, 1, 1) * x
+
+    denoiser = optcov.load(network, **STATED, num_classes=3)
+    labels = torch.arange(8) % 3
+    settings: dict[str, Any] = (
+        {"num_times": 4} if name == "analytic" else {"steps": 20}
+    )  # in which some would be hidden
+    strategy = optcov.fit(name, denoiser, IMAGES, labels=labels, progress=False, **settings)
+    for each in (1, torch.tensor(1), labels[:2]):
+        assert optcov.sample(denoiser, strategy, 2, 2, labels=each, progress=False).isfinite().all()
+    assert optcov.bits_per_dim(denoiser, strategy, IMAGES, 2, labels=labels, progress=False).value > 0
+
+
+def test_labels_go_by_their_name():
+    """Where the third argument is another."""
+
+    def network(x: Tensor, n: Tensor, text: Any = None, y: Tensor | None = None) -> Tensor:
+        assert text is None
+        assert y is not None
+        return x * 0 + y.reshape(-1, 1, 1, 1)
+
+    denoiser = optcov.load(network, **STATED, num_classes=3)
+    found = denoiser(IMAGES[:2], denoiser.levels(torch.tensor(0.5)), torch.tensor([1, 2])).output[:, 0, 0, 0]
+    assert_close(found, torch.tensor([1.0, 2.0]))
+
+
+def test_dictionaries_are_bound_in_the_precision_of_the_weights():
+    class Network(Backbone):
+        def forward(self, x: Tensor, n: Tensor, more: dict[str, Tensor] | None = None) -> Tensor:
+            assert more is not None
+            return super().forward(x, n) + more["a"][:, :, None, None]
+
+    denoiser = optcov.load(Network(last()).bfloat16(), **STATED, bind={"more": {"a": torch.ones(1, 1)}})
+    assert denoiser(IMAGES, denoiser.levels(torch.tensor(0.5))).output.shape == IMAGES.shape
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_heads_fit_sequences_and_volumes(dims: int):
+    kind, shape = {1: (nn.Conv1d, (2, 8)), 3: (nn.Conv3d, (2, 4, 4, 4))}[dims]
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.last = kind(2, 8, 3, padding=1), kind(8, 2, 3, padding=1)
+
+        def forward(self, x: Tensor, n: Tensor) -> Tensor:
+            return self.last(self.body(x))
+
+    denoiser = optcov.load(Network(), **STATED | {"shape": shape, "data_range": "unbounded"})
+    assert denoiser.network.features == "last"
+    strategy = optcov.fit("npr_dpm", denoiser, torch.randn(8, *shape), 2, progress=False)
+    assert optcov.sample(denoiser, strategy, 2, 2, progress=False).isfinite().all()
+
+
 def test_keywords_are_bound():
     def network(x: Tensor, n: Tensor, text: Tensor, scale: float) -> Tensor:
         assert len(text) == len(x)

@@ -1,5 +1,6 @@
 """What users get wrong works all the same, or ends in one sentence that says what to give instead."""
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import optcov
 from optcov.denoiser import Denoiser
+from optcov.guidance import ClassifierFreeGuidance
 
 SHAPE = (1, 4, 4)
 STATED: dict[str, Any] = {
@@ -76,8 +78,16 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "schedule": (lambda: load(schedule="lineer"), r"schedule must be one of .*did you mean linear"),
     "a schedule of strings": (lambda: load(schedule=object()), r"schedule must be a name, N betas, two functions"),
     "alpha_bar for betas": (
-        lambda: load(schedule=torch.linspace(1.2, 0.01, 10)),
+        lambda: load(schedule=torch.linspace(0.01, 1.2, 10)),
         r"betas must be at least 2 finite numbers, each between 0 and 1 .*1\.2",
+    ),
+    "alphas_cumprod for betas": (
+        lambda: load(schedule=torch.linspace(0.9999, 0.01, 10)),
+        r"schedule must be betas, .*\(got 0\.9999 falling to 0\.01, .*give 1 - alphas_cumprod",
+    ),
+    "functions of math": (
+        lambda: load(schedule=(lambda t: math.cos(t), lambda t: math.sin(t))),
+        r"schedule must be two functions of a tensor .*torch\.cos",
     ),
     "variances for amplitudes": (
         lambda: load(schedule=(lambda t: t, lambda t: 1 - t)),
@@ -132,10 +142,86 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "bits of latents": (
         lambda: optcov.bits_per_dim(load(data_range="unbounded"), "beta", IMAGES),
-        r"data_range must have grey levels .* a density, not a probability per pixel: .*unit=\"nats\"",
+        r"data_range must have grey levels .* a density, not a probability per pixel; .*unit=\"nats\"",
     ),
     "bits of one image": (lambda: optcov.bits_per_dim(load(), "beta", IMAGES[:1]), r"images must be at least two"),
     "unit": (lambda: optcov.bits_per_dim(load(), "beta", IMAGES, unit="bit"), r'unit must be "bits" or "nats"'),
+}
+
+
+class Table(Convolution):
+    """Has a vector for each of 1,000 times, and one for each of three classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times, self.classes = nn.Embedding(1000, 1), nn.Embedding(3, 1)
+
+    def forward(self, x: Tensor, n: Tensor, label: Tensor | None = None) -> Tensor:
+        shift = self.times(n) + (0 if label is None else self.classes(label))
+        return super().forward(x, n) + shift[:, :, None, None]
+
+
+def in_place(x: Tensor, n: Tensor) -> Tensor:
+    return x.mul_(0)
+
+
+def classes(**stated: Any) -> Denoiser:
+    return load(Table(), time="n-1", num_classes=3, **stated)
+
+
+REFUSED |= {
+    "no shape at all": (lambda: load(shape=8), r"shape must be positive integers, of one sample \(got 8\)"),
+    "a range of a number": (lambda: load(data_range=1), r"data_range must be two ends, \(low, high\) \(got 1\)"),
+    "a range of other channels": (
+        lambda: load(data_range=((0, 0, 0), (1, 1, 1))),
+        r"data_range must have an end for each of the 1 channels \(got 3\)",
+    ),
+    "a list of predictions": (lambda: load(prediction=["eps"]), r"prediction must be one of .*\(got \['eps'\]\)"),
+    "a number for the time": (lambda: load(time=5), r"time must be one of .*, or a function of the level \(got 5\)"),
+    "a time that fails": (lambda: load(time=lambda t: 1000 * t), r"time must be a function of the level, .*it failed"),
+    "a time without shape": (lambda: load(time=lambda level: 0.5), r"time must be a function that .*\(got float\)"),
+    "a fraction for an index": (lambda: load(Table(), time="t"), r"time must be whole numbers for .*\(got 0\.001 to 1"),
+    "a step too many": (lambda: load(Table()), r"time must be in the network's range .*at 1 or 1000, .*\"n-1\""),
+    "NaN at the end": (
+        lambda: load(lambda x, n: x / (1000 - n)[:, None, None, None] * 0),
+        r"finite numbers at the first and the last step .*at time 1000",
+    ),
+    "too many classes": (
+        lambda: load(Table(), time="n-1", num_classes=4),
+        r"num_classes must be a label that the network knows \(got 4; it failed: index out of range",
+    ),
+    "a null class that is not there": (lambda: classes(null_class=3), r"null_class must be a label .*\(got 3;"),
+    "a null class alone": (lambda: load(null_class=3), r"num_classes must be given with null_class"),
+    "a null binding alone": (lambda: load(null_bind={"a": IMAGES}), r"null_bind must name what bind does"),
+    "an input changed in place": (lambda: load(in_place), r"network must leave its input as it is"),
+    "no numbers": (lambda: load(Convolution().to("meta")), r"network must have numbers for weights"),
+    "a device that is not there": (lambda: load(device="gpu"), r"device must be one that PyTorch has here"),
+    "no class": (
+        lambda: optcov.sample(classes(), num_steps=2, progress=False),
+        r"labels must be given for a network without a null class",
+    ),
+    "a null label without a null class": (
+        lambda: optcov.sample(classes(), count=2, labels=3, progress=False),
+        r"labels must lie between 0 and 2 \(got 3 to 3\)",
+    ),
+    "guidance without a null class": (
+        lambda: optcov.sample(classes(), labels=1, guidance=ClassifierFreeGuidance(classes(), weight=2)),
+        r"guidance must do without a null class",
+    ),
+    "labels between classes": (
+        lambda: optcov.fit("analytic", classes(), IMAGES, labels=torch.full((8,), 0.5)),
+        r"labels must be whole numbers",
+    ),
+    "channels last": (
+        lambda: optcov.fit("analytic", load(), IMAGES.permute(0, 2, 3, 1)),
+        r"images must have the shape .*: put the channels first",
+    ),
+    "complex images": (lambda: optcov.fit("analytic", load(), IMAGES + 0j), r"images must be real"),
+    "two images": (lambda: optcov.fit("analytic", load(), IMAGES[:2]), r"images must be at least 3 \(got 2\)"),
+    "the network itself": (lambda: optcov.sample(Convolution()), r"denoiser must be one from optcov\.load"),
+    "arguments exchanged": (lambda: optcov.fit(load(), "sn_dpm"), r"strategy must be the name of an option of var"),
+    "half a step": (lambda: optcov.sample(load(), num_steps=2.5), r"num_steps must be a whole number \(got 2\.5\)"),
+    "a negative rate": (lambda: optcov.fit("sn_dpm", load(), IMAGES, 2, lr=-1), r"lr must be positive \(got -1\)"),
 }
 
 
@@ -175,6 +261,39 @@ def test_a_network_of_another_precision_works(dtype: torch.dtype):
     samples = optcov.sample(denoiser, strategy, 2, 2, progress=False)
     assert samples.dtype == torch.float32
     assert samples.isfinite().all()
+
+
+def test_half_precision_does_not_round_the_time():
+    fed: list[Tensor] = []
+
+    class Watched(Convolution):
+        def forward(self, x: Tensor, n: Tensor) -> Tensor:
+            fed.append(n)
+            return super().forward(x, n)
+
+    denoiser = load(Watched().bfloat16())
+    denoiser(IMAGES[:1], denoiser.levels(torch.tensor(0.299)))  # bfloat16 knows 298 and 300
+    assert fed[-1].item() == 299
+
+    class Careless(Convolution):
+        def forward(self, x: Tensor, n: Tensor) -> Tensor:
+            return super().forward(x, n) * n.to(torch.bfloat16).matmul(torch.ones(len(n), dtype=n.dtype))
+
+    with pytest.warns(UserWarning, match=r"takes its time in bfloat16, which is off by up to 2"):
+        load(Careless().bfloat16(), integer_time=False)
+
+
+def test_answers_that_differ_each_time_are_told():
+    def network(x: Tensor, n: Tensor) -> Tensor:
+        return x + torch.rand(1)
+
+    with pytest.warns(UserWarning, match="answers the same question differently each time"):
+        load(network)
+
+
+def test_images_on_half_of_the_range_are_told():
+    with pytest.warns(UserWarning, match=r"images fill only the upper half of the network's range \[-1, 1\]"):
+        optcov.fit("analytic", load(), (IMAGES + 1) / 2, num_images=4, num_times=4, progress=False)
 
 
 def test_a_network_on_another_device_is_asked_there():

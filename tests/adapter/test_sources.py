@@ -1,5 +1,6 @@
 """Wherever a network comes from, its weights are found and nothing in a file runs."""
 
+import argparse
 import gc
 import pickle
 from collections.abc import Callable
@@ -98,7 +99,19 @@ def prefixed(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + key: value for key, value in weights.items()}
 
 
-RAW = Small(2).state_dict()
+def parameters() -> dict[str, Tensor]:
+    """Averages without the buffer."""
+    return {key: value.data for key, value in Small(1).named_parameters()}
+
+
+RAW = Small(2).state_dict() | {"scale": torch.tensor(7.0)}
+
+
+def buffered() -> dict[str, Tensor]:
+    """Raw weights whose buffer is right."""
+    return RAW | {"scale": averaged()["scale"]}
+
+
 LAYOUTS: dict[str, Callable[[], Any]] = {
     "plain": averaged,
     "module.": lambda: prefixed("module.", averaged()),
@@ -114,10 +127,26 @@ LAYOUTS: dict[str, Callable[[], Any]] = {
     "a trainer's": lambda: {"step": 1, "model": RAW, "ema": prefixed("ema_model.model.", averaged())
                             | prefixed("online_model.model.", RAW) | {"initted": torch.tensor(True)}},
     "score SDE": lambda: {
-        "model": prefixed("module.", RAW), "optimizer": {"lr": 1.0}, "step": 9,
+        "model": prefixed("module.", buffered()), "optimizer": {"lr": 1.0}, "step": 9,
         "ema": {"decay": 0.999, "num_updates": 9, "shadow_params": list(Small(1).parameters())},
     },
     "beside tables": lambda: prefixed("net.", averaged()) | {"betas": torch.ones(3)},
+    "latent diffusion": lambda: {"state_dict": prefixed("model.diffusion_model.", buffered())
+                                 | {"model_ema.diffusion_model" + key.replace(".", ""): value
+                                    for key, value in parameters().items()}},
+    "shadow": lambda: {"model": buffered(), "ema": {"decay": 0.99, "shadow": parameters()}},
+    "params_ema": lambda: {"params": RAW, "params_ema": averaged()},
+    "ema_0.9999": lambda: {"model": RAW, "ema_0.9999": averaged()},
+    "Lightning net_ema": lambda: {"state_dict": prefixed("net.", RAW) | prefixed("net_ema.", averaged())},
+    "a callback's": lambda: {"state_dict": prefixed("model.", RAW),
+                             "callbacks": {"EMA": {"ema_state_dict": prefixed("model.", averaged())}}},
+    "an optimizer's": lambda: {"state_dict": prefixed("model.", buffered()),
+                               "optimizer_states": [{"opt": {}, "ema": tuple(parameters().values())}]},
+    "AveragedModel": lambda: prefixed("module.module.", averaged()) | {"n_averaged": torch.tensor(3)},
+    "DeepSpeed": lambda: {"module": averaged(), "optimizer": None},
+    "settings beside": lambda: {"model": RAW, "ema": averaged(), "args": argparse.Namespace(lr=1e-4)},
+    "a name of its own": lambda: {"generator": averaged(), "discriminator": {"last.weight": torch.ones(2)}},
+    "compiled inside": lambda: {key.replace("last.", "last._orig_mod."): value for key, value in averaged().items()},
 }  # fmt: skip
 
 
@@ -128,6 +157,12 @@ def test_averaged_weights_are_found_in(layout: str, tmp_path: Path):
     denoiser = optcov.load(path, network=Small(5), **STATED)
     with torch.no_grad():
         assert_close(answer(denoiser), said(Small(1)))
+
+
+def test_averages_that_do_not_fit_are_told(tmp_path: Path):
+    torch.save({"model": Small(1).state_dict(), "ema": {f"{i}": torch.ones(2) for i in range(9)}}, tmp_path / "both.pt")
+    with pytest.warns(UserWarning, match=r"both\.pt seems to hold averaged weights that do not fit the network"):
+        optcov.load(tmp_path / "both.pt", network=Small(5), **STATED)
 
 
 def test_safetensors_and_half_precision(tmp_path: Path):
@@ -274,13 +309,71 @@ def test_text_and_classes_of_diffusers():
         sample_size=4, in_channels=2, out_channels=4, patch_size=2, num_layers=1, num_attention_heads=2,
         attention_head_dim=4, num_embeds_ada_norm=5,
     )  # fmt: skip
-    denoiser = optcov.load(dit, null_class=5, num_classes=5, **stated)
+    denoiser = optcov.load(dit, **stated)
+    assert (denoiser.num_classes, denoiser.network.null_class) == (5, 5)
     assert denoiser.network.learned_sigma
     x_t = torch.randn(2, 2, 4, 4)
     with torch.no_grad():
         found = denoiser(x_t, level, torch.tensor([3, 5])).output
         wanted = dit.eval()(x_t, torch.tensor([299, 299]), class_labels=torch.tensor([3, 5])).sample[:, :2]
     assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+STATES: dict[str, tuple[dict[str, Any], str]] = {  # what a scheduler states: schedule, prediction, time at n = 300
+    "PNDMScheduler": ({"beta_schedule": "scaled_linear"}, "BetaSchedule Eps 299"),
+    "EulerDiscreteScheduler": ({"prediction_type": "v_prediction"}, "BetaSchedule V 299"),
+    "FlowMatchEulerDiscreteScheduler": ({}, "FlowSchedule Velocity 300"),
+    "UniPCMultistepScheduler": (
+        {"use_flow_sigmas": True, "prediction_type": "flow_prediction"},
+        "FlowSchedule Velocity 300",
+    ),
+    "EDMEulerScheduler": ({}, "VESchedule EDM -0.759"),
+    "ScoreSdeVeScheduler": ({"num_train_timesteps": 1000}, "VESchedule Score 0.346"),
+}
+STATES_NOTHING: dict[str, tuple[dict[str, Any], str]] = {
+    "IPNDMScheduler": ({}, r"scheduler must state betas, or be of flow matching or EDM \(got IPNDMScheduler\)"),
+    "EDMDPMSolverMultistepScheduler": ({"prediction_type": "v_prediction"}, "must be epsilon, EDM's F"),
+    "DDPMScheduler": ({"beta_schedule": "laplace"}, r"beta_schedule of DDPMScheduler must be .*\(got laplace\)"),
+    "EulerDiscreteScheduler": ({"timestep_type": "continuous"}, "timestep_type of EulerDiscreteScheduler must be"),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_scheduler_states_the_path_and_the_time(name: str):
+    diffusers = pytest.importorskip("diffusers")
+    settings, wanted = STATES[name]
+    scheduler = getattr(diffusers, name)(**settings)
+    denoiser = optcov.load(SimpleNamespace(scheduler=scheduler, unet=unet()), data_range=(-1, 1), check=False)
+    fed = float(denoiser.network_time(denoiser.levels(torch.tensor(0.3))))
+    found = (type(denoiser.schedule).__name__, type(denoiser.parameterization).__name__, f"{fed:.3g}")
+    assert " ".join(found) == wanted
+    kept = optcov.load(unet(), schedule=scheduler, prediction="x0", time="n", data_range=(-1, 1), check=False)
+    assert type(kept.schedule) is type(denoiser.schedule)  # also where it is given as the schedule alone
+
+
+@pytest.mark.parametrize("name", STATES_NOTHING)
+def test_a_scheduler_of_another_kind_is_refused(name: str):
+    diffusers = pytest.importorskip("diffusers")
+    settings, message = STATES_NOTHING[name]
+    pipeline = SimpleNamespace(scheduler=getattr(diffusers, name)(**settings), unet=unet())
+    with pytest.raises(ValueError, match=message):
+        optcov.load(pipeline, data_range=(-1, 1), check=False)
+
+
+def test_a_variant_is_opened_and_code_is_not(pipeline: Path, tmp_path: Path):
+    import shutil
+
+    for name in ("half", "evil"):
+        shutil.copytree(pipeline, tmp_path / name)
+        shutil.rmtree(tmp_path / name / "unet")
+    unet().half().save_pretrained(tmp_path / "half" / "unet", variant="fp16")
+    denoiser = optcov.load(tmp_path / "half", data_range=(-1, 1), check=False)
+    found = denoiser.network.call.network.conv_in.weight
+    assert torch.equal(found.data, unet().conv_in.weight.data.half().float())
+    unet().save_pretrained(tmp_path / "evil" / "unet", safe_serialization=False)
+    torch.save({"conv_in.weight": Runs()}, next((tmp_path / "evil" / "unet").glob("*.bin")))
+    with pytest.raises(ValueError, match="cannot be opened"):
+        optcov.load(tmp_path / "evil", data_range=(-1, 1), check=False)
 
 
 def test_broken_folders_are_refused_in_a_sentence(pipeline: Path, tmp_path: Path):

@@ -1,5 +1,6 @@
 """Bad input: one sentence that names key, value and remedy, at once, and nothing that was on disk is changed."""
 
+import ast
 import errno
 import os
 import pickle
@@ -19,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from optcov import checkpoint as store
-from optcov.cli import build, fit, run_folder
+from optcov import run_folder
+from optcov.cli import build, fit
 from optcov.training.store import Checkpoint
 
 
@@ -116,26 +118,20 @@ UNKNOWN = [
 ]
 
 
-@pytest.mark.parametrize(("argument", "parts"), UNKNOWN, ids=[argument for argument, _ in UNKNOWN])
-def test_unknown_groups_options_and_keys(run: CLI, argument: str, parts: list[str]):
-    """One sentence with the near names."""
-    one_sentence(run.refused(argument), *parts)
-    assert files(run.folder) == set()
-
-
 def test_what_the_config_alone_shows_is_refused_before_pytorch_is_imported(tmp_path: Path, untouched: Path):
-    """PyTorch and Lightning take seconds: in a process of its own, which has imported neither at its end."""
+    """One sentence with the near names, of a process that has imported no PyTorch and no Lightning at its end."""
     code = (
-        "import sys; from optcov.cli.main import main\n"
+        "import gc, sys; from optcov.cli.main import main\n"
+        "gc.freeze()\n"
         "for task, *arguments in {commands!r}:\n"
         "    sys.argv = [task, *arguments]\n"
         "    try:\n"
         "        main(task)\n"
         "    except SystemExit as error:\n"
-        "        print(str(error.code).startswith('error: '))\n"
+        "        print(repr(error.code))\n"
         "print({{'torch', 'lightning', 'wandb', 'pandas', 'matplotlib'}} & sys.modules.keys())"
     )
-    commands = [("train", argument) for argument, _ in UNKNOWN]
+    commands = [("train", argument, "hydra.run.dir=run") for argument, _ in UNKNOWN]
     for each in ("data=cifar10", "model.channels=9", "var=sn"):
         commands.append(("evaluate", f"run={untouched}", each, "hydra.run.dir=refused"))
     commands += [("sample", "run=nowhere"), ("train", "-m", "var=sn,beta"), ("evaluate",)]
@@ -144,7 +140,13 @@ def test_what_the_config_alone_shows_is_refused_before_pytorch_is_imported(tmp_p
         [sys.executable, "-c", code.format(commands=commands)],
         cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.stdout.splitlines() == [*["True"] * len(commands), "set()"], done.stderr
+    *sentences, imported = done.stdout.splitlines()
+    assert imported == "set()"
+    assert len(sentences) == len(commands), done.stderr
+    for (_, *given), sentence in zip(commands, map(ast.literal_eval, sentences), strict=True):
+        assert str(sentence).startswith("error: "), given
+        one_sentence(sentence, *dict(UNKNOWN).get(given[0] if given else "", []))
+    assert files(tmp_path / "run") == set()
 
 
 def test_an_error_of_our_own_is_one_line_that_says_how_to_see_more(run: CLI, monkeypatch: pytest.MonkeyPatch):
@@ -159,36 +161,24 @@ def test_an_error_of_our_own_is_one_line_that_says_how_to_see_more(run: CLI, mon
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["sampler.num_steps=0"], ["sampler.num_steps", "0", "1"]),
-        (["sampler.num_steps=-3"], ["sampler.num_steps", "-3", "1"]),
         (["sampler.num_steps=51"], ["sampler.num_steps", "51", "50"]),
         (["sampler.num_steps=51", "trajectory=quadratic"], ["sampler.num_steps", "51", "50"]),
-        (["sampler.num_steps=ten"], ["sampler.num_steps", "ten", "integer"]),
-        (["sampler.num_steps=2.5"], ["sampler.num_steps", "2.5", "integer"]),
         (["sampler.num_steps=null"], ["sampler.num_steps", "None", "integer"]),
         (["sampler.clip_x0=maybe"], ["sampler.clip_x0", "maybe"]),
         (["sampler=ddim", "sampler.eta=2"], ["sampler.eta", "2"]),
         (["sampler=ddim", "sampler.eta=high"], ["sampler.eta", "high"]),
-        (["sampler.cut=-1"], ["sampler.cut", "-1"]),
-        (["+sampler.temperature=2"], ["sampler.temperature", "num_steps"]),
         (["+var.cut=2"], ["var.cut", "head"]),
-        (["+model.depth=2"], ["model.depth", "channels"]),
-        (["schedule.num_steps=0"], ["schedule", "0"]),
+        (["+model.kernel=2"], ["model.kernel", "channels"]),
         (["schedule.num_steps=many"], ["schedule.num_steps", "many"]),
         (["schedule.num_steps=10"], ["num_steps must be larger (got 10)"]),
         (["model.channels=wide"], ["model.channels", "wide"]),
         (["model.channels=0"], ["model.channels", "0"]),
-        (["model.channels=[8]"], ["model.channels", "8"]),
         (["model.channel_mult=[1,1,1,1,1]"], ["model.channel_mult", "8 x 8"]),
-        (["model.dropout=2"], ["dropout", "2"]),
         (["model.num_heads=3", "model.middle_attention=true"], ["num_heads", "3"]),
         (["trainer.precision=64-true"], ["trainer.precision", "64-true", "32-true"]),
-        (["model._target_=optcov.model.VNet"], ["model._target_", "optcov.model.VNet"]),
         (["model=mlp"], ["mlp", "unet"]),
         (["model=oracle"], ["data"]),
         (["data=gaussian_mixture"], ["model", "mlp"]),
-        (["data.batch_size=0"], ["data.batch_size", "0"]),
-        (["seed=-1"], ["seed", "-1"]),
         (["seed=zero"], ["seed", "zero"]),
         (["num_samples=0"], ["num_samples", "0"]),
         (["num_samples=1"], ["num_samples", "1", "2"]),
@@ -197,7 +187,6 @@ def test_an_error_of_our_own_is_one_line_that_says_how_to_see_more(run: CLI, mon
         (["checkpoint_every=0"], ["checkpoint_every", "0"]),
         (["parameterization=noise"], ["parameterization", "noise", "eps"]),
         (["optimizer.lr=fast"], ["optimizer.lr", "fast"]),
-        (["optimizer.lr=-1"], ["optimizer", "-1"]),
         (["callbacks.ema.decay=2"], ["callbacks.ema.decay", "2"]),
         (["trainer.max_steps=many"], ["trainer.max_steps", "many"]),
         (["trainer.max_steps=0"], ["trainer.max_steps", "0"]),

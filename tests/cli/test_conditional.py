@@ -13,10 +13,10 @@ from torch import Tensor
 
 from optcov.cli import evaluate, fit
 from optcov.cli.build import build
-from optcov.cli.fit import plan_fits
 from optcov.data.batches import LabelledBatch
 from optcov.report import by_class
 from optcov.training import ClassifierStage, MeanStage, StageSettings, VarianceStage
+from optcov.training.plan import plan_fits
 from optcov.training.store import identity_key
 
 CONDITIONAL = ["conditional=true", "guidance=classifier_free"]

@@ -14,8 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks.command_lines import KINDS, keys
 from optcov.cli.check import check
-from optcov.cli.errors import ConfigError, sentence
 from optcov.cli.main import CONF, register_resolvers
+from optcov.errors import ConfigError, sentence
 
 
 @pytest.fixture(scope="module")

@@ -37,12 +37,7 @@ GIVEN_BY_US = {
     "args",
     "kwargs",
 }
-# what an option needs beside it
-BESIDE = {
-    "model=oracle": ["data=gaussian_mixture"],
-    "model=mlp": ["data=gaussian_mixture"],
-    "data=gaussian_mixture": ["model=mlp"],
-}
+VECTORS = {"data": ["gaussian_mixture"], "model": ["mlp", "oracle"]}  # which need each other
 
 
 def test_the_groups_are_those_of_the_design():
@@ -52,20 +47,43 @@ def test_the_groups_are_those_of_the_design():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("choice", [f"{group}={option}" for group in GROUPS for option in options(group)])
-def test_every_option_composes_passes_the_preflight_and_shows_all_that_can_be_set(choice: str):
-    config = composed(choice, *BESIDE.get(choice, []), tiny=False).model_dump()
+def rounds() -> list[dict[str, str]]:
+    """Choices of an option of each group, in as many rounds as the largest group has options: each occurs in one."""
+    groups = {
+        group: [option for option in options(group) if option not in VECTORS.get(group, [])]
+        for group in GROUPS
+        if group != "experiment"
+    }
+    longest = max(map(len, groups.values()))
+    images = [{group: each[i % len(each)] for group, each in groups.items()} for i in range(longest)]
+    return images + [{"data": data, "model": model} for data in VECTORS["data"] for model in VECTORS["model"]]
+
+
+ROUNDS = rounds()
+
+
+def test_every_option_occurs_in_a_round():
+    for group in set(GROUPS) - {"experiment"}:
+        assert {choices[group] for choices in ROUNDS if group in choices} == set(options(group))
+
+
+@pytest.mark.parametrize("choices", ROUNDS, ids=lambda choices: choices.get("var", choices["model"]))
+def test_every_option_composes_passes_the_preflight_and_shows_all_that_can_be_set(choices: dict[str, str]):
+    config = composed(*(f"{group}={option}" for group, option in choices.items()), tiny=False).model_dump()
     assert "${" not in str(config)
-    group = choice.partition("=")[0]
-    if group == "experiment":
-        return
-    for node in [config[group]] if "_target_" in config[group] else list(config[group].values()):
-        target = get_object(node["_target_"])
-        if target.__module__.startswith("optcov"):
-            hidden = set(inspect.signature(target).parameters) - GIVEN_BY_US - set(node)
-            if choice == "data=gaussian_mixture":
-                hidden -= {"random_flip"}  # has no meaning for vectors
-            assert not hidden, f"{choice} does not list {hidden}"
+    for group, option in choices.items():
+        for node in [config[group]] if "_target_" in config[group] else list(config[group].values()):
+            target = get_object(node["_target_"])
+            if target.__module__.startswith("optcov"):
+                hidden = set(inspect.signature(target).parameters) - GIVEN_BY_US - set(node)
+                if option == "gaussian_mixture":
+                    hidden -= {"random_flip"}  # has no meaning for vectors
+                assert not hidden, f"{group}={option} does not list {hidden}"
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_every_experiment_composes_and_passes_the_preflight(experiment: str):
+    assert "${" not in str(composed(f"experiment={experiment}", tiny=False).model_dump())
 
 
 def fitted(*arguments: str) -> tuple[Config, Parts]:

@@ -80,6 +80,40 @@ def test_a_fit_that_stops_early_is_not_kept_and_goes_on(run: CLI, whole: Path, a
     assert losses(folder) == losses(whole)
 
 
+SLURM = {
+    "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "job", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "localhost",
+}  # fmt: skip
+
+
+def test_a_launcher_requeues_a_job_after_the_step_at_hand(run: CLI, whole: Path, at_step: Any):
+    """Under SLURM, where Lightning looks into the working folder for checkpoints, which may be of any other fit."""
+    requeued: list[int] = []
+
+    def requeue(signum: int, frame: Any) -> None:  # as submitit's
+        requeued.append(signum)
+        raise SystemExit(144)
+
+    (run.folder / "hpc_ckpt_1.ckpt").write_text("of another fit")
+    before = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in SLURM.items():
+                patch.setenv(name, value)
+            at_step("1/3", 3, lambda trainer: os.kill(os.getpid(), signal.SIGUSR2))
+            with pytest.raises(SystemExit) as exit_:
+                run(*SETTINGS)
+            assert exit_.value.code == 144
+            assert requeued == [signal.SIGUSR2]
+            assert signal.getsignal(signal.SIGUSR2) is requeue
+            folder = run(*SETTINGS)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert "resuming from step 3" in (folder / "train.log").read_text()
+    assert same(of(folder), of(whole))
+    assert {path.name for path in run.folder.iterdir()} == {"hpc_ckpt_1.ckpt", "outputs", "run"}
+
+
 def test_a_time_limit_is_that_of_each_command(run: CLI, monkeypatch: pytest.MonkeyPatch):
     """A limit that is over after one step: the repeat takes another, and the last network is the same."""
     arguments = ["var=beta", "trainer.max_steps=3", "num_samples=2"]
@@ -120,7 +154,7 @@ def test_sampling_that_is_terminated_says_so_and_goes_on(run: CLI, trained: Path
 
 POINTS = {
     "sample": [
-        (tasks, "preview", False), (tasks, "preview", True), (tasks, "write_npz", True),
+        (evaluate, "preview", False), (evaluate, "preview", True), (tasks, "write_npz", True),
         (tasks, "delete_partial_samples", False), (tasks, "delete_partial_samples", True),
     ],
     "evaluate": [

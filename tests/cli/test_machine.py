@@ -7,12 +7,12 @@ import torch
 from command_line import composed
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 
-from optcov.cli import machine
-from optcov.cli.errors import ConfigError
-from optcov.cli.machine import Machine, available_threads, configure_machine
 from optcov.denoiser import Denoiser
+from optcov.errors import ConfigError
 from optcov.model import UNet
 from optcov.schedule import LinearSchedule
+from optcov.training import machine
+from optcov.training.machine import Machine, available_threads, configure_machine
 
 
 @pytest.fixture(autouse=True)

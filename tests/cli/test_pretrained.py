@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 import optcov
 from optcov.adapter.pretrained import sha256_of
 from optcov.cli.build import build
-from optcov.cli.errors import ConfigError
-from optcov.cli.fit import plan_fits
 from optcov.cli.pretrained import open_pretrained
-from optcov.cli.run_folder import Saved
 from optcov.data import DigitsData
+from optcov.errors import ConfigError
 from optcov.keys import Config
 from optcov.registry import node
+from optcov.run_folder import Saved
+from optcov.training.plan import plan_fits
 
 QUICK = [line for line in TINY if not line.startswith("schedule")] + ["variance_steps=2", "model.check=false"]
 NETWORK = """

@@ -16,9 +16,9 @@ from torch import nn
 
 from optcov.adapter.own import open_own
 from optcov.checkpoint import digest_of
-from optcov.cli.check import targets
 from optcov.registry import CONF
 from optcov.signatures import Signature
+from optcov.targets import targets
 from optcov.trust import is_allowed
 
 

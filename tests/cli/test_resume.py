@@ -1,6 +1,9 @@
 """A stage that was interrupted goes on where it stopped; what is damaged is trained anew; the mean is left alone."""
 
+import shutil
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,8 @@ from torch import Tensor
 
 from optcov.cli import fit
 from optcov.cli.build import build
-from optcov.cli.fit import plan_fits
 from optcov.training import StageProgressBar, VarianceStage
+from optcov.training.plan import plan_fits
 from optcov.training.store import identity_key
 
 LONGER = [
@@ -55,11 +58,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     return of(CLI(tmp_path_factory.mktemp("whole"))(*LONGER))
 
 
-@pytest.mark.parametrize("other", [[], ["~callbacks.ema", "trainer.accumulate_grad_batches=2"]])
+@pytest.mark.parametrize("other", [[], ["~callbacks.ema", "trainer.accumulate_grad_batches=2", "optimizer=muon"]])
 def test_interrupted_stages_end_with_the_same_weights(
     run: CLI, interrupt: Callable[[str, int], Any], capsys, request: pytest.FixtureRequest, other: list[str]
 ):
-    """Both stages, each stopped at step 5 of 6: with dropout, warm-up and averaged weights, and without the average."""
+    """Both stages, each stopped at step 5 of 6: with dropout, warm-up and averages; by Muon without averages."""
     for stage, done in (("1/3", 0), ("2/3", 1)):
         interrupt(stage, 5)
         with pytest.raises(SystemExit) as exit_:
@@ -97,16 +100,48 @@ def flipped(path: Path) -> None:
     path.write_bytes(content)
 
 
+def test_more_steps_go_on_from_the_fit_of_fewer(run: CLI, capsys):
+    """From its last step before the cooldown, up to which the learning rates are the same, to the same weights."""
+    few = ["var=beta", "warmup_steps=3", "callbacks.ema.decay=0.9", "data.batch_size=16", "cooldown=0.25"]
+    run(*few, "trainer.max_steps=4")
+    longer = run(*few, "trainer.max_steps=9", "hydra.run.dir=longer")
+    said = "".join(capsys.readouterr())
+    assert "mean: going on from the fit of 4 steps in the cache" in said
+    assert "resuming from step 3" in said
+    anew = run(*few, "trainer.max_steps=9", "hydra.run.dir=anew", "cache_dir=other_cache")
+    assert "resuming" not in "".join(capsys.readouterr())
+    first, second = (weights(folder / "checkpoints" / "mean.safetensors") for folder in (longer, anew))
+    assert same(first, second)
+
+
+def test_a_fit_whose_rate_falls_from_the_first_step_on_is_not_gone_on_from(run: CLI, capsys):
+    run("var=beta", "cooldown=1", "trainer.max_steps=2")
+    run("var=beta", "cooldown=1", "trainer.max_steps=3", "hydra.run.dir=longer")
+    said = "".join(capsys.readouterr())
+    assert "mean: starting anew, not from the fit of 2 steps in the cache" in said
+    assert "resuming" not in said
+
+
 @pytest.mark.parametrize("damage", [cut, empty, replaced, flipped])
 def test_a_damaged_point_to_resume_from_is_not_used(
-    run: CLI, whole: dict[str, Tensor], interrupt: Callable[[str, int], Any], damage: Callable[[Path], None]
+    run: CLI, interrupt: Callable[[str, int], Any], damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ):
-    interrupt("1/3", 5)
+    settings = ["var=beta", "trainer.max_steps=2", "checkpoint_every=1", "model.dropout=0.3"]
+    interrupt("1/3", 2)
     with pytest.raises(SystemExit):
-        run(*LONGER)
+        run(*settings)
     (path,) = (run.folder / "outputs" / "cache").rglob("resume.ckpt")
     damage(path)
-    assert same(of(run(*LONGER)), whole)
+    folder = run(*settings)
+    assert "resuming" not in "".join(capsys.readouterr())
+    assert same(weights(folder / "checkpoints" / "mean.safetensors"), undisturbed(*settings))
+
+
+@cache
+def undisturbed(*settings: str) -> dict[str, Tensor]:
+    """The mean network of a run that nothing interrupts."""
+    with tempfile.TemporaryDirectory() as folder:
+        return weights(CLI(Path(folder))(*settings) / "checkpoints" / "mean.safetensors")
 
 
 def swapped(path: Path) -> None:
@@ -117,28 +152,26 @@ def swapped(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut, empty, replaced, flipped, swapped])
 def test_a_damaged_entry_of_the_cache_is_trained_anew(
-    run: CLI, damage: Callable[[Path], None], count_calls: Callable[[Any, str], list[Any]]
+    run: CLI, trained: Path, damage: Callable[[Path], None], count_calls: Callable[[Any, str], list[Any]]
 ):
-    settings = ["var=beta"]
-    first = run(*settings)
+    shutil.copytree(trained.parent / "outputs" / "cache", run.folder / "outputs" / "cache")
     if damage is swapped:
-        run(*settings, "seed=1", "cache_dir=outputs/whole_cache", "hydra.run.dir=other")
+        run("var=beta", "seed=1", "cache_dir=outputs/whole_cache", "hydra.run.dir=other")
     (path,) = (run.folder / "outputs" / "cache").glob("mean/*/mean.safetensors")
     before = weights(path)
     damage(path)
     stages = count_calls(fit, "run_stage")
-    second = run(*settings, "hydra.run.dir=second")
+    folder = run("var=beta")
     assert len(stages) == 1
     assert same(weights(path), before)
-    assert same(
-        weights(second / "checkpoints" / "mean.safetensors"), weights(first / "checkpoints" / "mean.safetensors")
-    )
+    assert same(weights(folder / "checkpoints" / "mean.safetensors"), before)
 
 
-def identity(*arguments: str) -> Any:
-    """What determines the mean network that a command line asks for."""
+@cache
+def key(*arguments: str) -> str:
+    """Under which the mean network that a command line asks for is kept."""
     cfg = composed(*arguments)
-    return plan_fits(cfg, build(cfg)).mean
+    return identity_key(plan_fits(cfg, build(cfg)).mean)
 
 
 @pytest.mark.parametrize(
@@ -149,17 +182,17 @@ def identity(*arguments: str) -> Any:
      "time_offset=-1", "trainer.accumulate_grad_batches=2", "trainer.devices=2"],
 )  # fmt: skip
 def test_a_network_is_found_again_only_by_what_determined_it(setting: str):
-    assert identity_key(identity(setting)) != identity_key(identity())
+    assert key(setting) != key()
 
 
-@pytest.mark.parametrize(
-    "setting",
-    ["var=beta", "head=complex", "sampler.num_steps=2", "num_samples=9", "sampler=ddim", "trajectory=quadratic",
-     "sample_batch_size=4", "cache_dir=x", "output_dir=y", "checkpoint_every=3", "logger=wandb", "trainer=auto",
-     "trainer.log_every_n_steps=7", "callbacks=tracking"],
-)  # fmt: skip
-def test_and_not_by_what_did_not(setting: str):
-    assert identity_key(identity(setting)) == identity_key(identity())
+def test_and_not_by_what_did_not():
+    cfg = composed(
+        "var=npr_dpm", "head=complex", "sampler.num_steps=2", "num_samples=9", "sampler=ddim", "trajectory=quadratic",
+        "sample_batch_size=4", "cache_dir=x", "output_dir=y", "checkpoint_every=3", "logger=wandb", "trainer=auto",
+        "trainer.log_every_n_steps=7", "callbacks=tracking",
+    )  # fmt: skip
+    plain = composed()
+    assert plan_fits(cfg, build(cfg)).mean == plan_fits(plain, build(plain)).mean
 
 
 def test_where_the_data_lie_is_no_part_of_what_they_are():

@@ -271,7 +271,7 @@ def test_no_more_than_two_batches_are_in_memory(run: CLI, untouched: Path, monke
 
     monkeypatch.setattr(SampleStore, "write", counted_write)
     monkeypatch.setattr(SampleStore, "__iter__", counted_read)
-    monkeypatch.setattr("optcov.cli.tasks.preview", lambda *_: None)
+    monkeypatch.setattr("optcov.cli.evaluate.preview", lambda *_: None)
     run(f"run={untouched}", "num_samples=20", "sample_batch_size=2", task="sample", tiny=False)
     assert (len(seen["write"]), len(seen["read"])) == (10, 10)
     assert most["write"] <= 2

@@ -31,7 +31,7 @@ def test_a_run_leaves_these_files_and_no_others(trained):
     assert {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()} == LEFT
     cache = trained.parent / "outputs" / "cache"
     kept = sorted(path.name for path in cache.rglob("*") if path.is_file() and path.name != ".lock")
-    assert kept == ["mean.safetensors", "variance.safetensors"]
+    assert kept == ["before_cooldown.ckpt", "mean.safetensors", "variance.safetensors"]
     assert {path.name for path in trained.parent.iterdir()} == {"run", "outputs"}
 
 

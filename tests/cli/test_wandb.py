@@ -4,6 +4,7 @@ import builtins
 import csv
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,6 +114,7 @@ def _stranger(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     home = tmp_path_factory.mktemp("home")
+    monkeypatch.chdir(home)  # where runs keep their ids
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("NETRC", str(home / "none"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the discard port: nothing listens
@@ -249,7 +251,7 @@ def started(**settings: Any) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wandb, "init", init)
         with pytest.raises(Refuse):
-            module.wandb_logger(project="optcov", save_dir="run", **settings).experiment  # noqa: B018
+            module.wandb_logger(**{"project": "optcov", "save_dir": "run"} | settings).experiment  # noqa: B018
     return calls[0]
 
 
@@ -301,6 +303,20 @@ def test_what_the_user_says_goes_first(monkeypatch: pytest.MonkeyPatch, mode: st
     assert started(mode=mode)["mode"] == mode
     monkeypatch.setenv("WANDB_MODE", mode)
     assert started()["mode"] == mode
+
+
+def test_a_folder_has_one_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    first = started(save_dir=str(tmp_path))
+    assert started(save_dir=str(tmp_path))["id"] == first["id"]
+    assert started(save_dir=str(tmp_path / "another"))["id"] != first["id"]
+    assert first["resume"] is None  # offline, each start has a file of its own
+    log_in(monkeypatch, "key")
+    again = started(save_dir=str(tmp_path))
+    assert (again["id"], again["resume"]) == (first["id"], "allow")
+    (tmp_path / "wandb" / "run_id").write_text("../../elsewhere")
+    assert re.fullmatch("[0-9a-f]{8}", started(save_dir=str(tmp_path))["id"])
+    monkeypatch.setenv("WANDB_RUN_ID", "ofagents")
+    assert started(save_dir=str(tmp_path))["id"] == "ofagents"
 
 
 def test_settings_reach_the_run():

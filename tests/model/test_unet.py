@@ -159,3 +159,20 @@ def test_learned_times_are_continuous():
 def test_refuses_shapes_that_do_not_fit(shape: tuple[int, ...], mult: tuple[int, ...]):
     with pytest.raises(ValueError, match=rf"{shape[-1]}"):
         UNet(shape, channel_mult=mult)
+
+
+def test_patches_are_channels_inside_and_pixels_outside():
+    torch.manual_seed(0)
+    network = randomised(UNet((3, 8, 12), 16, channel_mult=(1, 2), patch=2))
+    inner = UNet((12, 4, 6), 16, channel_mult=(1, 2)).eval()
+    inner.load_state_dict(network.state_dict())
+    x_t, time = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(1)), torch.tensor([3.0, 700.0])
+    squares = x_t.reshape(2, 3, 4, 2, 6, 2).permute(0, 1, 3, 5, 2, 4).reshape(2, 12, 4, 6)
+    with torch.no_grad():
+        output, features = network(x_t, time)
+        expected = inner(squares, time)[0]
+    assert_close(output, expected.reshape(2, 3, 2, 2, 4, 6).permute(0, 1, 4, 2, 5, 3).reshape(2, 3, 8, 12))
+    assert features.shape == (2, network.feature_channels, 8, 12)
+    for shape, channels in (((3, 9, 12), 16), ((3, 8, 12), 6)):
+        with pytest.raises(ValueError, match=r"model\.patch must divide"):
+            UNet(shape, channels, patch=2)

@@ -20,4 +20,5 @@ class Conventions:
     data_range: Any = None
     learned_sigma: bool | None = None
     num_classes: int | None = None
+    null_class: int | None = None
     integer_time: bool = False

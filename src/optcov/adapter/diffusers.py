@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from optcov.adapter.conventions import Conventions
 from optcov.adapter.files import read_json
 from optcov.parameterization import EDM
-from optcov.schedule import BetaSchedule, CosineSchedule, FlowSchedule, NoiseSchedule, VESchedule
+from optcov.schedule import BetaSchedule, CosineSchedule, FlowSchedule, NoiseLevels, NoiseSchedule, VESchedule
 
 NETWORKS = ("unet", "transformer", "model")  # what pipelines call their network
+VARIANT = re.compile(r".+_model\.(?!safetensors$|bin$)(\w+?)(?:-\d+-of-\d+)?\.(?:safetensors|bin)$")
+OTHERS = ("CMStochastic", "IPNDM", "DDPMWuerstchen", "VQDiffusion", "Amused", "Karras")  # paths of their own
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "velocity"}
 
 
@@ -45,7 +48,7 @@ def of_object(source: Any) -> tuple[Any, Conventions]:
         raise ValueError(
             f"source must have a unet or a transformer (got {type(source).__name__}): give its network with schedule="
         )
-    config = dict(getattr(network, "config"))  # noqa: B009 (typed as a module)
+    config = {"_class_name": type(network).__name__} | dict(getattr(network, "config"))  # noqa: B009 (typed as a module)
     said = _of_scheduler(dict(scheduler.config) | {"_class_name": type(scheduler).__name__}) if scheduler else {}
     return Diffusers(network), _conventions(config, said)
 
@@ -74,9 +77,7 @@ def of_folder(folder: Path) -> tuple[Any, Conventions]:
             "folder that save_pretrained made"
         )
     try:
-        network = kind.from_pretrained(
-            home, local_files_only=True, low_cpu_mem_usage=False, use_safetensors=_has_safetensors(home)
-        )
+        network = kind.from_pretrained(home, local_files_only=True, low_cpu_mem_usage=False, **_files(home))
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise ValueError(
             f"source = {folder} cannot be opened ({str(error).splitlines()[0]}): download it again"
@@ -85,23 +86,28 @@ def of_folder(folder: Path) -> tuple[Any, Conventions]:
     return Diffusers(network), _conventions(config, said)
 
 
-def _has_safetensors(folder: Path) -> bool | None:
-    """True where there are safetensors, which are preferred; other files are read as tensors alone."""
-    return True if any(folder.glob("*.safetensors")) else None
+def _files(folder: Path) -> dict[str, Any]:
+    """Safetensors where there are any, else files read as tensors alone; a variant, such as fp16, if it is alone."""
+    names = [path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
+    safe = [name for name in names if name.endswith(".safetensors")]
+    variants = {found[1] if (found := VARIANT.match(name)) else "" for name in safe or names}
+    return {"use_safetensors": bool(safe) or not names, "variant": min(variants, default="") or None}
 
 
 def _conventions(config: dict[str, Any], said: dict[str, Any]) -> Conventions:
     """What the configs of a network and of its scheduler state."""
-    channels, size = config.get("in_channels"), config.get("sample_size")
+    kind, channels, size = str(config.get("_class_name", "")), config.get("in_channels"), config.get("sample_size")
     shape = None
     if channels is not None and size is not None:
-        shape = (int(channels), *((int(size), int(size)) if isinstance(size, int) else map(int, size)))
+        sides = size if not isinstance(size, int) else (size,) if kind.startswith("UNet1D") else (size, size)
+        shape = (int(channels), *map(int, sides))
     labels = config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
     out = config.get("out_channels") or channels
     return Conventions(
         shape=shape,
         learned_sigma=None if channels is None else bool(out == 2 * channels),
         num_classes=None if labels is None else int(labels),
+        null_class=int(labels) if labels is not None and kind.startswith("DiT") else None,  # it always learns one
         **said,
     )
 
@@ -112,11 +118,28 @@ def _of_scheduler(config: dict[str, Any]) -> dict[str, Any]:
     schedule = schedule_of(config)
     if isinstance(schedule, FlowSchedule):
         return {"schedule": schedule, "prediction": "velocity", "time": "1000t"}
+    if name.startswith("ScoreSdeVe"):
+        return {"schedule": schedule, "prediction": "score", "time": _sigma}
     if isinstance(schedule, VESchedule):
+        if kind != "epsilon":
+            raise ValueError(
+                f"prediction_type of {name} must be epsilon, EDM's F (got {kind}): give the network with prediction=, "
+                "schedule= and time="
+            )
         return {"schedule": schedule, "prediction": EDM(float(config.get("sigma_data", 0.5))), "time": "edm"}
     if kind not in PREDICTIONS:
         raise ValueError(f"prediction_type of {name} must be one of {', '.join(PREDICTIONS)} (got {kind})")
+    if config.get("timestep_type") == "continuous":
+        raise ValueError(
+            f"timestep_type of {name} must be discrete (got continuous): give the network with prediction=, schedule= "
+            "and time="
+        )
     return {"schedule": schedule, "prediction": PREDICTIONS[kind], "time": "n-1"}
+
+
+def _sigma(level: NoiseLevels) -> Tensor:
+    """The time of exploding score SDEs."""
+    return level.sigma
 
 
 def schedule_of(config: dict[str, Any]) -> NoiseSchedule:
@@ -126,10 +149,15 @@ def schedule_of(config: dict[str, Any]) -> NoiseSchedule:
         ValueError: if its kind is not known.
     """
     name, count = str(config.get("_class_name", "")), int(config.get("num_train_timesteps", 1000))
-    if "FlowMatch" in name:
+    if "FlowMatch" in name or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
         return FlowSchedule(count)
-    if name.startswith("EDM"):
+    if name.startswith(("EDM", "ScoreSdeVe")):
         return VESchedule(count, float(config["sigma_min"]), float(config["sigma_max"]))
+    if name.startswith(OTHERS) or not {"beta_schedule", "trained_betas"} & config.keys():
+        raise ValueError(
+            f"scheduler must state betas, or be of flow matching or EDM (got {name or 'one of another kind'}): give "
+            "the network with prediction=, schedule= and time="
+        )
     start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
     kind = config.get("beta_schedule", "linear")
     if config.get("trained_betas") is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,8 +15,8 @@ from optcov.denoiser import Denoiser
 
 Images = Tensor | np.ndarray[Any, Any] | DataSource | Iterable[Any]
 """Data ``[n, *event]``: float in the denoiser's range, or uint8 grey levels; the training split of a source of
-`optcov.data`; an iterable of batches, of single images, or of either with labels, ``(batch, labels)``, which are
-ignored."""
+`optcov.data`; an iterable of batches, of single images (Pillow's, too), or of either with labels, ``(batch, labels)``,
+which are ignored."""
 
 
 def data(denoiser: Denoiser, images: Images) -> Tensor:
@@ -33,10 +34,16 @@ def data(denoiser: Denoiser, images: Images) -> Tensor:
     elif not isinstance(images, Tensor):
         images = _joined(images, shape)
     if images.shape[1:] != shape or len(images) == 0:
+        remedy = "give data of the shape that the network was trained on"
+        if images.shape == shape:
+            remedy = "give several, as images[None] gives one"
+        elif len(shape) == 3 and images.shape[1:] == (*shape[1:], shape[0]):
+            remedy = "put the channels first, by images.transpose(0, 3, 1, 2) of an array or permute of a tensor"
         raise ValueError(
-            f"images must have the shape [n, {', '.join(map(str, shape))}] (got {list(images.shape)}): give data of "
-            "the shape that the network was trained on"
+            f"images must have the shape [n, {', '.join(map(str, shape))}] (got {list(images.shape)}): {remedy}"
         )
+    if images.is_complex():
+        raise ValueError("images must be real (got complex numbers): give their real part, or both parts as channels")
     if images.dtype == torch.uint8:
         if data_range.grey_level is None:
             raise ValueError("images must be float for a network whose data have no grey levels (got uint8)")
@@ -52,6 +59,13 @@ def data(denoiser: Denoiser, images: Images) -> Tensor:
                 f"{float(x_0.min()):.4g} to {float(x_0.max()):.4g}): scale them, give uint8 grey levels, or load the "
                 "network with another data_range"
             )
+        if float(unit.min()) >= 0 and not bool(unit.max() == unit.min()):
+            warnings.warn(
+                f"images fill only the upper half of the network's range [{_words(data_range.low)}, "
+                f"{_words(data_range.high)}] (got {float(x_0.min()):.4g} to {float(x_0.max()):.4g}): scale them if "
+                "they lie in [0, 1] and the network's data do not",
+                stacklevel=3,
+            )
     return x_0
 
 
@@ -64,6 +78,8 @@ def _joined(items: Iterable[Any], shape: tuple[int, ...]) -> Tensor:
     batches: list[Tensor] = []
     for item in items:
         each = item[0] if isinstance(item, tuple | list) else item
+        if hasattr(each, "convert") and hasattr(each, "getbands"):  # Pillow's
+            each = _of_pillow(each, shape)
         try:
             batch = torch.as_tensor(each).detach().cpu()
         except (TypeError, ValueError, RuntimeError):
@@ -81,6 +97,17 @@ def _joined(items: Iterable[Any], shape: tuple[int, ...]) -> Tensor:
     if not batches:
         raise ValueError("images must not be empty: give at least one batch")
     return torch.cat(batches)
+
+
+def _of_pillow(image: Any, shape: tuple[int, ...]) -> Tensor:
+    """An image of Pillow as uint8 ``[C, H, W]``, grey or in colour as the network's data are."""
+    modes = {1: "L", 3: "RGB", 4: "RGBA"}
+    if len(shape) != 3 or shape[0] not in modes:
+        raise ValueError(
+            f"images must be tensors for a network of {list(shape)} (got images of Pillow): give arrays of that shape"
+        )
+    pixels = np.array(image.convert(modes[shape[0]]))
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], shape[0])).permute(2, 0, 1)
 
 
 def _words(end: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,15 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from optcov.adapter.conventions import Conventions
-from optcov.adapter.network import AdaptedNetwork, find_features, inner
+from optcov.adapter.network import inner
+from optcov.adapter.probe import adapt
 from optcov.adapter.time import TimeFeed, time_feed
 from optcov.data_range import DataRange
-from optcov.denoiser import Denoiser, device_of
+from optcov.denoiser import Denoiser
 from optcov.parameterization import EDM, X0, Eps, Parameterization, Score, V, Velocity
 from optcov.registry import make
 from optcov.schedule import BetaSchedule, FunctionSchedule, NoiseSchedule
-
-log = logging.getLogger(__name__)
 
 PREDICTIONS: dict[str, Callable[[], Parameterization]] = {
     "eps": Eps,
@@ -97,8 +95,16 @@ def load(
     if isinstance(source, Denoiser):
         return source.eval()
     stated = Conventions(
-        None if shape is None else tuple(shape), prediction, schedule, time, data_range, learned_sigma, num_classes
+        None if shape is None else _shape(shape),
+        prediction,
+        schedule,
+        time,
+        data_range,
+        learned_sigma,
+        num_classes,
+        null_class,
     )
+    device = None if device is None else _device(device)
     if isinstance(source, str | Path):
         from optcov.adapter.files import open_source
 
@@ -132,17 +138,35 @@ def load(
     meaning = to_parameterization(known.prediction)
     feed = time_feed(known.time, path)  # type: ignore[arg-type]
     support = _range(known.data_range)
+    _check_channels(support, known.shape)
     adapted = call
+    if null_bind and not null_bind.keys() <= (bind or {}).keys():
+        raise ValueError(
+            f"null_bind must name what bind does (got {', '.join(sorted(null_bind))} and "
+            f"{', '.join(sorted(bind or {})) or 'nothing'}): give both"
+        )
+    if known.null_class is not None and known.num_classes is None:
+        raise ValueError(f"num_classes must be given with null_class (got {known.null_class} alone): give both")
     if not _is_ours(call):
         options: dict[str, Any] = {
             "num_classes": known.num_classes,
-            "null_class": null_class,
+            "null_class": known.null_class,
             "learned_sigma": bool(known.learned_sigma),
             "bind": bind,
             "null_bind": null_bind,
             "integer_time": bool(known.integer_time if integer_time is None else integer_time),
         }
-        adapted = _adapt(call, known.shape, options, path, feed, integer_time, known.learned_sigma, features)
+        adapted = adapt(
+            call,
+            known.shape,
+            options,
+            path,
+            feed,
+            integer_time=integer_time,
+            learned_sigma=known.learned_sigma,
+            features=features,
+            device=device,
+        )
     denoiser = Denoiser(adapted, path, meaning, data_range=support, time=feed).eval()
     if check and adapted is not call:
         from optcov.adapter.check import check_conventions
@@ -151,84 +175,34 @@ def load(
     return denoiser
 
 
-def _adapt(
-    call: Callable[..., Any],
-    shape: tuple[int, ...],
-    options: dict[str, Any],
-    schedule: NoiseSchedule,
-    feed: TimeFeed,
-    integer_time: bool | None,
-    learned_sigma: bool | None,
-    features: str | None,
-) -> AdaptedNetwork:
-    """Call the network once, to find out how it must be called and what it returns."""
-    network = AdaptedNetwork(call, shape, **options)
-    device = device_of(network)
-    x_t = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-    level = schedule.levels(torch.full((2,), 0.5, dtype=torch.float64, device=device))
-    time = feed(level).float()
-    condition = None if network.num_classes is None else torch.zeros(2, dtype=torch.long, device=device)
-    for kind in [options["integer_time"]] if integer_time is not None else [options["integer_time"], True]:
-        network.integer_time = kind
-        try:
-            with torch.no_grad():
-                answer = network.ask(x_t, time, condition)
-            break
-        except (RuntimeError, TypeError, IndexError, ValueError, AttributeError) as error:
-            reason = error
-    else:
-        first = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
-        asked = "(x, time)" if condition is None else "(x, time, labels)"
-        raise ValueError(
-            f"network must accept {asked} with x of [2, {', '.join(map(str, shape))}] (it failed: {first}): "
-            "give its shape, bind its other arguments, or wrap it in a function"
-        ) from reason
-    channels = shape[0]
-    expected = (2, *shape)
-    doubled = (2, 2 * channels, *shape[1:])
-    if learned_sigma is None and answer.shape == doubled:
-        raise ValueError(
-            f"learned_sigma must be stated for a network that returns {2 * channels} channels for {channels}: "
-            "give learned_sigma=True if the second half is Improved DDPM's variance, or wrap the network"
-        )
-    wanted = doubled if network.learned_sigma else expected
-    if answer.shape != wanted:
-        raise ValueError(
-            f"network must return [2, {', '.join(map(str, wanted[1:]))}] (got {list(answer.shape)}): give the "
-            "shape of its data, or wrap it"
-        )
-    if not answer.isfinite().all():
-        raise ValueError("network must return finite numbers (got NaN or infinity): look at its weights")
-    if features == "auto":
-        name = find_features(network, x_t, time, condition)
-    else:
-        name = features
-        modules = dict(inner(call).named_modules()) if isinstance(call, nn.Module) else {}
-        if name is not None and name not in modules:
-            from difflib import get_close_matches
+def _shape(shape: Any) -> tuple[int, ...]:
+    """The shape of a sample as integers."""
+    try:
+        sizes = tuple(shape)
+    except TypeError:
+        sizes = ()
+    if not sizes or any(isinstance(each, str) or each != int(each) or each < 1 for each in sizes):
+        raise ValueError(f"shape must be positive integers, of one sample (got {shape!r}): give (C, H, W) or (D,)")
+    return tuple(int(each) for each in sizes)
 
-            near = get_close_matches(name, modules, 3) or list(modules)[-3:]
-            raise ValueError(
-                f"features must name a module of the network (got {name!r}): give one such as {', '.join(near)}, or "
-                "None"
-            )
-    if name is None and network.learned_sigma is False:
-        return network
-    integer = network.integer_time
-    network = AdaptedNetwork(call, shape, **options | {"features": name, "integer_time": integer})
-    if name is not None:
-        with torch.no_grad():
-            network.ask(x_t, time, condition)
-        seen = network._seen
-        if seen is None or seen.ndim != x_t.ndim or seen.shape[2:] != x_t.shape[2:]:
-            raise ValueError(
-                f"features = {name} must be a module whose input has the data's height and width (got "
-                f"{'none' if seen is None else list(seen.shape)}): name another, or give features=None"
-            )
-        network.feature_channels = seen.shape[1]
-        log.info("heads read the input of %s, %d channels", name, seen.shape[1])
-    network.feature_channels += channels if network.learned_sigma else 0
-    return network
+
+def _device(device: Any) -> torch.device:
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"device must be one that PyTorch has here (got {device!r}: {str(error).splitlines()[0]}): give such as cpu"
+        ) from error
+
+
+def _check_channels(data_range: DataRange, shape: tuple[int, ...]) -> None:
+    counts = {len(end) for end in (data_range.low, data_range.high) if isinstance(end, tuple)} - {1}
+    if counts - {shape[0]}:
+        raise ValueError(
+            f"data_range must have an end for each of the {shape[0]} channels (got {counts.pop()}): give one mean and "
+            "std for each, or one for all"
+        )
 
 
 def _complete(call: Any, known: Conventions) -> Conventions:
@@ -268,6 +242,7 @@ def _merged(first: Conventions, then: Conventions) -> Conventions:
             name: getattr(then, name) if getattr(first, name) is None else getattr(first, name)
             for name in ("shape", "prediction", "schedule", "time", "data_range")
         },
+        null_class=then.null_class if first.null_class is None and first.num_classes is None else first.null_class,
     )
 
 
@@ -290,7 +265,7 @@ def to_parameterization(prediction: Any) -> Parameterization:
         return prediction
     if isinstance(prediction, type) and issubclass(prediction, Parameterization):
         return prediction()
-    if prediction not in PREDICTIONS:
+    if not isinstance(prediction, str) or prediction not in PREDICTIONS:
         raise ValueError(
             f"prediction must be one of eps, x0, v, velocity, score, edm, or a parameterization (got {prediction!r}): "
             "say what the network predicts"
@@ -305,10 +280,14 @@ def _range(data_range: Any) -> DataRange:
         if data_range != "unbounded":
             raise ValueError(f'data_range must be (low, high), a DataRange or "unbounded" (got {data_range!r})')
         return DataRange(None, None, None)
-    ends = tuple(data_range)
-    if len(ends) != 2:
-        raise ValueError(f"data_range must be two ends, (low, high) (got {ends}): give such as (-1, 1) or (0, 1)")
-    return DataRange(*ends)
+    try:
+        ends = tuple(data_range.tolist() if hasattr(data_range, "tolist") else data_range)
+        made = DataRange(*ends) if len(ends) == 2 and not any(isinstance(end, str) for end in ends) else None
+    except TypeError:
+        made = None
+    if made is None:
+        raise ValueError(f"data_range must be two ends, (low, high) (got {data_range}): give such as (-1, 1) or (0, 1)")
+    return made
 
 
 def to_schedule(schedule: Any) -> NoiseSchedule:
@@ -321,7 +300,7 @@ def to_schedule(schedule: Any) -> NoiseSchedule:
     if hasattr(schedule, "config") and type(schedule).__module__.startswith("diffusers."):
         from optcov.adapter.diffusers import schedule_of
 
-        return schedule_of(dict(schedule.config))
+        return schedule_of(dict(schedule.config) | {"_class_name": type(schedule).__name__})
     if isinstance(schedule, tuple | list) and len(schedule) == 2 and all(callable(each) for each in schedule):
         return FunctionSchedule(*schedule)
     try:
@@ -331,4 +310,9 @@ def to_schedule(schedule: Any) -> NoiseSchedule:
             f"schedule must be a name, N betas, two functions (alpha, sigma), or a schedule (got "
             f"{type(schedule).__name__}): say how signal and noise change with time"
         ) from error
+    if betas.ndim == 1 and len(betas) > 1 and bool((betas.diff() < 0).all()) and float(betas[0]) > 0.5:
+        raise ValueError(
+            f"schedule must be betas, which grow from about 1e-4 (got {float(betas[0]):.4g} falling to "
+            f"{float(betas[-1]):.4g}, as products of alphas do): give 1 - alphas_cumprod[n] / alphas_cumprod[n - 1]"
+        )
     return BetaSchedule(betas)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LABELS = ("class_labels", "labels", "y")  # keywords for labels, tried in turn after a positional argument
+LABELS = ("class_labels", "labels", "y", "label")  # what networks call their labels
+
+
+class AnswerError(ValueError):
+    """A network answers with something that is not a prediction; the message says what to do."""
 
 
 class AdaptedNetwork(nn.Module):
@@ -23,7 +28,9 @@ class AdaptedNetwork(nn.Module):
         null_class: the label it is fed for the null label K; None if it has none.
         learned_sigma: whether the output has 2C channels, of which the second half is Improved DDPM's ``2 v - 1``.
         integer_time: whether the network needs the time as int64.
-        bind: keyword arguments of every call; tensors with one row, ``[1, ...]``, apply to every sample.
+        time_dtype: of the time otherwise; None for that of the weights.
+        bind: keyword arguments of every call; tensors with one row, ``[1, ...]``, apply to every sample.  They, and
+            those in dictionaries, are moved to the weights, and floating ones get their precision.
         null_bind: the same for the null label of a network that is guided by ``bind``; K is then 1.
         features: name of the module whose input heads read; None for ``(x_t, output)``.
     Attributes:
@@ -40,15 +47,18 @@ class AdaptedNetwork(nn.Module):
         null_class: int | None = None,
         learned_sigma: bool = False,
         integer_time: bool = False,
+        time_dtype: torch.dtype | None = None,
         bind: dict[str, Any] | None = None,
         null_bind: dict[str, Any] | None = None,
         features: str | None = None,
     ) -> None:
         super().__init__()
         self.call = call
+        self.label_keyword = _label_keyword(call)
         self.data_shape = tuple(data_shape)
         self.num_classes = 1 if null_bind else num_classes
-        self.null_class, self.learned_sigma, self.integer_time = null_class, learned_sigma, integer_time
+        self.null_class, self.learned_sigma = null_class, learned_sigma
+        self.integer_time, self.time_dtype = integer_time, time_dtype
         self.bind, self.null_bind = bind or {}, null_bind
         self.features = features
         self.feature_channels = 2 * data_shape[0] if features is None else 0
@@ -80,32 +90,38 @@ class AdaptedNetwork(nn.Module):
 
     def ask(self, x_t: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
         """The network's unmodified output, ``[B, C or 2C, ...]``."""
-        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), x_t.dtype)
-        time = time.round().long() if self.integer_time else time.to(dtype)
+        dtype = self.dtype or x_t.dtype
+        time = time.round().long() if self.integer_time else time.to(self.time_dtype or dtype)
         arguments: list[Tensor] = [x_t.to(dtype), time]
         bound = {name: self._rows(value, len(x_t)) for name, value in self.bind.items()}
         if self.null_bind is not None:
             if condition is None:
                 raise ValueError("labels must be given: 0 for what is bound, 1 for the null binding")
             for name, value in self.null_bind.items():
-                null, wanted = self._rows(value, len(x_t)), bound[name]
+                null, wanted = self._rows(value, len(x_t)), bound[name]  # `load` checks that both name the same
                 bound[name] = torch.where(condition.eq(1).reshape(-1, *[1] * (null.ndim - 1)), null, wanted)
         elif condition is not None:
             if self.null_class is not None:
                 condition = condition.masked_fill(condition.eq(self.num_classes or 0), self.null_class)
-            keyword = getattr(self.call, "label_keyword", None)
-            if keyword is None:
+            if self.label_keyword is None:
                 arguments.append(condition)
             else:
-                bound[keyword] = condition
+                bound[self.label_keyword] = condition
         return tensor_of(self.call(*arguments, **bound)).to(x_t.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The precision of the weights; None if there are none."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
 
     def _rows(self, value: Any, count: int) -> Any:
         """Expand a bound value to a batch."""
+        if isinstance(value, dict):
+            return {name: self._rows(each, count) for name, each in value.items()}
         if not isinstance(value, Tensor):
             return value
         device = next((p.device for p in self.parameters()), value.device)
-        value = value.to(device)
+        value = value.to(device, (self.dtype or value.dtype) if value.is_floating_point() else value.dtype)
         return value.expand(count, *value.shape[1:]) if value.ndim and len(value) == 1 else value
 
     def _keep(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -125,11 +141,27 @@ def tensor_of(answer: Any) -> Tensor:
     elif isinstance(answer, tuple | list) and answer:
         answer = answer[0]
     if not isinstance(answer, Tensor):
-        raise ValueError(
+        raise AnswerError(
             f"network must return a tensor, a tuple that starts with one, or an object with .sample (got "
             f"{type(answer).__name__}): wrap it in a function that does"
         )
     return answer
+
+
+def _label_keyword(call: Callable[..., Any]) -> str | None:
+    """The keyword by which a network takes its labels; None if they are its third argument."""
+    if (keyword := getattr(call, "label_keyword", None)) is not None:
+        return str(keyword)
+    network = inner(call)
+    try:
+        taken = inspect.signature(network.forward if isinstance(network, nn.Module) else network).parameters
+    except (TypeError, ValueError):
+        return None
+    names = list(taken)
+    found = next((name for name in LABELS if name in taken), None)
+    if found is None or (names.index(found) == 2 and taken[found].kind is not inspect.Parameter.KEYWORD_ONLY):
+        return None
+    return found
 
 
 def inner(network: Any) -> Any:
@@ -180,7 +212,7 @@ def find_features(network: AdaptedNetwork, x_t: Tensor, time: Tensor, condition:
             i
             for i in range(len(calls) - 1, -1, -1)
             if calls[i][3].ndim == x_t.ndim and calls[i][3].shape[1] in widths and calls[i][3].shape[2:] == spatial
-            if isinstance(calls[i][1], nn.Conv2d | nn.Linear | nn.Conv1d)
+            if isinstance(calls[i][1], nn.Conv2d | nn.Linear | nn.Conv1d | nn.Conv3d)
         ),
         None,
     )

@@ -15,6 +15,7 @@ from optcov.denoiser import Denoiser
 from optcov.parameterization import Parameterization
 from optcov.schedule.base import NoiseSchedule
 from optcov.trust import is_allowed
+from optcov.variance.base import VarianceStrategy
 
 T = TypeVar("T")
 
@@ -49,6 +50,27 @@ def open_own(path: Path) -> Denoiser:
         ) from error
     denoiser.load_state_dict(checkpoint.weights)
     return denoiser
+
+
+def open_own_strategy(path: Path, denoiser: Denoiser) -> VarianceStrategy:
+    """Load the strategy in a ``variance.safetensors``, in eval mode.
+
+    Args:
+        path: the file.
+        denoiser: the one in the ``mean.safetensors`` of the same run.
+    Raises:
+        ValueError: as `open_own`.
+    """
+    checkpoint = Checkpoint.load(path, "variance", "source")
+    try:
+        strategy = _made("var", checkpoint.identity["var"], VarianceStrategy, denoiser=denoiser)  # type: ignore[type-abstract]
+        strategy.load_state_dict(checkpoint.weights)
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f"source = {path} must hold a strategy that this version of optcov fitted to this network ({error}): fit "
+            "it again"
+        ) from error
+    return strategy.requires_grad_(False).eval()
 
 
 def _made(place: str, node: Any, kind: type[T], **arguments: Any) -> T:

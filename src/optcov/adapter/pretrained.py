@@ -14,6 +14,7 @@ from optcov.adapter.files import open_source
 from optcov.adapter.load import from_diffusers, load
 from optcov.checkpoint import digest_of
 from optcov.denoiser import Denoiser
+from optcov.errors import must
 from optcov.parameterization import Parameterization
 from optcov.schedule import NoiseSchedule
 
@@ -65,8 +66,11 @@ class Pretrained:
             ValueError: if nothing there can be used; the message is one sentence.
         """
         call, said = open_source(self.source, self.network)
-        if isinstance(call, Denoiser):
-            return call.eval(), said
+        if isinstance(call, Denoiser):  # from a run of optcov, which states every convention
+            if self.time is not None:
+                raise must("model.time", "left out for a network of optcov", self.time, "its own run states it")
+            known = Conventions(call.data_shape, call.parameterization, call.schedule, num_classes=call.num_classes)
+            return call.eval(), known
         if not isinstance(call, nn.Module) and not hasattr(call, "scheduler"):
             raise ValueError(
                 f"source must be a torch.nn.Module, whose weights identify it (got {type(call).__name__}): wrap it in "
@@ -84,7 +88,7 @@ class Pretrained:
         shape: tuple[int, ...],
         num_classes: int | None,
     ) -> Denoiser:
-        """Make the denoiser of an opened network.
+        """Make the denoiser of an opened network; that of a run of optcov is one already.
 
         Args:
             call: the network from `open`.
@@ -95,6 +99,12 @@ class Pretrained:
         Raises:
             ValueError: if the network does not behave as stated; the message is one sentence.
         """
+        if isinstance(call, Denoiser):
+            if self.data_range is not None:
+                raise ValueError(
+                    "data_range must be left out for a network of optcov (got one): its data lie in [-1, 1]"
+                )
+            return call
         made: Denoiser = load(
             call,
             shape=shape,
@@ -104,7 +114,7 @@ class Pretrained:
             data_range=self.data_range or said.data_range or (-1.0, 1.0),
             features=self.features,
             num_classes=num_classes,
-            null_class=self.null_class,
+            null_class=said.null_class if self.null_class is None and num_classes is not None else self.null_class,
             learned_sigma=said.learned_sigma if self.learned_sigma is None else self.learned_sigma,
             integer_time=self.integer_time,
             check=False,

@@ -32,9 +32,9 @@ def time_feed(name: str | TimeFeed, schedule: NoiseSchedule) -> TimeFeed:
     Raises:
         ValueError: if there is no such feed.
     """
-    if not isinstance(name, str):
+    if callable(name):
         return name
-    if name not in FEEDS:
+    if not isinstance(name, str) or name not in FEEDS:
         raise ValueError(
             f"time must be one of {', '.join(map(repr, FEEDS))}, or a function of the level (got {name!r}): say what "
             "the network is fed at step n of N, t = n/N"

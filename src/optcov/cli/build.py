@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from hydra.utils import get_object, instantiate
 
-from optcov.cli.errors import ConfigError, config_errors, must
 from optcov.cli.pretrained import Given, open_pretrained
 from optcov.data import DataSource
 from optcov.denoiser import Denoiser
+from optcov.errors import ConfigError, config_errors, must
 from optcov.guidance import Guidance
 from optcov.keys import Config
 from optcov.labels import cycle_labels
@@ -29,7 +29,7 @@ from optcov.variance.base import VarianceStrategy
 if TYPE_CHECKING:
     from lightning import Trainer
 
-    from optcov.cli.machine import Machine
+    from optcov.training.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -48,29 +48,40 @@ class Run:
     def trainer(self, **arguments: Any) -> Trainer:
         """Make the config's Lightning Trainer, for training or prediction, without unneeded output."""
         from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+        from lightning.pytorch.plugins.environments import SLURMEnvironment
 
         callbacks = arguments.get("callbacks", [])
         settings: dict[str, Any] = {
             "logger": False,
             "inference_mode": False,  # so that a strategy may take gradients while it samples
             "max_epochs": -1,
+            # under SLURM, Lightning loads any hpc_ckpt_*.ckpt it finds there; the default is the working folder
+            "default_root_dir": self.folder,
             "enable_model_summary": False,
             "enable_checkpointing": any(isinstance(each, ModelCheckpoint) for each in callbacks),
             "enable_progress_bar": any(isinstance(each, ProgressBar) for each in callbacks),
         }
+        if SLURMEnvironment.detect():
+            # Lightning's own way to requeue starts in the middle of a step
+            settings["plugins"] = [SLURMEnvironment(auto_requeue=False)]
         with config_errors("trainer"):
             trainer: Trainer = instantiate(self.config.trainer, **settings | arguments)
         return trainer
 
 
-def assemble(config: Config) -> tuple[Config, Parts]:
+def assemble(task: str, config: Config) -> tuple[Config, Parts]:
     """Build what a config names; of a given mean network, the config also gets what the network says of itself.
 
     This needs PyTorch but not Lightning, whose import would delay a refusal by seconds.
 
+    Args:
+        task: ``train``, ``sample`` or ``evaluate``; ``sample`` scores nothing, so that nothing for it must exist.
+        config: a checked config of the task.
     Raises:
         ConfigError: as in `build`, or if the given network cannot be used.
     """
+    if task == "sample":
+        config = config.model_copy(update={"metric": {}})
     given = open_pretrained(config)
     config = config if given is None else given.config
     return config, build(config, given)
@@ -97,7 +108,8 @@ def build(config: Config, given: Given | None = None) -> Parts:
             metrics[name] = _made((Metric, ModelMetric), f"metric.{name}", metric)
     with config_errors("data"):
         data = _made(DataSource, "data", config.data) if given is None else given.data
-        data.data_shape  # noqa: B018 (opens the data, which may be refused)
+        if config.run is None:
+            data.train  # noqa: B018 (opens the data, which may be refused; a run that exists may do without)
     with config_errors("conditional" if config.conditional else "guidance"):
         num_classes = data.num_classes if config.conditional or "classifier" in config.guidance else None
     for name, metric in metrics.items():
@@ -143,9 +155,6 @@ def build(config: Config, given: Given | None = None) -> Parts:
     if config.run is None:  # a run that exists trains nothing
         with config_errors("optimizer"):
             instantiate(config.optimizer)([torch.nn.Parameter(torch.zeros(1))])
-        with config_errors("callbacks"):
-            for callback in config.callbacks.values():
-                instantiate(callback)
     return Parts(data, denoiser, strategy, sampler, trajectory, metrics, guidance, config.labels, given is None)
 
 

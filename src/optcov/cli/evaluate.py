@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,40 +13,37 @@ from torch import Tensor
 
 from optcov.cli.build import Run
 from optcov.cli.check import settings
-from optcov.cli.errors import ConfigError, config_errors
-from optcov.cli.run_folder import provenance
 from optcov.data import DataSource
+from optcov.errors import config_errors
 from optcov.files import write_atomically
-from optcov.foreign import DamagedError, read_json, sealed_json
-from optcov.keys import NETWORK, PLACE, SAMPLES, TRAINING, VARIANCE, difference, select
-from optcov.metric import FrechetDistance, Metric, ModelMetric, Reference, Score, update_all, with_count
+from optcov.metric import Metric, ModelMetric, Reference, Score, refer_all, score_samples, with_count
 from optcov.report import picture, plot_variance
 from optcov.report.runs import FORMAT
+from optcov.run_folder import provenance
 from optcov.training import SampleStore, SamplingStage
-from optcov.training.store import digest_of, rank_zero
+from optcov.training.sample_store import PARTS, lock_samples, samples_identity
+from optcov.training.store import rank_zero
 from optcov.variance.profile import num_profile_images, variance_profile
 
 log = logging.getLogger(__name__)
 
-SAMPLES_FORMAT = 2  # increase this when a code change alters sample i of a config
 
-
-def draw(run: Run, identity: dict[str, Any] | None = None) -> SampleStore:
-    """Draw those of the ``num_samples`` samples that are still missing, on all devices.
+def draw(run: Run, identity: dict[str, Any] | None = None) -> tuple[SampleStore, Tensor | None]:
+    """Draw those of the ``num_samples`` samples that are still missing, on all devices, and picture the first of them.
 
     Args:
         run: a fitted run; its folder keeps the samples until `delete_partial_samples`.
         identity: that of `samples_identity`, where it is known; to hash all weights takes a moment.
     Returns:
-        The samples, which only the first process should read.
+        The samples, which only the first process should read, and their labels, if there are any.
     Raises:
         ConfigError: if the folder holds samples of another config, or the network returns NaN.
     """
     config, parts, folder = run.config, run.parts, run.folder
     if rank_zero():
-        lock_samples(folder / ".parts", identity or samples_identity(run))
+        lock_samples(folder / PARTS, identity or samples_identity(config, parts, run.machine.device))
     shape, dtype = parts.data.sample_shape, parts.data.sample_dtype
-    drawn = SampleStore(folder / ".parts", shape, config.num_samples, config.sample_batch_size, dtype)
+    drawn = SampleStore(folder / PARTS, shape, config.num_samples, config.sample_batch_size, dtype)
     labels = parts.labels(drawn.batches[-1].stop, config.seed)
     stage = SamplingStage(
         parts.denoiser,
@@ -71,61 +66,10 @@ def draw(run: Run, identity: dict[str, Any] | None = None) -> SampleStore:
             place = f"hydra.run.dir={folder}" if config.sweep is None else f"hydra.sweep.dir={config.sweep}"
             raise KeyboardInterrupt(f"3/3 sampling; the same command with {place} continues there") from None
         trainer.strategy.barrier()
-    return drawn
-
-
-def delete_partial_samples(folder: Path) -> None:
-    """Delete the samples that `draw` keeps in a folder, once they have been exported or scored."""
-    shutil.rmtree(folder / ".parts", ignore_errors=True)
-
-
-def samples_identity(run: Run) -> dict[str, Any]:
-    """Everything that determines sample i, as JSON: config, weights, times, and the kind of device.
-
-    The kind of device matters because its random generator draws the noise.
-    """
-    parts = run.parts
-    fitted = {"times": parts.times, **parts.sampler.measured()}
-    for module in parts.modules:
-        fitted |= {f"{type(module).__name__}.{name}": value for name, value in module.state_dict().items()}
-    determine = NETWORK | TRAINING | VARIANCE | SAMPLES
-    config = select(run.config.model_dump(), lambda what: what & determine and not what & PLACE)
-    identity = {
-        "format": SAMPLES_FORMAT,
-        "device": run.machine.device.type,
-        **config,
-        **({} if parts.data.sample_shape == parts.data.data_shape else {"decoded_by": parts.data.identity()}),
-        "weights_and_times": digest_of(fitted),
-    }
-    return dict(json.loads(json.dumps(identity)))  # as a file gives it back
-
-
-def read_record(path: Path) -> Any:
-    """What a file says of the samples beside it; None if it is damaged, so that it is that of no samples."""
-    try:
-        return read_json(path)
-    except DamagedError as error:
-        log.warning("%s is damaged, %s", path, error)
-        return None
-
-
-def lock_samples(folder: Path, ours: dict[str, Any]) -> None:
-    """Claim a folder by writing down what determines its samples; existing samples are kept if they match."""
-    record = folder / "identity.json"
-    theirs = read_record(record) if record.exists() else None
-    if not isinstance(theirs, dict):
-        if record.exists():  # its samples may be of anything
-            delete_partial_samples(folder.parent)
-        folder.mkdir(exist_ok=True)
-        write_atomically(record, sealed_json(ours))
-        return
-    for key in ours | theirs:
-        if theirs.get(key) != ours.get(key):
-            raise ConfigError(
-                f"output_dir = {folder.parent} holds unfinished samples of another config "
-                f"({difference(key, theirs.get(key), ours.get(key))}): give that config to finish them, "
-                f"delete {folder} to draw anew, or choose another hydra.run.dir"
-            )
+    labels = None if labels is None else labels[: len(drawn)]
+    if rank_zero():
+        preview(drawn, parts.data, folder / "samples.png", labels)
+    return drawn, labels
 
 
 def preview(drawn: SampleStore, data: DataSource, path: Path, labels: Tensor | None = None) -> None:
@@ -160,12 +104,10 @@ def evaluate_run(run: Run) -> dict[str, Any]:
     }
     if any(isinstance(metric, Metric) for metric in parts.metrics.values()):
         log.info("sampling: %d samples, %d steps", config.num_samples, len(parts.times))
-        drawn = draw(run)
+        drawn, labels = draw(run)
         if rank_zero():
-            labels = parts.labels(len(drawn), config.seed)
-            preview(drawn, parts.data, run.folder / "samples.png", labels)
             results |= {"reference": {}, "num_samples": len(drawn), "labelled": labels is not None}
-            score_samples(run, drawn, len(drawn), results)
+            add_scores_of_samples(run, drawn, results)
             seconds = drawn.seconds()
             results["wall_time_s"] = {"sampling": seconds}
             if seconds > 0:  # the clock may have been set back
@@ -173,43 +115,25 @@ def evaluate_run(run: Run) -> dict[str, Any]:
             results |= drawn.cost()
     if not rank_zero():
         return {}
-    score_model(run, results)
+    add_scores_of_model(run, results)
     return results
 
 
-def score_samples(run: Run, chunks: Iterable[Tensor], count: int, results: dict[str, Any]) -> None:
-    """Score samples; features that several metrics share are computed only once.
-
-    The references are prepared before the first chunk is requested.
-
-    Args:
-        run: the run whose metrics are used.
-        chunks: ``[b, *sample_shape]``, all samples in order, as the data finish them.
-        count: total number of samples.
-        results: each score is added here, with the number of samples in its name.
-    """
+def add_scores_of_samples(run: Run, drawn: SampleStore, results: dict[str, Any]) -> None:
+    """Score samples by the metrics of a run; the references are prepared before the first chunk is read."""
+    data = run.parts.data
     metrics = [metric for metric in run.parts.metrics.values() if isinstance(metric, Metric)]
     with config_errors("metric"):
-        reference = Reference(run.parts.data.reference(), run.config.reference_dir)
-        # a Frechet distance computes its statistics from features that other metrics have cached
-        for metric in sorted(metrics, key=lambda metric: isinstance(metric, FrechetDistance)):
-            metric.to(run.machine.device).refer_to(reference)
-            metric.reset()
-        seen = 0
-        for chunk in chunks:
-            update_all(metrics, run.parts.data.levels(chunk))
-            seen += len(chunk)
-        if seen != count:
-            raise ValueError(f"samples must be num_samples = {count} in number (got {seen}): run the command again")
-        for metric in metrics:
+        reference = Reference(data.reference(), run.config.reference_dir)
+        refer_all(metrics, reference, run.machine.device)
+        for metric, name, score in score_samples(metrics, map(data.levels, drawn), len(drawn)):
+            _add(run, results, name, score, metric.higher_is_better)
             compared_with = metric.compared_with(f"{run.config.choices['data']} train ({len(reference.images)})")
-            for name, score in metric.compute().items():
-                _add(run, results, with_count(name, count), score, metric.higher_is_better)
-                if compared_with is not None:
-                    results["reference"][with_count(name, count)] = compared_with
+            if compared_with is not None:
+                results["reference"][name] = compared_with
 
 
-def score_model(run: Run, results: dict[str, Any]) -> None:
+def add_scores_of_model(run: Run, results: dict[str, Any]) -> None:
     """Score the model on data with each model metric of the config."""
     config, parts = run.config, run.parts
     for key, metric in parts.metrics.items():

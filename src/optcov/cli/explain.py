@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
-from optcov.cli.errors import did_you_mean, must
+from optcov.errors import did_you_mean, must
 
 
 def explain(error: Exception, overrides: Sequence[str], config_name: str, multirun: bool) -> str:

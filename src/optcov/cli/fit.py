@@ -1,26 +1,25 @@
-"""The fits of a run: each is identified by what determines it, so that it is reused, or replaced by a checkpoint."""
+"""The fits of a run: each is given as a checkpoint, found in the cache, or done now."""
 
 from __future__ import annotations
 
 import logging
+import math
 import shutil
-import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import get_args
 
-import torch
 from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import nn
 
 from optcov.cli.build import Run
-from optcov.cli.errors import config_errors, must
-from optcov.cli.signals import Terminated, Unfinished, patient
-from optcov.keys import NETWORK, TRAINING, Config, difference, select
+from optcov.cli.signals import Terminated, Unfinished, patient, requeued_after
+from optcov.errors import config_errors, must
+from optcov.keys import Config
 from optcov.parts import Parts
 from optcov.seeds import Stream, derive_seed
 from optcov.training import (
@@ -36,110 +35,33 @@ from optcov.training import (
     VarianceStage,
 )
 from optcov.training.csv_log import MetricsCSV
-from optcov.training.store import FORMAT, CheckpointError, Identity, Kind, identity_key, rank_zero
+from optcov.training.plan import FitPlan
+from optcov.training.store import Identity, Kind, rank_zero
 from optcov.training.tracking import Tracking
 from optcov.variance.base import Calibrated, Trained
 
 log = logging.getLogger(__name__)
-CHECKPOINTS: dict[str, Kind] = {"mean_ckpt": "mean", "var_ckpt": "variance", "classifier_ckpt": "classifier"}
 
 
-@dataclass(frozen=True)
-class FitPlan:
-    """What determines each fit of a run, and the checkpoints that replace fits.
+def fit_all(run: Run, plan: FitPlan, loggers: list[Logger]) -> dict[str, float]:
+    """Fit everything, and write the checkpoints into the folder of the run.
 
-    Args:
-        mean, variance, classifier: the identities; None if there is nothing to fit.
-        given: checkpoints that are already loaded into the run's modules.
-    """
-
-    mean: Identity | None
-    variance: Identity | None
-    classifier: Identity | None
-    given: dict[Kind, Checkpoint]
-
-
-def plan_fits(config: Config, parts: Parts, own: Mapping[str, Path] | None = None) -> FitPlan:
-    """Determine what must be fitted, and load the checkpoints given instead; writes nothing.
-
-    Args:
-        config: a checked config.
-        parts: the objects of the run; checkpoints are loaded into its denoiser, strategy and classifier.
-        own: the checkpoints of an existing run, used for keys of the config that name no checkpoint.
-    Raises:
-        CheckpointError: if a given checkpoint cannot be used.
-    """
-    given: dict[Kind, Checkpoint] = {}
-    measured = ["var_ckpt"] if isinstance(parts.strategy, Calibrated) else []  # without learning a null label
-
-    def load(key: str, module: nn.Module, expected: Identity, problems: Mapping[str, str]) -> Checkpoint | None:
-        """Load the checkpoint that a key names, if any; refuse it if its identity differs in one of ``problems``."""
-        asked, kind = getattr(config, key), CHECKPOINTS[key]
-        path = asked or (own or {}).get(key)
-        if path is None:
-            return None
-        given[kind] = checkpoint = Checkpoint.load(Path(path), kind, key)
-        for name, problem in problems.items():
-            theirs, ours = checkpoint.identity.get(name), expected[name]
-            if theirs != ours:
-                leave = key if asked else "mean_ckpt"  # the run's own variance fits its own mean
-                raise CheckpointError(
-                    f"{key} = {path} was {problem or f'trained with {difference(name, theirs, ours)}'}: "
-                    f"give one that goes with these settings, or leave {leave} out"
-                )
-        knows_no_null_label = checkpoint.identity.get("label_dropout") == 0 and key not in measured
-        if knows_no_null_label and parts.guidance is not None and parts.guidance.uses_null_label:
-            raise CheckpointError(
-                f"{key} = {path} was trained with label_dropout = 0 and has no null label, which guidance = "
-                "classifier_free needs: give one trained with label_dropout=0.1, or set guidance.weight=1"
-            )
-        return load_into(module, checkpoint, f"{key} = {path}")
-
-    values, num_classes = config.model_dump(), parts.denoiser.num_classes
-    network = select(values, lambda what: what & NETWORK)
-    del network["conditional"]
-    network |= {"num_classes": num_classes, "data_shape": list(parts.denoiser.data_shape)}
-    training = {"format": FORMAT} | select(values, lambda what: what & TRAINING)
-    training["data"] |= parts.data.identity()  # the content of the files
-    dropout = {} if num_classes is None else {"label_dropout": training["label_dropout"]}
-    del training["label_dropout"]  # affects only class-conditional networks
-
-    mean = variance = classifier = None
-    if parts.trains_mean and list(parts.denoiser.parameters()):
-        loaded = load("mean_ckpt", parts.denoiser, network, dict.fromkeys(network, ""))
-        mean = network | training | dropout if loaded is None else loaded.identity
-    if parts.guidance is not None and parts.guidance.classifier is not None:
-        asked = {"guidance.classifier": config.guidance["classifier"], "schedule": config.schedule}
-        load("classifier_ckpt", parts.guidance.classifier, asked, dict.fromkeys(asked, ""))
-        classifier = asked | training
-    if parts.strategy.needs_fit:
-        asked = {"mean": network if mean is None else identity_key(mean), "var": config.var}
-        problems = {"mean": "fitted to another mean network", "var": "fitted to other settings of var"}
-        load("var_ckpt", parts.strategy, asked, problems)
-        variance = asked | training | dropout | {key: getattr(config, key) for key in ("variance_steps", "variance_lr")}
-    for key, kind in CHECKPOINTS.items():
-        if (path := getattr(config, key)) is not None and kind not in given:
-            raise must(key, f"left out where no {kind} is fitted", path, f"leave {key} out")
-    return FitPlan(mean, variance, classifier, given)
-
-
-def load_into(module: nn.Module, checkpoint: Checkpoint, name: str) -> Checkpoint:
-    """Put a checkpoint's weights into a module.
-
-    Args:
-        name: name of the checkpoint in the error message.
     Returns:
-        The checkpoint.
-    Raises:
-        CheckpointError: if the weights belong to another network.
+        The seconds that each fit took.
     """
-    try:
-        module.load_state_dict(checkpoint.weights)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{name} holds the weights of another network: {str(error).splitlines()[-1].strip()}"
-        ) from error
-    return checkpoint
+    fitted: dict[Kind, Checkpoint | None] = {}
+    seconds: dict[str, float] = {}
+    for kind in get_args(Kind):
+        began = time.monotonic()
+        fitted[kind] = fit(run, plan, kind, loggers)
+        if kind == "variance":
+            fit_steps(run)
+        if fitted[kind] is not None or kind != "classifier":
+            seconds[kind] = time.monotonic() - began
+    for kind, checkpoint in fitted.items():
+        if checkpoint is not None and rank_zero():
+            checkpoint.save(run.folder / "checkpoints" / f"{kind}.safetensors")
+    return seconds
 
 
 def fit(run: Run, plan: FitPlan, kind: Kind, loggers: list[Logger]) -> Checkpoint | None:
@@ -162,7 +84,8 @@ def fit(run: Run, plan: FitPlan, kind: Kind, loggers: list[Logger]) -> Checkpoin
         if checkpoint is None:
             log.info("%s: fitting (will be kept as %s)", kind, entry.path)
             if calibrated:
-                _calibrate(run)
+                with run.machine.training() as device:
+                    parts.calibrate(device, config.seed)
             else:
                 run_stage(run, *_stage(run, kind), loggers, entry)
             checkpoint = Checkpoint(kind, identity, module.state_dict())
@@ -173,7 +96,7 @@ def fit(run: Run, plan: FitPlan, kind: Kind, loggers: list[Logger]) -> Checkpoin
     log.info("%s: found %s", kind, entry.path)
     if "tracking" in config.callbacks and kind != "classifier" and not calibrated:
         log.info("%s: fitted before, so that there is nothing to track; another cache_dir fits it again", kind)
-    return load_into(module, checkpoint, f"cache_dir = {config.cache_dir}")
+    return checkpoint.load_into(module, f"cache_dir = {config.cache_dir}")
 
 
 def _stage(run: Run, kind: Kind) -> tuple[Stage, str]:
@@ -181,9 +104,8 @@ def _stage(run: Run, kind: Kind) -> tuple[Stage, str]:
     config, parts = run.config, run.parts
     lr = config.variance_lr if kind == "variance" else None
     own = {} if lr is None else {"lr": lr}
-    settings = StageSettings(
-        instantiate(config.optimizer, **own), config.warmup_steps, config.cooldown, config.seed, config.label_dropout
-    )
+    optimizer = instantiate(config.optimizer, _convert_="all", **own)  # a resume point may hold plain lists only
+    settings = StageSettings(optimizer, config.warmup_steps, config.cooldown, config.seed, config.label_dropout)
     if kind == "mean":
         return MeanStage(parts.denoiser, settings), "1/3 mean network"
     if kind == "variance":
@@ -195,35 +117,13 @@ def _stage(run: Run, kind: Kind) -> tuple[Stage, str]:
     return ClassifierStage(parts.denoiser, parts.guidance.classifier, settings), "classifier"
 
 
-def _calibrate(run: Run) -> None:
-    parts, strategy = run.parts, run.parts.strategy
-    assert isinstance(strategy, Calibrated)
-    with run.machine.training() as device:
-        clean, labels = parts.calibration(strategy.num_images, device)
-        batches = torch.split(clean, parts.data.batch_size)
-        strategy.calibrate(parts.denoiser.to(device).eval(), batches, run.config.seed, labels)
-
-
-def fit_trajectory(run: Run) -> None:
-    """Fit a trajectory that depends on the model, fix the times, and fit a sampler to them.
-
-    Takes seconds, so it is not cached.
-    """
-    config, parts, trajectory = run.config, run.parts, run.parts.trajectory
+def fit_steps(run: Run) -> None:
+    """Fit what depends on the model of the trajectory and of the sampler; neither is kept in the cache."""
+    seed = derive_seed(run.config.seed, Stream.TRAJECTORY)
     with config_errors("trajectory"), run.machine.training() as device:
-        if trajectory.num_images:
-            clean, labels = parts.calibration(trajectory.num_images, device)
-            denoiser, strategy = parts.denoiser.to(device).eval(), parts.strategy.to(device).eval()
-            batches = list(torch.split(clean, config.sample_batch_size))
-            trajectory.fit(denoiser, strategy, batches, derive_seed(config.seed, Stream.TRAJECTORY), labels)
-        parts.times  # noqa: B018 (computed once, and refused here)
-    sampler = parts.sampler
-    if sampler.num_images:
-        with config_errors("sampler"), run.machine.training() as device:
-            clean, labels = parts.calibration(sampler.num_images, device)
-            denoiser, strategy = parts.denoiser.to(device).eval(), parts.strategy.to(device).eval()
-            seed = derive_seed(config.seed, Stream.TRAJECTORY)
-            sampler.fit(denoiser, strategy, parts.times, [clean], seed, labels)
+        run.parts.fit_trajectory(device, seed, run.config.sample_batch_size)
+    with config_errors("sampler"), run.machine.training() as device:
+        run.parts.fit_sampler(device, seed)
 
 
 def make_callbacks(config: Config, parts: Parts, identity: Identity) -> list[Callback]:
@@ -248,17 +148,27 @@ def make_callbacks(config: Config, parts: Parts, identity: Identity) -> list[Cal
 def run_stage(run: Run, stage: Stage, description: str, loggers: list[Logger], entry: Entry) -> None:
     """Train a stage to its last step, resuming an interrupted run; afterwards it holds the averaged weights."""
     config, parts = run.config, run.parts
-    keep = ResumePoint(entry.resume_folder, config.checkpoint_every)
+    same_as_longer = math.floor((1 - config.cooldown) * config.trainer["max_steps"]) if stage.name == "mean" else 0
+    before_cooldown = (entry.before_cooldown, same_as_longer) if same_as_longer else None
+    keep = ResumePoint(entry.resume_folder, config.checkpoint_every, before_cooldown)
+    if stage.name == "mean" and rank_zero():
+        entry.go_on_from_a_shorter_fit()
     callbacks = make_callbacks(config, parts, entry.identity)
     steps = config.variance_steps if stage.name == "variance" else None
     own = {} if steps is None else {"max_steps": steps}
     trainer = run.trainer(logger=loggers, callbacks=[*callbacks, StageProgressBar(description), keep], **own)
-    found = _resumable(entry.resume_folder)
+    found = keep.find()
     for logger in loggers:
         if isinstance(logger, MetricsCSV):
             logger.resume(stage.name, 0 if found is None else found[1])
+
+    def stop() -> None:
+        trainer.should_stop = True
+
+    # several processes do not get a signal in the same step: theirs are requeued at once
+    requeue = requeued_after(stop) if trainer.world_size == 1 else nullcontext()
     try:
-        with patient():
+        with patient(), requeue:
             trainer.fit(
                 stage,
                 datamodule=DataModule(parts.data, stage.labelled),
@@ -267,7 +177,10 @@ def run_stage(run: Run, stage: Stage, description: str, loggers: list[Logger], e
             )
     except SIGTERMException:
         raise Terminated(_stopped(description, trainer)) from None
-    except SystemExit:  # how Lightning ends on Ctrl+C
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):  # a launcher ends the job, to give it again
+            raise
+        # how Lightning ends on Ctrl+C
         raise KeyboardInterrupt(f"{description}; the same command continues from the last checkpoint") from None
     if trainer.global_step < trainer.max_steps:  # Lightning ends without an exception, for example at trainer.max_time
         raise Unfinished(_stopped(description, trainer))
@@ -277,22 +190,3 @@ def _stopped(description: str, trainer: Trainer) -> str:
     return (
         f"{description}: stopped at step {trainer.global_step:,} of {trainer.max_steps:,}: repeat the command to go on"
     )
-
-
-def _resumable(folder: Path) -> tuple[Path, int] | None:
-    """The point from which an interrupted fit goes on, and its step."""
-    path = folder / "resume.ckpt"
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    if not path.is_file():
-        return None
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:  # torch.load does not verify checksums
-                raise zipfile.BadZipFile
-        step = int(torch.load(path, map_location="cpu", weights_only=True)["global_step"])
-    except Exception as error:  # damaged files make the reader raise almost any exception
-        log.warning("%s cannot be read (%s): starting from the first step", path, type(error).__name__)
-        return None
-    log.info("resuming from step %d", step)
-    return path, step

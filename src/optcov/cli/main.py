@@ -19,12 +19,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from optcov.cli.check import check
-from optcov.cli.errors import ConfigError, must, sentence
 from optcov.cli.explain import explain
+from optcov.cli.reference import by_name
 from optcov.cli.restore import CONF, restored, store_run
 from optcov.cli.signals import TERMINATED, UNFINISHED, Terminated, Unfinished, terminable
+from optcov.errors import ConfigError, config_errors, must, sentence
 from optcov.foreign import printable
 from optcov.keys import Config
+from optcov.run_folder import Saved
 
 Task = Literal["train", "sample", "evaluate", "report", "prepare"]
 CONFIGS = {"train": "config", "prepare": "config"}  # the config of a task, if its name is not the task's
@@ -91,7 +93,8 @@ def _stop(words: str, status: int) -> NoReturn:
 def _run(task: Task, arguments: Sequence[str]) -> None:
     parser = get_args_parser()
     args = parser.parse_args(arguments)
-    overrides, keys = list(args.overrides), {override.partition("=")[0] for override in args.overrides}
+    overrides = by_name(task, args.overrides)
+    keys = {override.partition("=")[0] for override in overrides}
     if task == "evaluate" and "runs" in keys:
         if "run" in keys:
             raise ConfigError("run and runs are both given: run=FOLDER scores a run, runs=FOLDER compares runs")
@@ -104,12 +107,18 @@ def _run(task: Task, arguments: Sequence[str]) -> None:
         if not Path(args.config_dir).is_dir():
             raise must("--config-dir", "a folder", args.config_dir, "correct its name")
         overrides.append(f"hydra.searchpath=['file://{Path(args.config_dir).absolute()}']")
-    began, failed = list[bool](), list[Exception]()
+    began, failed, launcher = list[bool](), list[Exception](), os.getpid()
+    saved: Saved | None = None
 
     def job(cfg: DictConfig) -> None:
         began.append(True)
         try:
-            _do(task, cfg)
+            try:
+                _do(task, cfg, saved)
+            except Terminated as error:
+                if os.getpid() == launcher:
+                    raise
+                raise Unfinished(str(error)) from None  # the launcher of a sweep waits for the answer of its job
         except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 log.error("%s", sentence(error))  # in the job's own log
@@ -122,7 +131,7 @@ def _run(task: Task, arguments: Sequence[str]) -> None:
         assert hydra is not None
         try:
             if task in ("sample", "evaluate") and "run" in keys:
-                name = store_run(task, overrides, args.config_dir)
+                name, saved = store_run(task, overrides, args.config_dir)
             if args.help:
                 hydra.app_help(config_name=name, args_parser=parser, args=args)
             elif args.hydra_help:
@@ -160,7 +169,7 @@ def compose_config(overrides: Sequence[str]) -> Config:
     return check(cfg, hydra)
 
 
-def _do(task: Task, cfg: DictConfig) -> None:
+def _do(task: Task, cfg: DictConfig, saved: Saved | None) -> None:
     """Check the config, and only then start the task."""
     if task == "report":
         from optcov.cli.report import report
@@ -172,20 +181,28 @@ def _do(task: Task, cfg: DictConfig) -> None:
         report(sources, Path(cfg.output_dir))
         return
     config = check(cfg, HydraConfig.get())
-    _start(task, config if config.run is None else restored(config))
+    _start(task, config if saved is None else restored(config, saved))
 
 
 def _start(task: Task, config: Config) -> None:
-    if task == "sample":
-        config = config.model_copy(update={"metric": {}})  # nothing is scored: nothing needed for that must exist
     if task == "prepare":
-        from optcov.cli.prepare import prepare
-
-        return prepare(config)
+        return _prepare(config)
     from optcov.cli.build import assemble  # imports PyTorch, which takes seconds
 
-    assembled = assemble(config)
+    assembled = assemble(task, config)
     from optcov.cli import tasks  # imports Lightning, which takes seconds more
 
     getattr(tasks, task)(*assembled)
     return None
+
+
+def _prepare(config: Config) -> None:
+    """Decode every split of the data into the cache before any run needs them, and print a line for each."""
+    from hydra.utils import instantiate
+
+    from optcov.data.prepare import prepare
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with config_errors("data"):
+        for line in prepare(instantiate(config.data)):
+            print(line)

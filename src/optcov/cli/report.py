@@ -1,4 +1,4 @@
-"""Prints a run's results, and writes the report at the end of a multirun; the report itself is in `optcov.report`."""
+"""Writes a report when asked, and at the end of a multirun; the report itself is in `optcov.report`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from optcov.cli.errors import config_errors
+from optcov.errors import config_errors
 
 log = logging.getLogger(__name__)
 
@@ -31,29 +31,6 @@ def report(sources: str | list[str], folder: Path) -> None:
         check_comparable(runs)
     folder.mkdir(parents=True, exist_ok=True)
     write_report(runs, folder)
-
-
-def show_run(results: dict[str, Any]) -> None:
-    """Print a run's results as a table on the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from optcov.foreign import printable, terminal
-
-    table = Table("", terminal(results["var"]), title="optcov", title_justify="left")
-    for key in ("data", "model", "schedule", "sampler", "guidance", "trajectory", "num_steps", "nfe", "ne", "seed"):
-        if key in results and (key != "guidance" or results[key] != "none"):
-            table.add_row(key, terminal(results[key]))
-    table.add_section()
-    for name, value in results["metrics"].items():
-        error = results["standard_errors"].get(name)
-        table.add_row(terminal(name), f"[bold]{value:.4g}[/bold]" + ("" if error is None else f" ± {error:.2g}"))
-    if "throughput_images_per_s" in results:
-        table.add_row("images/s", f"{results['throughput_images_per_s']:.0f}")
-    table.add_row("seconds", f"{results['wall_time_s']['total']:.0f}")
-    console = Console()
-    console.print(table)
-    console.print(printable(results["output_dir"]), soft_wrap=True, highlight=False, markup=False)
 
 
 class SweepReport(Callback):

@@ -18,17 +18,18 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from optcov.cli.check import settings, targets
-from optcov.cli.errors import ConfigError, must
-from optcov.cli.run_folder import Saved
+from optcov.cli.check import settings
+from optcov.errors import ConfigError, must
 from optcov.keys import GIVEN, GROUPS, PLACE, Config, determines, difference, is_fixed, select
+from optcov.run_folder import Saved
+from optcov.targets import targets
 from optcov.trust import is_allowed
 
 CONF = Path(__file__).parents[1] / "conf"
 OF_RUN = "_of_run"  # suffix of options that hold a run's own settings
 
 
-def store_run(task: str, overrides: Sequence[str], config_dir: str | None) -> str:
+def store_run(task: str, overrides: Sequence[str], config_dir: str | None) -> tuple[str, Saved]:
     """Register a run's config with Hydra, which must be initialized.
 
     Args:
@@ -36,7 +37,7 @@ def store_run(task: str, overrides: Sequence[str], config_dir: str | None) -> st
         overrides: overrides of the command line.
         config_dir: a folder with the user's own options; None for none.
     Returns:
-        The name of the primary config to compose.
+        The name of the primary config to compose, and what the run saved.
     Raises:
         ConfigError: if the folder holds no run, or its config names a class that is not trusted.
     """
@@ -82,7 +83,7 @@ def store_run(task: str, overrides: Sequence[str], config_dir: str | None) -> st
     defaults += [each for each in base.pop("defaults") if isinstance(each, dict)]  # mode
     defaults += [{"hydra": "default"}, "_self_", {"experiment": None}, {"override hydra/help": "optcov"}]
     store.store(name=f"{task}{OF_RUN}", node={"defaults": defaults} | top | base)
-    return f"{task}{OF_RUN}"
+    return f"{task}{OF_RUN}", saved
 
 
 def _here(saved: Saved, overrides: Sequence[str], config_dir: str | None) -> dict[str, Any]:
@@ -116,13 +117,16 @@ def _merged(key: str, theirs: dict[str, Any], here: dict[str, Any], kept: set[st
     return found
 
 
-def restored(config: Config) -> Config:
+def restored(config: Config, saved: Saved) -> Config:
     """Complete the config of a job on a run with the run's choices and overrides that are still in effect.
 
+    Args:
+        config: the checked config of the job.
+        saved: what the run saved.
     Raises:
         ConfigError: if a setting needs a network or data other than the run's; the message names the first one.
     """
-    saved, asked = Saved.read(Path(str(config.run))), settings(config.overrides)
+    asked = settings(config.overrides)
     choices = {
         group: saved.choices.get(group, choice) if choice.endswith(OF_RUN) else choice
         for group, choice in config.choices.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,3 +51,33 @@ def patient() -> Iterator[None]:
         yield
     finally:
         _State.patient = False
+
+
+@contextmanager
+def requeued_after(stop: Callable[[], None]) -> Iterator[None]:
+    """Let a launcher's handler of SIGUSR1 or SIGUSR2, which requeues the job and exits, wait for the end of a block.
+
+    Such a signal announces that the time of the job is over (submitit's: SIGUSR2).  Without a handler nothing changes.
+
+    Args:
+        stop: tells the block to end soon.
+    """
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGUSR1, signal.SIGUSR2)}
+    waiting = {each: handler for each, handler in handlers.items() if callable(handler)}
+    if threading.current_thread() is not threading.main_thread():
+        waiting = {}
+    asked = list[tuple[signal.Signals, Any]]()
+
+    def ask(signum: int, frame: Any) -> None:
+        asked.append((signal.Signals(signum), frame))
+        stop()
+
+    for each in waiting:
+        signal.signal(each, ask)
+    try:
+        yield
+    finally:
+        for each, handler in waiting.items():
+            signal.signal(each, handler)
+    for each, frame in asked[:1]:
+        waiting[each](each, frame)

@@ -9,34 +9,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 
 from optcov.cli.build import Run, assemble
-from optcov.cli.errors import ConfigError, config_errors, must
-from optcov.cli.evaluate import (
-    delete_partial_samples,
-    draw,
-    evaluate_run,
-    preview,
-    read_record,
-    samples_identity,
-    write_variance_profile,
-)
-from optcov.cli.fit import CHECKPOINTS, FitPlan, fit, fit_trajectory, make_callbacks, plan_fits
-from optcov.cli.machine import Machine, configure_machine
-from optcov.cli.report import show_run
-from optcov.cli.run_folder import Saved, open_run_folder, write_config, write_results
+from optcov.cli.evaluate import draw, evaluate_run, write_variance_profile
+from optcov.cli.fit import fit_all, fit_steps, make_callbacks
+from optcov.errors import ConfigError, config_errors, must
 from optcov.files import write_atomically
 from optcov.foreign import sealed_json
 from optcov.keys import Config
 from optcov.lock import locked
 from optcov.parts import Parts
 from optcov.report.export import write_npz, write_pngs
+from optcov.report.write import show_run
+from optcov.run_folder import open_run_folder, write_config, write_results
 from optcov.training.csv_log import MetricsCSV
-from optcov.training.store import Checkpoint, Kind, rank_zero
+from optcov.training.machine import Machine, configure_machine
+from optcov.training.plan import plan_fits
+from optcov.training.sample_store import PARTS, delete_partial_samples, read_record, samples_identity
+from optcov.training.store import rank_zero
 from optcov.training.wandb import WandbRun
 
 log = logging.getLogger(__name__)
@@ -53,49 +47,18 @@ def train(config: Config, parts: Parts | None = None) -> dict[str, Any]:
     Raises:
         ConfigError, CheckpointError: if the config cannot be run; nothing has been written then.
     """
-    _quiet()
     started = time.monotonic()
-    run = _run(config, parts)
-    config = run.config
-    make_callbacks(config, run.parts, {})  # refuses a run that cannot be tracked
-    plan = plan_fits(config, run.parts)
+    run = _run("train", config, parts)
+    make_callbacks(run.config, run.parts, {})  # refuses a run that cannot be tracked
+    plan = plan_fits(run.config, run.parts)
     with _alone(run.folder):
-        done = open_run_folder(config) if rank_zero() else None
-        if done is not None:
-            log.info("%s is finished already: nothing to do", run.folder)
-            delete_partial_samples(run.folder)
+        if (done := _finished(run)) is not None:
             return done
-        return _train(run, plan, started)
-
-
-def _train(run: Run, plan: FitPlan, started: float) -> dict[str, Any]:
-    """Fit, sample and score in a folder that this process has claimed."""
-    config = run.config
-    loggers = _loggers(config)
-    try:
-        fitted: dict[Kind, Checkpoint | None] = {}
-        seconds: dict[str, float] = {}
-        for kind in get_args(Kind):
-            began = time.monotonic()
-            fitted[kind] = fit(run, plan, kind, loggers)
-            if kind == "variance":
-                fit_trajectory(run)
-            if fitted[kind] is not None or kind != "classifier":
-                seconds[kind] = time.monotonic() - began
-        if rank_zero():
-            for kind, checkpoint in fitted.items():
-                if checkpoint is not None:
-                    checkpoint.save(run.folder / "checkpoints" / f"{kind}.safetensors")
-            write_variance_profile(run)
-        results = evaluate_run(run)
-        if rank_zero():
-            results["wall_time_s"] |= seconds | {"total": time.monotonic() - started}
-            _finish(run, results, loggers)
-    except BaseException:
-        _close(loggers, failed=True)
-        raise
-    _close(loggers)
-    return results
+        with _logging(run.config) as loggers:
+            seconds = fit_all(run, plan, loggers)
+            if rank_zero():
+                write_variance_profile(run)
+            return _evaluate(run, loggers, started, seconds)
 
 
 def sample(config: Config, parts: Parts | None = None) -> Path:
@@ -107,7 +70,7 @@ def sample(config: Config, parts: Parts | None = None) -> Path:
     Returns:
         The folder of the samples.
     """
-    run = _restore(config, parts)
+    run = _restore("sample", config, parts)
     config, parts, folder = run.config, run.parts, run.folder
     if config.mode is not None:
         with config_errors("mode"), run.machine.sampling() as device:
@@ -123,20 +86,18 @@ def sample(config: Config, parts: Parts | None = None) -> Path:
 
 def _draw(run: Run, place: Path) -> None:
     """Draw and export samples, unless that is done; ``samples.json`` says of what, and that they are complete."""
-    config, parts, folder = run.config, run.parts, run.folder
-    record, identity = folder / "samples.json", samples_identity(run) if rank_zero() else None
-    if identity is not None:
+    config, folder = run.config, run.folder
+    record, identity = folder / "samples.json", None
+    if rank_zero():
+        identity = samples_identity(config, run.parts, run.machine.device)
         ours = identity | {"num_samples": config.num_samples}
-        if place.exists() and not (folder / ".parts" / "identity.json").exists():
+        if place.exists() and not (folder / PARTS / "identity.json").exists():
             if not record.exists() or read_record(record) != ours:
                 raise ConfigError(f"output_dir = {folder} holds other samples: choose another hydra.run.dir")
-            log.info("%s is finished already: nothing to do", folder)
-            delete_partial_samples(folder)
+            _nothing_to_do(folder)
             return
-    drawn = draw(run, identity)
+    drawn, labels = draw(run, identity)
     if identity is not None:
-        labels = parts.labels(len(drawn), config.seed)
-        preview(drawn, parts.data, folder / "samples.png", labels)
         if config.format == "npz":
             write_npz(drawn, len(drawn), drawn.shape, place, labels, drawn.dtype)
         else:
@@ -159,20 +120,43 @@ def evaluate(config: Config, parts: Parts | None = None) -> dict[str, Any]:
         The content of the evaluation's ``results.json``.
     """
     started = time.monotonic()
-    run = _restore(config, parts)
+    run = _restore("evaluate", config, parts)
     with _alone(run.folder):
-        done = open_run_folder(run.config) if rank_zero() and (run.folder / "results.json").exists() else None
+        done = _finished(run) if (run.folder / "results.json").exists() else None
         if done is not None:
-            log.info("%s is finished already: nothing to do", run.folder)
-            delete_partial_samples(run.folder)
             show_run(done)
             return done
-        results = evaluate_run(run)
-        if rank_zero():
-            write_config(run.folder, run.config)
-            results["wall_time_s"]["total"] = time.monotonic() - started
-            _finish(run, results, [])
-        return results
+        return _evaluate(run, [], started, {})
+
+
+def _evaluate(run: Run, loggers: list[Logger], started: float, seconds: dict[str, float]) -> dict[str, Any]:
+    """Sample and score a fitted run, and write and show its results."""
+    results = evaluate_run(run)
+    if rank_zero():
+        write_config(run.folder, run.config)
+        results["wall_time_s"] |= seconds | {"total": time.monotonic() - started}
+        write_results(run.folder, results)
+        delete_partial_samples(run.folder)
+        row = {key: results[key] for key in ("num_steps", "nfe", "ne") if key in results} | results["metrics"]
+        for logger in loggers:
+            logger.log_metrics(row, run.config.trainer["max_steps"])
+            if isinstance(logger, WandbRun):
+                logger.log_run(results, run.folder)
+        show_run(results)
+    return results
+
+
+def _finished(run: Run) -> dict[str, Any] | None:
+    """Claim the run's folder; returns the results if the same run has already finished there."""
+    done = open_run_folder(run.config) if rank_zero() else None
+    if done is not None:
+        _nothing_to_do(run.folder)
+    return done
+
+
+def _nothing_to_do(folder: Path) -> None:
+    log.info("%s is finished already: nothing to do", folder)
+    delete_partial_samples(folder)
 
 
 @contextmanager
@@ -186,61 +170,43 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _run(config: Config, parts: Parts | None) -> Run:
+def _run(task: str, config: Config, parts: Parts | None) -> Run:
     """Build everything a job needs, and refuse bad configs before anything expensive starts."""
+    _quiet()
     machine = Machine.of(config)
     if parts is None:
-        config, parts = assemble(config)
-    run = Run(config, parts, machine)
-    configure_machine(config, run.parts.denoiser, machine)
-    return run
+        config, parts = assemble(task, config)
+    configure_machine(config, parts.denoiser, machine)
+    return Run(config, parts, machine)
 
 
-def _restore(config: Config, parts: Parts | None) -> Run:
+def _restore(task: str, config: Config, parts: Parts | None) -> Run:
     """Load a run's networks with the config's sampler, and claim a new output folder.
 
     Raises:
         ConfigError, CheckpointError: if the run cannot do what the config requests; nothing has been written then.
     """
-    _quiet()
-    folder = Path(str(config.run))
-    run = _run(config, parts)
-    config = run.config
-    guidance, strategy = run.parts.guidance, run.parts.strategy
-    own = {key: folder / "checkpoints" / f"{kind}.safetensors" for key, kind in CHECKPOINTS.items()}
-    unfitted = None
-    other_variance = config.var != Saved.read(folder).values["var"]
-    if strategy.needs_fit and config.var_ckpt is None and other_variance:
-        unfitted = "var", "fitted", "fit it"
-    has_classifier = config.classifier_ckpt is not None or own["classifier_ckpt"].is_file()
-    if guidance is not None and guidance.classifier is not None and not has_classifier:
-        unfitted = "guidance", "trained", "train its classifier"
-    if unfitted is not None:
-        key, done, do = unfitted
-        mean = f"mean_ckpt={config.mean_ckpt or own['mean_ckpt']}"
-        if not run.parts.trains_mean:
-            mean = f"model={config.choices['model']} model.source={config.model['source']}"
-        raise ConfigError(
-            f"{key} = {config.choices[key]} was not {done} in run = {folder}: {do} with "
-            f"train.py {key}={config.choices[key]} {mean}, then give that run"
-        )
-    plan_fits(config, run.parts, own)
-    fit_trajectory(run)
+    run = _run(task, config, parts)
+    plan_fits(run.config, run.parts)
+    fit_steps(run)
     if (run.folder / "checkpoints").exists():
         raise ConfigError(f"output_dir = {run.folder} holds a run: choose another hydra.run.dir")
     run.folder.mkdir(parents=True, exist_ok=True)
     return run
 
 
-def _finish(run: Run, results: dict[str, Any], loggers: list[Logger]) -> None:
-    write_results(run.folder, results)
-    delete_partial_samples(run.folder)
-    row = {key: results[key] for key in ("num_steps", "nfe", "ne") if key in results} | results["metrics"]
-    for logger in loggers:
-        logger.log_metrics(row, run.config.trainer["max_steps"])
-        if isinstance(logger, WandbRun):
-            logger.log_run(results, run.folder)
-    show_run(results)
+@contextmanager
+def _logging(config: Config) -> Iterator[list[Logger]]:
+    """The loggers of a run, which are told how it ends."""
+    loggers, status = _loggers(config), "failed"
+    try:
+        yield loggers
+        status = "success"
+    finally:
+        for logger in loggers:
+            logger.finalize(status)
+            if isinstance(logger, WandbRun):
+                logger.close(failed=status == "failed")
 
 
 def _loggers(config: Config) -> list[Logger]:
@@ -255,13 +221,6 @@ def _loggers(config: Config) -> list[Logger]:
         if not isinstance(logger, MetricsCSV):  # its folder holds .hydra/config.yaml
             logger.log_hyperparams(config.model_dump(exclude={"overrides"}))
     return loggers
-
-
-def _close(loggers: list[Logger], failed: bool = False) -> None:
-    for logger in loggers:
-        logger.finalize("failed" if failed else "success")
-        if isinstance(logger, WandbRun):
-            logger.close(failed)
 
 
 def _quiet() -> None:

@@ -1,4 +1,4 @@
-"""Covariances as objects, which strategies return and samplers and likelihoods use."""
+"""Covariance objects: strategies return them, and samplers and likelihoods use them."""
 
 from optcov.covariance.base import Covariance
 from optcov.covariance.bases import DCT, PCA, Basis

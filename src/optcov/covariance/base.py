@@ -82,7 +82,7 @@ class Covariance(ABC):
 
     @abstractmethod
     def lerp(self, other: Covariance, weight: float) -> Covariance:
-        """``C + weight (other - C)``, keeping all correlations; for weights outside [0, 1] it may need `bounded`."""
+        """``C + weight (other - C)`` with all correlations; outside [0, 1] the result may need `bounded`."""
 
     def congruence(self, scale: Tensor) -> Covariance:
         """``S C S`` for ``S = diag(scale)``, ``scale`` not negative and of shape ``[B, *event]``."""
@@ -113,7 +113,7 @@ class Covariance(ABC):
 
 
 def unit_vectors(like: Tensor) -> Iterator[Tensor]:
-    """Yield the d unit vectors of an event, each ``[B, *event]`` as ``like`` is, and the same for all samples."""
+    """Yield the d unit vectors of an event, each of the shape of ``like`` (``[B, *event]``), equal in all samples."""
     rows = torch.eye(like[0].numel(), dtype=like.dtype, device=like.device)
     return (row.reshape(like.shape[1:]).expand_as(like) for row in rows)
 
@@ -133,7 +133,8 @@ def check_dense(dim: int) -> None:
 
 def bounding_scale(variance: Tensor, high: float | Tensor) -> Tensor:
     """S of the congruence that brings variances ``[B, *event]`` within ``high``: ``min(1, sqrt(high / variance))``."""
-    # a tensor either way: a number over a tensor is that number times a reciprocal, 0 * inf for subnormal ones
+    # the bound is made a tensor because PyTorch computes number / tensor as number * reciprocal, which gives 0 * inf
+    # for a subnormal variance
     bound = per_sample(high, variance) if isinstance(high, Tensor) else torch.full_like(variance, high)
     return torch.where(variance > bound, (bound / variance).sqrt(), 1.0)
 

@@ -132,7 +132,7 @@ class PCA(Basis):
         """The principal axes of data ``[n, *event]``, and the variance along each, float64 ``[*event]``, ascending.
 
         Raises:
-            ValueError: if there are fewer than two, or d is above `optcov.covariance.base.DENSE_LIMIT`.
+            ValueError: if there are fewer than two images, or d is above `optcov.covariance.base.DENSE_LIMIT`.
         """
         check_dense(images[0].numel())
         if len(images) < 2:
@@ -155,7 +155,7 @@ class PCA(Basis):
 
 @lru_cache(maxsize=32)
 def dct_matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """H, whose rows are the cosines, ``[size, size]``."""
+    """The matrix H, whose rows are the cosines, ``[size, size]``."""
     n = torch.arange(size, dtype=torch.float64, device=device)
     matrix = torch.cos(math.pi / (2 * size) * n[:, None] * (2 * n + 1)) * math.sqrt(2 / size)
     matrix[0] *= math.sqrt(0.5)

@@ -51,7 +51,7 @@ class FullCovariance(Covariance):
         return FullCovariance(matrix, self.event_shape)
 
     def draw(self, noise: Noise) -> Tensor:
-        # a root by eigenvalues, because a singular matrix has no Cholesky factor
+        # the root is taken from eigenvalues, because a Cholesky factorization fails for a singular matrix
         z = noise.draw()
         values, vectors = torch.linalg.eigh(self.matrix)
         root: Tensor = (vectors * values.clamp(min=0).sqrt()[:, None]) @ vectors.mT

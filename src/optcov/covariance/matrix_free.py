@@ -20,8 +20,8 @@ class Quadrature:
     Args:
         product, steps: as in `lanczos`.
         like: a tensor with the shape, precision and device of the vectors.
-        count: number of probes, which are random signs with a fixed seed; if d is not larger, all unit vectors are used
-            instead, which is exact.
+        count: number of probes, which are random signs with a fixed seed; if it is at least d, the d unit vectors are
+            used instead and the traces are exact.
     """
 
     def __init__(self, product: Product, steps: int, like: Tensor, count: int) -> None:
@@ -38,7 +38,7 @@ class Quadrature:
         return [lanczos(self.product, probe, self.steps) for probe in self.probes()]
 
     def probes(self) -> list[Tensor]:
-        """The probes, each ``[B, *event]`` and the same for all samples; in expectation they are white."""
+        """The probes, each ``[B, *event]`` and the same for all samples; their expected covariance is the identity."""
         like, dim = self.like, self.like[0].numel()
         if self.is_exact:
             return list(unit_vectors(like))
@@ -108,9 +108,9 @@ class MatrixFreeCovariance(Covariance):
         return result
 
     def bounded(self, high: float | Tensor | None) -> MatrixFreeCovariance:
-        """As `Covariance.bounded` if the diagonal is known.
+        """Limit the diagonal entries as in `Covariance.bounded` if they are known.
 
-        Otherwise only the mean of the diagonal, as one product with random signs estimates it, is bounded.
+        Otherwise only their mean is limited, which one product with random signs estimates.
         """
         if high is None:
             return self

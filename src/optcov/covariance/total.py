@@ -82,12 +82,12 @@ class CongruentCovariance(Covariance):
 
 
 class CompositeCovariance(Covariance):
-    """A covariance known by its parts, which takes solutions and determinants from a single kind of the same matrix."""
+    """A covariance given by its parts; `solve`, `logdet` and the like use the same matrix as a single kind."""
 
     @property
     @abstractmethod
     def _whole(self) -> Covariance:
-        """The same matrix as one kind."""
+        """The same matrix as a single kind."""
 
     def solve(self, v: Tensor) -> Tensor:
         return self._whole.solve(v)
@@ -106,10 +106,11 @@ class CompositeCovariance(Covariance):
 
 
 class SumCovariance(CompositeCovariance):
-    """``C = A + B + ...``, for kinds whose sum is not of one of these kinds.
+    """``C = A + B + ...``, for terms whose sum has no kind of its own.
 
     Args:
-        terms: at least one covariance, all of the same shape; each positive semi-definite, or an estimate of such one.
+        terms: at least one covariance, all of the same shape; each is positive semi-definite, or an estimate that
+            `bounded` makes so.
     Raises:
         ValueError: if there is no term, or the shapes differ.
     """

@@ -1,4 +1,4 @@
-"""Data sources, from which models learn and with which their samples are compared."""
+"""Data sources: models learn from them, and samples are compared with them."""
 
 from optcov.data.arrays import ArrayData
 from optcov.data.base import DataSource

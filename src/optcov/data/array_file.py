@@ -1,4 +1,4 @@
-"""Reads arrays in files row by row: ``.npy``, a member of an ``.npz``, or IDX (the format of MNIST), plain or ``.gz``.
+"""Reads array files row by row: ``.npy``, a member of an ``.npz``, or IDX (MNIST's format), plain or ``.gz``.
 
 Only one row is in memory at a time, so a file may be larger than memory.
 """
@@ -28,8 +28,8 @@ class ArrayFile:
     """An array in a file.
 
     Args:
-        path: of the file.
-        member: the name of the array in an ``.npz`` file; None for others.
+        path: path of the file.
+        member: name of the array in an ``.npz`` file; None for other files.
     """
 
     path: Path
@@ -37,20 +37,20 @@ class ArrayFile:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The name of the array in messages."""
         return str(self.path) if self.member is None else f"{self.member} in {self.path}"
 
     def header(self) -> ArrayHeader:
-        """What the file declares.
+        """Read the shape and type that the file declares.
 
         Raises:
-            ValueError: naming the file, if it is damaged, or does not hold rows of numbers.
+            ValueError: naming the file, if it is damaged or does not hold rows of numbers.
         """
         with self._opened() as (_, header):
             return header
 
     def whole(self) -> NDArray[Any]:
-        """The array in memory.
+        """Read the whole array into memory.
 
         Raises:
             ValueError: as in `header`, or if it is too large.
@@ -63,7 +63,7 @@ class ArrayFile:
         return np.array(list(self.rows()), header.dtype).reshape(header.shape)
 
     def rows(self) -> Iterator[NDArray[Any]]:
-        """The rows in order.
+        """Yield the rows in order.
 
         Raises:
             ValueError: as in `header`.
@@ -78,12 +78,12 @@ class ArrayFile:
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, ArrayHeader]]:
-        """The unpacked file at its first row, and its header; what is wrong with it in one sentence."""
+        """Open the unpacked file at its first row; yield it and its header, and name it in any error."""
         try:
             with self._unpacked() as (file, size):
                 header = idx_header(file, size) if file.peek(2)[:2] == b"\0\0" else read_header(file, size)
                 if header.fortran and len(header.shape) > 1:
-                    raise ValueError("its first axis varies fastest, for which numpy.ascontiguousarray is a remedy")
+                    raise ValueError("its first axis varies fastest: save it again after numpy.ascontiguousarray")
                 if not header.shape or header.dtype.kind not in "biuf":
                     raise ValueError(f"it holds {header.dtype} of shape {list(header.shape)}, not rows of numbers")
                 yield file, header
@@ -93,7 +93,7 @@ class ArrayFile:
 
     @contextmanager
     def _unpacked(self) -> Iterator[tuple[Any, int | None]]:
-        """The file, and the size that it must have; None where that shows only at its end."""
+        """Open the file, unpacked; yield it and the size it must have, None if the size is not stated."""
         if self.member is not None:
             name = f"{self.member}.npy"
             with zipfile.ZipFile(self.path) as archive, open_member(archive, name) as member:
@@ -107,7 +107,7 @@ class ArrayFile:
 
 
 def members(path: Path) -> list[str]:
-    """The names of the arrays in an ``.npz`` file.
+    """List the names of the arrays in an ``.npz`` file.
 
     Raises:
         ValueError: naming the file, if it is damaged.
@@ -120,13 +120,13 @@ def members(path: Path) -> list[str]:
 
 
 def idx_header(file: Any, size: int | None) -> ArrayHeader:
-    """The header of an IDX file: two zeros, a type, the number of axes, and their lengths.
+    """Read the header of an IDX file: two zeros, a type, the number of axes, and their lengths.
 
     Args:
-        file: at its beginning; left at the first element.
-        size: of the whole file in bytes, if it is known.
+        file: the file at its beginning; it is left at the first element.
+        size: size of the whole file in bytes; None if it is not known.
     Raises:
-        ValueError: with the end of a sentence, if it is another file, or of another size.
+        ValueError: with the end of a sentence, if the file is not IDX or has another size.
     """
     _, _, kind, axes = file.read(4).ljust(4, b"\0")
     lengths = file.read(4 * axes)

@@ -21,9 +21,9 @@ from optcov.data.images import ImageData, held_out
 from optcov.data.records import Pixels, Records, Selection
 
 Axes = Literal["HWC", "CHW"]
-Found = tuple[ArrayFile, ArrayFile | None]  # images, and their labels
+Found = tuple[ArrayFile, ArrayFile | None]  # images and their labels
 
-IMAGES = ("arr_0", "images", "image", "x", "X", "data")  # names of arrays that are looked for, in this order
+IMAGES = ("arr_0", "images", "image", "x", "X", "data")  # array names that are tried, in this order
 LABELS = ("arr_1", "labels", "label", "y", "Y", "targets")
 SPLITS: Mapping[Split, Sequence[str]] = {
     "train": ("train", "training"),
@@ -38,13 +38,13 @@ class ArrayData(ImageData):
     """Images of one size, used without cropping or resizing.
 
     Args:
-        root: a file, or a folder of files that are named by their split, such as MNIST's four.
-        image: the array of images in an ``.npz``; None for the usual names, of each split (``x_train``,
-            ``test_images``) or of all images (``arr_0``, ``images``, ``x``).
-        label: the array of classes in an ``.npz``, or a file beside a ``.npy``; None for the usual names.
-        axes: ``HWC`` or ``CHW``; None for the order in which the channels are 1 or 3.
-        value_range: black and white; None for 0 to 255 of uint8, 0 to 65,535 of uint16, and 0 to 1 of floats.
-        val_size, test_size: images held out for validation and testing, a fixed random choice.
+        root: a file, or a folder of files named by their split, such as MNIST's four.
+        image: name of the array of images in an ``.npz``; None to try the usual names, first by split (``x_train``,
+            ``test_images``), then for all images (``arr_0``, ``images``, ``x``).
+        label: name of the array of classes in an ``.npz``, or of a file beside a ``.npy``; None to try the usual names.
+        axes: ``HWC`` or ``CHW``; None for the order that gives 1 or 3 channels.
+        value_range: the values of black and white; None for 0 to 255 (uint8), 0 to 65,535 (uint16) or 0 to 1 (floats).
+        val_size, test_size: number of images held out for validation and testing; the random choice is fixed.
         cache_dir, limit, skip_corrupt, batch_size, seed, random_flip: as in `ImageData`.
     Raises:
         ValueError: if a setting is not valid.
@@ -103,12 +103,12 @@ class ArrayData(ImageData):
                 rows.labels = classes(labels, len(rows))
             except ValueError:
                 if self.label is not None:
-                    raise  # an array that happens to be called so need not hold classes
+                    raise  # without data.label, an array that only has a usual name need not hold classes
         return rows
 
     @cached_property
     def _found(self) -> dict[Split | None, Found]:
-        """Images and labels of each split; of None where they come without."""
+        """Images and labels by split; the key is None if the data come without splits."""
         if self.path.is_file():
             return self._in_file(self.path)
         if not self.path.is_dir():
@@ -157,7 +157,7 @@ class ArrayData(ImageData):
 
     @cached_property
     def _layout(self) -> tuple[bool | None, tuple[int, int, int]]:
-        """Whether channels come first (None without an axis of channels), and ``(C, H, W)``."""
+        """Whether channels come first (None if there is no channel axis), and ``(C, H, W)``."""
         file = next(iter(self._found.values()))[0]
         shape = file.header().shape[1:]
         if len(shape) == 2:
@@ -176,12 +176,12 @@ class ArrayData(ImageData):
 
 
 class Rows(Records):
-    """The rows of an array as images, read in order; asking for an earlier one begins anew.
+    """The rows of an array as images, read in order; asking for an earlier row reads from the start again.
 
     Args:
-        file: of the images.
-        channels_first: the order of the axes; None for images without an axis of channels.
-        value_range: black and white; None for what the type says.
+        file: the array of images.
+        channels_first: whether channels come first; None for images without a channel axis.
+        value_range: the values of black and white; None to infer them from the type.
     """
 
     def __init__(self, file: ArrayFile, channels_first: bool | None, value_range: tuple[float, float] | None) -> None:
@@ -215,11 +215,11 @@ class Rows(Records):
 
 
 def classes(file: ArrayFile, count: int) -> NDArray[np.int64]:
-    """The classes of images.
+    """Read the classes of images.
 
     Args:
-        file: of integers ``[n]`` or ``[n, 1]``.
-        count: of images.
+        file: an array of integers ``[n]`` or ``[n, 1]``.
+        count: number of images.
     Raises:
         ValueError: naming the file, if it holds anything else.
     """
@@ -234,10 +234,10 @@ def classes(file: ArrayFile, count: int) -> NDArray[np.int64]:
 
 
 def of_split(split: Split, names: Sequence[str]) -> Iterator[str]:
-    """What arrays of a split are called, such as ``train_images`` and ``x_train``."""
+    """Yield the usual array names of a split, such as ``train_images`` and ``x_train``."""
     return (name for word in SPLITS[split] for each in names for name in (f"{word}_{each}", f"{each}_{word}"))
 
 
 def is_array(name: str) -> bool:
-    """Whether a file is an array by its name."""
+    """Whether a file name is that of an array."""
     return not name.startswith(".") and name.removesuffix(".gz").endswith((".npy", ".npz", "-ubyte", ".idx"))

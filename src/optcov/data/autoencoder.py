@@ -23,40 +23,40 @@ class Autoencoder(ABC):
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """Latents ``[B, c, h, w]`` of images on [-1, 1], ``[B, C, H, W]``; always the same of the same images."""
+        """Latents ``[B, c, h, w]`` of images on [-1, 1], ``[B, C, H, W]``; deterministic."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Images on [-1, 1], nominally, of latents."""
+        """Images of latents, nominally on [-1, 1]."""
 
     @abstractmethod
     def digest(self, probe: Tensor) -> str:
-        """A hash of what it does.
+        """A hash that identifies the autoencoder.
 
         Args:
-            probe: a few images, which tell callables apart.
+            probe: a few images; callables are told apart by their output for them.
         """
 
     def to(self, device: torch.device) -> Autoencoder:
-        """Compute on this device from now on."""
+        """Move the autoencoder to a device."""
         return self
 
 
 class DiffusersAutoencoder(Autoencoder):
-    """An autoencoder of diffusers: the mode of its posterior, shifted and scaled as its config says.
+    """An autoencoder of diffusers; latents are the mode of its posterior, shifted and scaled as its config says.
 
-    The config's ``latents_mean`` and ``latents_std`` are of each channel; others have one ``shift_factor``.
+    Some configs have ``latents_mean`` and ``latents_std`` for each channel, others a single ``shift_factor``.
 
     Args:
-        module: such as ``AutoencoderKL``.
-        scale: latents are multiplied by it; None for the config's ``scaling_factor``.
+        module: a module such as ``AutoencoderKL``.
+        scale: factor by which latents are multiplied; None for the config's ``scaling_factor``.
     """
 
     def __init__(self, module: nn.Module, scale: float | None = None) -> None:
         self.module = module.eval().requires_grad_(False)
         config: dict[str, Any] = dict(module.config)  # type: ignore[arg-type]
         scale = float(config.get("scaling_factor") or 1.0) if scale is None else scale
-        means, stds = config.get("latents_mean"), config.get("latents_std")  # of channels, where both are given
+        means, stds = config.get("latents_mean"), config.get("latents_std")  # one per channel, used if both are given
         given = bool(means) and bool(stds)
         self.mean = torch.tensor(means if given else [float(config.get("shift_factor") or 0.0)]).reshape(1, -1, 1, 1)
         self.factor = scale / torch.tensor(stds if given else [1.0]).reshape(1, -1, 1, 1)
@@ -80,10 +80,10 @@ class DiffusersAutoencoder(Autoencoder):
 
 
 class Pair(Autoencoder):
-    """Two callables on batches, each on the device of what it is given.
+    """Two callables on batches, each computing on the device of its argument.
 
     Args:
-        encoder, decoder: see `Autoencoder`.
+        encoder, decoder: like `Autoencoder.encode` and `Autoencoder.decode`.
     """
 
     def __init__(self, encoder: Callable[[Tensor], Tensor], decoder: Callable[[Tensor], Tensor]) -> None:
@@ -108,14 +108,14 @@ class Pair(Autoencoder):
 
 
 def autoencoder_of(source: Any, scale: float | None = None) -> Autoencoder:
-    """An autoencoder from what a user has.
+    """Make an autoencoder from a folder, a module or callables.
 
     Args:
-        source: a folder of diffusers, one of its modules, an object with ``encode`` and ``decode`` of tensors, or a
-            pair of callables.
-        scale: that replaces the ``scaling_factor`` of a diffusers config.
+        source: a folder of diffusers, one of its modules, an object whose ``encode`` and ``decode`` take and return
+            tensors, or a pair of callables.
+        scale: replaces the ``scaling_factor`` of a diffusers config; None to keep it.
     Raises:
-        ValueError: in one sentence, if it is anything else.
+        ValueError: if the source is anything else, or a scale is given for callables.
     """
     if isinstance(source, Autoencoder):
         return source
@@ -133,7 +133,7 @@ def autoencoder_of(source: Any, scale: float | None = None) -> Autoencoder:
 
 
 def _of_folder(folder: Path) -> nn.Module:
-    """The autoencoder in a folder of diffusers; its weights are safetensors, so that nothing in it is run."""
+    """Load the autoencoder in a folder of diffusers; only safetensors are read, so nothing in the folder is run."""
     home = folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
     path = home / "config.json"
     if not path.is_file():

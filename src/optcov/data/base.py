@@ -1,8 +1,8 @@
-"""The interface of data sources: a split is one tensor in memory, which is mapped to its range when it is used.
+"""The interface of data sources: a split is one tensor in memory, mapped to the range of the model when it is used.
 
-Images are modelled on [-1, 1], with 256 grey levels, and their samples end as grey levels again.  Other data say in
-which range they are modelled (`DataSource.data_range`), what their samples end as (`DataSource.finish`), and how these
-are scored and pictured, which is always by 256 levels (`DataSource.levels`).
+Images are modelled on [-1, 1] with 256 grey levels, and their samples are converted back to grey levels.  Other data
+define the range in which they are modelled (`DataSource.data_range`), what is kept of their samples
+(`DataSource.finish`), and how these become the 256 levels that scores and pictures use (`DataSource.levels`).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Split = Literal["train", "val", "test"]
 class DataSource(ABC):
     """A data set that fits in memory.
 
-    A subclass implements `load`. Images are uint8 ``[n, C, H, W]``; vectors are float ``[n, D]`` on [-1, 1]; data of
-    another range override more.
+    A subclass implements `load`.  Images are uint8 ``[n, C, H, W]``; vectors are float ``[n, D]`` on [-1, 1]; data in
+    another range override further methods.
 
     Args:
         batch_size: samples per process and training step.
-        seed: seed of the order of the training samples, of their flips, and of `calibration`.
-        random_flip: mirror half of the training images, chosen again in each step.
+        seed: seed for the order of the training samples, their flips, and `calibration`.
+        random_flip: mirror a random half of the training images, chosen anew in each step.
     Raises:
         ValueError: if ``batch_size`` is below 1.
     """
@@ -46,7 +46,7 @@ class DataSource(ABC):
 
     @abstractmethod
     def load(self, split: Split) -> Tensor:
-        """The whole split, uint8 ``[n, C, H, W]`` or float ``[n, D]``.
+        """Load the whole split, uint8 ``[n, C, H, W]`` or float ``[n, D]``.
 
         Raises:
             ValueError: if the data have no such split, or it cannot be read.
@@ -62,7 +62,7 @@ class DataSource(ABC):
 
     @property
     def num_classes(self) -> int:
-        """K, where labels are 0..K-1.
+        """K, the number of classes; labels are 0..K-1.
 
         Raises:
             ValueError: if the data have no classes.
@@ -85,17 +85,17 @@ class DataSource(ABC):
 
     @property
     def data_range(self) -> DataRange:
-        """Where `normalize` puts the data."""
+        """The range to which `normalize` maps the data."""
         return DataRange()
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one sample as `finish` leaves it."""
+        """Shape of one sample that `finish` returns."""
         return self.data_shape
 
     @property
     def sample_dtype(self) -> torch.dtype:
-        """Type of samples as `finish` leaves them: uint8, or float32 where they are more than pictures."""
+        """Type of the samples that `finish` returns: uint8 for images, float32 for other data."""
         return torch.uint8
 
     def reference(self) -> Tensor:
@@ -107,19 +107,19 @@ class DataSource(ABC):
         return from_uint8(batch) if batch.dtype == torch.uint8 else batch.to(torch.float32)
 
     def finish(self, x_0: Tensor) -> Tensor:
-        """What is kept of samples: grey levels, unless they are more than pictures.
+        """Convert samples of the model to the form in which they are kept; the default is grey levels.
 
         Args:
-            x_0: samples in `data_range`, nominally, ``[B, *data_shape]``, on any device.
+            x_0: samples, nominally in `data_range`, ``[B, *data_shape]``, on any device.
         Returns:
             ``[B, *sample_shape]`` of `sample_dtype`, on the same device.
         Raises:
-            ValueError: if any is not finite.
+            ValueError: if any sample is not finite.
         """
         return to_uint8(x_0)
 
     def levels(self, samples: Tensor) -> Tensor:
-        """Samples as `finish` leaves them, or data as `load` gives them, as they are scored and pictured; uint8."""
+        """Convert the result of `finish` or `load` to the uint8 levels that scores and pictures use."""
         return samples if samples.dtype == torch.uint8 else to_uint8(samples)
 
     def calibration(self, count: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Shuffled batches of a tensor in memory, without worker processes and with a position that can be checkpointed."""
+"""Shuffled batches of a tensor in memory; they need no worker processes, and their position can be checkpointed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from optcov.seeds import Stream, derive_seed
 
 
 class FlippedBatch(NamedTuple):
-    """Images and a mask of those to mirror, so that the device that uses them can mirror them.
+    """Images and a mask of those to mirror; mirroring is left to the device that uses them.
 
     Attributes:
         images: ``[B, C, H, W]``.
@@ -41,7 +41,7 @@ class LabelledBatch(NamedTuple):
 
 
 class RandomBatches:
-    """A stream of shuffled batches in which a batch may span two epochs; its content depends only on its position.
+    """A stream of shuffled batches; a batch may span two epochs, and its content depends only on its position.
 
     Args:
         data: ``[n, ...]``, on any device; batches are made on the same device.

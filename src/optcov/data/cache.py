@@ -1,9 +1,9 @@
-"""Decoded images, or their latents, on disk: one memory-mapped array, with a manifest of its origin.
+"""Decoded images, or their latents, on disk: one memory-mapped array with a manifest of its origin.
 
 An entry is a folder ``NAME-KEY`` that holds ``images.npy`` (uint8 or float32 ``[n, C, H, W]``), ``labels.npy`` (int64
-``[n]``, for data with classes) and ``manifest.json``, which holds their checksums: an entry is verified when a process
-opens it for the first time.  It is written under a temporary name and renamed when complete, under a lock:
-an entry is always complete, and is decoded once however many processes ask for it.
+``[n]``, for data with classes) and ``manifest.json``.  The manifest holds their checksums, which each process verifies
+when it first opens the entry.  An entry is written under a lock and a temporary name, and renamed when complete.  It is
+therefore never seen half-written, and is decoded only once however many processes ask for it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from optcov.data.records import CorruptImageError, Records
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # raise it when the code decodes a file to other pixels
+FORMAT = 2  # raise it when a change of the code decodes the same file to different pixels
 CHUNK = 256  # images decoded between two writes
-_verified: set[tuple[object, ...]] = set()  # the states of files of entries whose checksums are right
+_verified: set[tuple[object, ...]] = set()  # file states (see _state) of entries whose checksums were verified
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class StoredImages:
     """An opened entry.
 
     Attributes:
-        images: uint8 or float32 ``[n, C, H, W]``, mapped from the file; writing to it changes this process's copy only.
+        images: uint8 or float32 ``[n, C, H, W]``, mapped from the file; writing to it changes only this process's copy.
         labels: int64 ``[n]``, or None.
-        manifest: origin, identity, count, shape, SHA-256 of the pixels and of the labels (null without), the names of
-            classes (null without), skipped images.
-        folder: of the entry.
+        manifest: origin, identity, count, shape, SHA-256 of the pixels and of the labels, class names, and skipped
+            images; null if there are no labels or names.
+        folder: folder of the entry.
     """
 
     images: Tensor
@@ -52,7 +52,7 @@ class StoredImages:
     folder: Path
 
     def is_intact(self) -> bool:
-        """Whether pixels and labels match their checksums; reads the whole files once in a process."""
+        """Whether pixels and labels match their checksums; each process reads the whole files once."""
         state = tuple(_state(self.folder / name) for name in ("manifest.json", "images.npy", "labels.npy"))
         if state in _verified:
             return True
@@ -67,7 +67,7 @@ class PixelCache:
     """A folder of decoded image sets.
 
     Args:
-        folder: created with the first entry.
+        folder: path of the folder, which is created with the first entry.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -97,7 +97,7 @@ class PixelCache:
             records: opens the images; called only to fill the entry.
             shape: ``(C, H, W)`` of each image.
             skip_corrupt: leave out images that cannot be decoded, with a warning that names them.
-            dtype: of each image.
+            dtype: type of the pixels.
         Raises:
             CorruptImageError: for the first image that cannot be decoded, unless they are skipped.
             ValueError: if there are no images, or the entry cannot be written.
@@ -196,7 +196,7 @@ class PixelCache:
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[BinaryIO]:
-        """A new file, synced to disk when the block ends."""
+        """Create a file, and sync it to disk when the block ends."""
         with self._writing():
             file = path.open("wb")
         try:
@@ -210,7 +210,7 @@ class PixelCache:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turn an error of the disk into one sentence."""
+        """Turn a disk error into a one-sentence ValueError."""
         try:
             yield
         except OSError as error:
@@ -229,14 +229,22 @@ class PixelCache:
 
 
 def _open(entry: Path, dtype: type[np.generic], report: bool = False) -> StoredImages | None:
-    """The entry, in milliseconds but for its checksums; None if it is missing or damaged, which may be reported."""
+    """Open an entry, which takes milliseconds once its checksums are verified.
+
+    Args:
+        entry: folder of the entry.
+        dtype: type that its pixels must have.
+        report: log a warning if it is damaged.
+    Returns:
+        the entry; None if it is missing or damaged.
+    """
     if not entry.exists():
         return None
     try:
         manifest = json.loads((entry / "manifest.json").read_text())
         images = np.load(entry / "images.npy", mmap_mode="c")
         if images.dtype != dtype or list(images.shape) != [manifest["count"], *manifest["shape"]]:
-            raise ValueError("its images are others than its manifest says")
+            raise ValueError("its images do not match its manifest")
         labels = None
         if manifest["labels_sha256"] is not None:
             labels = torch.from_numpy(np.load(entry / "labels.npy"))
@@ -252,7 +260,7 @@ def _open(entry: Path, dtype: type[np.generic], report: bool = False) -> StoredI
 
 
 def _digest(values: Tensor) -> str:
-    """SHA-256 of the elements, which are read in chunks."""
+    """SHA-256 of the elements, read in chunks."""
     digest = hashlib.sha256()
     for chunk in torch.split(values, 4096):
         digest.update(chunk.numpy().data)
@@ -268,7 +276,7 @@ def _remove(path: Path) -> None:
 
 
 def _state(path: Path) -> tuple[str, int, int, int] | None:
-    """What changes with a file; None if it is missing."""
+    """A fingerprint that changes whenever a file is rewritten; None if the file is missing."""
     try:
         stat = path.stat()
     except OSError:
@@ -277,5 +285,5 @@ def _state(path: Path) -> tuple[str, int, int, int] | None:
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    # numpy pads the header so that its length does not depend on the number of images
+    # NumPy pads the header, so its length does not depend on the number of images
     np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})

@@ -132,8 +132,8 @@ def published_box(width: int, height: int, name: str = "the image") -> Box:
     """The published square, (25, 57, 153, 185) of 178 x 218 pixels; scaled to other sizes and rounded to whole pixels.
 
     Args:
-        width, height: of an aligned image, in pixels.
-        name: of the image, for messages.
+        width, height: size of an aligned image in pixels.
+        name: name of the image, for messages.
     Raises:
         CorruptImageError: if the aspect ratio is not that of the aligned images.
     """
@@ -157,7 +157,7 @@ def official_split(name: str) -> Split | None:
 
 
 def read_partition(content: bytes, name: str) -> dict[str, Split]:
-    """A partition file, official (``000001.jpg 0``) or CSV with a header.
+    """Parse a partition file, either official (``000001.jpg 0``) or CSV with a header.
 
     Returns:
         The split of each image, by file name.

@@ -29,8 +29,8 @@ class CIFAR10Data(ImageData):
         download: download the official archive into ``root`` if no layout is found there.
         mirrors: addresses of the official archive, tried in turn.
         checksums: MD5 of the official archives by name; archives that are not listed are not checked.
-        val_size: number of images held out for validation, from the end of the training files (which are in random
-            order).
+        val_size: number of images held out for validation, taken from the end of the training files (which are in
+            random order).
         cache_dir, limit, skip_corrupt, batch_size, seed, random_flip: as in `ImageData`.
     Raises:
         ValueError: if ``val_size`` is negative, or ``limit`` below 1.

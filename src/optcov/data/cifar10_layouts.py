@@ -1,4 +1,4 @@
-"""The layouts in which CIFAR-10 (Krizhevsky 2009) is distributed: Python pickles, binary records, parquet tables."""
+"""The file layouts of CIFAR-10 (Krizhevsky 2009): Python pickles, binary records and parquet tables."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Layout(ABC):
 
 
 class BatchLayout(Layout):
-    """A file for every 10,000 images, in a folder or in the official archive."""
+    """Files of 10,000 images each, in a folder or in the official archive."""
 
     folder: ClassVar[str]
     archive: ClassVar[str]
@@ -87,7 +87,7 @@ class BatchLayout(Layout):
 
     @classmethod
     def names_archive(cls, name: str) -> bool:
-        """Whether a file that is given as ``data.root`` is the archive of this layout, by its name."""
+        """Whether the name of a file given as ``data.root`` is that of this layout's archive."""
         return name == cls.archive
 
     def paths(self, split: Split) -> list[Path]:
@@ -111,7 +111,7 @@ class BatchLayout(Layout):
 
     @abstractmethod
     def parse(self, content: bytes, name: str) -> tuple[Pixels, NDArray[np.int64]]:
-        """The images of a file, uint8 ``[n, 3072]`` channel by channel, and their labels."""
+        """Parse a file into images, uint8 ``[n, 3072]`` channel by channel, and their labels."""
 
 
 class PythonLayout(BatchLayout):
@@ -172,11 +172,11 @@ class ParquetLayout(Layout):
     def paths(self, split: Split) -> list[Path]:
         shards = sorted(self.place.glob(f"{split}-*.parquet"))
         if not shards:
-            raise ValueError(f"data.root: {self.place} has no {split}-*.parquet: get the shards of that split, too")
+            raise ValueError(f"data.root: {self.place} has no {split}-*.parquet: get the shards of that split too")
         counted = re.search(r"-of-(\d+)\.parquet$", shards[0].name)
         if counted and len(shards) != int(counted[1]):
             raise ValueError(
-                f"data.root: {self.place} has {len(shards)} of {int(counted[1])} {split} shards: get the others, too"
+                f"data.root: {self.place} has {len(shards)} of {int(counted[1])} {split} shards: get the others too"
             )
         return shards
 
@@ -200,7 +200,7 @@ class ParquetRecords(Records):
     """Rows of parquet tables.
 
     Args:
-        tables: with the columns ``img`` or ``image``, and ``label``.
+        tables: tables with the columns ``img`` or ``image``, and ``label``.
     """
 
     def __init__(self, tables: Sequence[ParquetTable]) -> None:
@@ -223,7 +223,7 @@ LAYOUTS: tuple[type[Layout], ...] = (PythonLayout, BinaryLayout, ParquetLayout)
 
 
 def find_layout(root: Path) -> Layout | None:
-    """CIFAR-10 in the first layout that is found in ``root``: a folder, the folder that holds it, or an archive."""
+    """The first layout found in ``root`` (the folder of the data, its parent, or an archive); None if there is none."""
     return next((found for layout in LAYOUTS if (found := layout.find(root)) is not None), None)
 
 
@@ -246,7 +246,7 @@ def _check_md5(archive: Path, expected: str | None) -> None:
 
 
 def _read_members(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
-    """Files of a tar archive by base name, read in memory: nothing is unpacked, so that no member can escape."""
+    """Read files of a tar archive by base name, in memory; none is unpacked to disk, so no member can escape."""
     contents: dict[str, bytes] = {}
     try:
         with tarfile.open(archive) as tar:

@@ -1,7 +1,7 @@
-"""Image files to arrays: any mode that Pillow reads becomes grey or RGB, is cropped, then resized with antialiasing.
+"""Converts image files to arrays: grey or RGB from any mode that Pillow reads, cropped, and resized with antialiasing.
 
-All images end as 8-bit levels, as samples and their scores do.  Deeper ones are scaled by the range that their file
-declares, black to white, and rounded; transparent ones are composited over a background.
+All images end as 8-bit levels, as samples and their scores do.  The values of deeper images are scaled by the range
+from black to white that their file declares, and rounded.  Transparent images are composited over a background.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ def decode(
     value_range: Sequence[float] | None = None,
     background: str = "white",
 ) -> Image.Image:
-    """An image, upright, in grey or RGB.
+    """Decode an image, turn it upright, and convert it to grey or RGB.
 
     Args:
         encoded: the content of an image file.
-        name: of the image, for messages.
+        name: name of the image, for messages.
         channels: 1 for grey, 3 for RGB.
-        value_range: black and white of 16-bit, 32-bit and float images; None for what the file declares, which is the
-            whole range of 16 bits, and [0, 1] for floats of which the file says nothing.
-        background: the colour that shows through transparent pixels, by its CSS name or as ``#rrggbb``.
+        value_range: the values of black and white in 16-bit, 32-bit and float images; None for those that the file
+            declares, or else the whole range of 16 bits and [0, 1] for floats.
+        background: the colour that shows through transparent pixels, as a CSS name or ``#rrggbb``.
     Raises:
         CorruptImageError: naming the image, if it cannot be decoded.
-        ValueError: naming the image, if its values lie outside of their range, or nothing declares one.
+        ValueError: naming the image, if its values lie outside their range, or no range is known.
     """
     opened = open_image(encoded, name)
     image: Image.Image = ImageOps.exif_transpose(opened)
@@ -48,7 +48,7 @@ def decode(
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image)
         image = Image.fromarray(to_levels(values, value_range or _declared_range(opened), name))
-        if transparent:  # in grey images of 16 bits, one level stands for it
+        if transparent:  # 16-bit grey images mark transparency by one of their levels
             image.putalpha(Image.fromarray(values != opened.info["transparency"]))
     if transparent:
         canvas = Image.new("RGBA", image.size, background)
@@ -58,14 +58,14 @@ def decode(
 
 
 def to_levels(values: NDArray[Any], value_range: Sequence[float] | None, name: str) -> Pixels:
-    """Numbers as the nearest of 256 levels, black to white.
+    """Round numbers to the nearest of 256 levels from black to white.
 
     Args:
         values: integers or floats, any shape.
-        value_range: black and white; None where nothing declares them.
-        name: of the image, for messages.
+        value_range: the values of black and white; None if they are not known.
+        name: name of the image, for messages.
     Raises:
-        ValueError: naming the image, if a value lies outside of the range, or there is none.
+        ValueError: naming the image, if a value lies outside the range, or the range is not known.
     """
     found = (float(values.min()), float(values.max()))
     if value_range is None or not (value_range[0] <= found[0] and found[1] <= value_range[1]):  # nor NaN
@@ -79,7 +79,7 @@ def to_levels(values: NDArray[Any], value_range: Sequence[float] | None, name: s
 
 
 def _declared_range(opened: Any) -> tuple[float, float] | None:
-    """Black and white as an image file declares them; None if it does not."""
+    """The values of black and white that an image file declares; None if it declares none."""
     tags = getattr(opened, "tag_v2", {})
     if _LOWEST in tags and _HIGHEST in tags:
         low, high = (float(np.ravel(tags[tag])[0]) for tag in (_LOWEST, _HIGHEST))
@@ -88,7 +88,7 @@ def _declared_range(opened: Any) -> tuple[float, float] | None:
         return 0.0, 2.0 ** int(np.ravel(tags.get(_BITS, 16))[0]) - 1
     if opened.mode == "F":
         return 0.0, 1.0
-    return None if tags else (0.0, 65_535.0)  # Pillow scales PNG and PNM of any depth above 8 to 16 bits
+    return None if tags else (0.0, 65_535.0)  # Pillow scales PNG and PNM deeper than 8 bits to 16 bits
 
 
 def crop_and_resize(image: Image.Image, box: Box, size: tuple[int, int], resample: Resample) -> Pixels:
@@ -107,5 +107,5 @@ def crop_and_resize(image: Image.Image, box: Box, size: tuple[int, int], resampl
 
 
 def channels_first(pixels: Pixels) -> Pixels:
-    """``[H, W]`` or ``[H, W, C]`` to ``[C, H, W]``."""
+    """Rearrange ``[H, W]`` or ``[H, W, C]`` to ``[C, H, W]``."""
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

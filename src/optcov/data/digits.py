@@ -9,7 +9,7 @@ from optcov.data.base import DataSource, Split
 
 
 class DigitsData(DataSource):
-    """Grey images ``(1, 8, 8)``, the 17 levels spread over 0..255; 1500 for training, 297 for testing.
+    """Grey images ``(1, 8, 8)`` with 17 levels spread over 0..255; 1500 are for training, 297 for testing.
 
     Args:
         batch_size, seed, random_flip: as in `DataSource`.

@@ -24,7 +24,7 @@ def download(mirrors: Sequence[str], target: Path, md5: str | None) -> None:
     Args:
         mirrors: addresses of the same file, tried in turn.
         target: the path to write; its folder is created.
-        md5: MD5 of the file; None to trust the length that the server states.
+        md5: MD5 of the file; None to check only the length that the server states.
     Raises:
         ValueError: if every mirror fails, with the reason for each, or if the folder cannot be written.
     """
@@ -55,7 +55,7 @@ def _from_any(mirrors: Sequence[str], target: Path, md5: str | None) -> None:
         try:
             mirror.fetch(target.name, downloader=downloader)
             return
-        except (requests.RequestException, ValueError) as error:  # ValueError: another checksum
+        except (requests.RequestException, ValueError) as error:  # ValueError: the checksum differs
             failures.append(f"{url} ({error})")
     raise ValueError(
         f"data.download: no mirror delivered {target.name}: {'; '.join(failures)}: "

@@ -1,4 +1,4 @@
-"""Image files of any size and mode; their central part is resized, in grey or colour."""
+"""Image files of any size and mode, of which the central part is resized, in grey or colour."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ class EncodedImages(ImageData):
     A subclass provides the images (`pictures`) and, for data that come with splits, the split of each (`splits`).
 
     Args:
-        root: the place of the images.
+        root: where the images are.
         image_size: side of the result in pixels, or its height and width.
-        crop: side of the central square in pixels of the source, or height and width; None for the largest part of the
-            shape of ``image_size``.
-        resample: the filter of the resize.
+        crop: side of the central square in pixels of the source, or its height and width; None for the largest part
+            with the aspect ratio of ``image_size``.
+        resample: the filter used for resizing.
         channels: 1 for grey, 3 for RGB.
-        value_range: black and white of 16-bit and float images; None for what each file declares.
-        background: the colour behind transparent pixels, by its CSS name or as ``#rrggbb``.
-        val_size, test_size: images held out for validation and testing, a fixed random choice.
+        value_range: the values of black and white in 16-bit and float images; None for those that each file declares.
+        background: the colour behind transparent pixels, as a CSS name or ``#rrggbb``.
+        val_size, test_size: number of images held out for validation and testing; the random choice is fixed.
         cache_dir, limit, skip_corrupt, batch_size, seed, random_flip: as in `ImageData`.
     Raises:
-        ValueError: if ``image_size``, ``crop`` or ``limit`` is below 1, or ``value_range`` or ``background`` invalid.
+        ValueError: if ``image_size``, ``crop`` or ``limit`` is below 1, or ``value_range`` or ``background`` is
+            invalid.
     """
 
     _: KW_ONLY
@@ -94,7 +95,7 @@ class EncodedImages(ImageData):
 
         Args:
             encoded: the content of the file.
-            name: name of the image in messages.
+            name: name of the image, for messages.
         Raises:
             CorruptImageError: if it cannot be decoded, or is smaller than ``crop``.
             ValueError: if its values have no known range.
@@ -144,13 +145,13 @@ class Prepared(Records):
 
 
 def central_box(width: int, height: int, size: tuple[int, int], crop: tuple[int, int] | None, name: str) -> Box:
-    """The part of an image to keep.
+    """The central part of an image, which is kept.
 
     Args:
-        width, height: of the image.
-        size: height and width of the result, whose shape the part has.
-        crop: height and width of the part in pixels; None for the largest.
-        name: of the image, for messages.
+        width, height: size of the image in pixels.
+        size: height and width of the result, which give the aspect ratio of the part.
+        crop: height and width of the part in pixels; None for the largest part.
+        name: name of the image, for messages.
     Raises:
         CorruptImageError: if the image is smaller than ``crop``.
     """
@@ -168,11 +169,11 @@ def sides(key: str, pixels: int | Sequence[int]) -> tuple[int, int]:
     """Height and width from a setting that may be the side of a square.
 
     Raises:
-        ValueError: for a side below one pixel, or other than two of them.
+        ValueError: for a side below one pixel, or a list that does not have two sides.
     """
     given = [pixels, pixels] if isinstance(pixels, int) else list(pixels)
     if len(given) != 2:
-        raise ValueError(f"data.{key} must be a side, or height and width (got {given}): give such as 32 or [24,48]")
+        raise ValueError(f"data.{key} must be a side, or height and width (got {given}): give, say, 32 or [24,48]")
     for side in given:
         check_side(key, side)
     return given[0], given[1]
@@ -185,14 +186,16 @@ def check_side(key: str, pixels: int) -> None:
 
 
 def check_value_range(value_range: Sequence[float] | None) -> tuple[float, float] | None:
-    """Black and white as two numbers; None for what files declare.
+    """Return the values of black and white as two numbers; None if files declare them.
 
     Raises:
-        ValueError: if there are not two, black first.
+        ValueError: unless there are two numbers, the smaller one first.
     """
     if value_range is None:
         return None
     given = list(value_range)
     if len(given) != 2 or not given[0] < given[1]:
-        raise ValueError(f"data.value_range must be black and white (got {given}): give such as [0,255], or null")
+        raise ValueError(
+            f"data.value_range must be black and white (got {given}): give two rising numbers such as [0,255], or null"
+        )
     return float(given[0]), float(given[1])

@@ -28,7 +28,7 @@ class Files(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash of the files, independent of their location; takes well under a second for 200,000 images."""
+        """A hash of the files that does not depend on their location; takes well under a second for 200,000 images."""
 
     @abstractmethod
     def names(self) -> list[str]:
@@ -36,14 +36,14 @@ class Files(ABC):
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """The content of a file.
+        """Read the content of a file.
 
         Raises:
             CorruptImageError: if it cannot be read.
         """
 
     def images(self) -> list[str]:
-        """The names with an image suffix that are not hidden."""
+        """The names that have an image suffix and are not hidden."""
         return [name for name in self.names() if is_image(name)]
 
 
@@ -51,7 +51,7 @@ class FolderFiles(Files):
     """A folder and all its subfolders."""
 
     def fingerprint(self) -> str:
-        """Hashes names, sizes and modification times: sizes alone do not distinguish two folders of bitmaps."""
+        """Hash names, sizes and modification times; names and sizes alone do not distinguish two folders of bitmaps."""
         return hashlib.sha256(repr(sorted(_walk(self.place))).encode()).hexdigest()
 
     def names(self) -> list[str]:
@@ -79,7 +79,7 @@ class ZipFiles(Files):
 
     @property
     def archive(self) -> zipfile.ZipFile:
-        """The archive, opened on first use: reading a directory of 200,000 files takes seconds."""
+        """The archive, opened on first use, because reading the list of 200,000 files takes seconds."""
         if self._archive is None:
             try:
                 self._archive = zipfile.ZipFile(self.place)
@@ -90,7 +90,7 @@ class ZipFiles(Files):
         return self._archive
 
     def fingerprint(self) -> str:
-        """Hashes the size and the end, where a zip archive keeps names, sizes and checksums of all its files."""
+        """Hash the size and the end of the archive, where a zip keeps names, sizes and checksums of all its files."""
         return file_fingerprint(self.place)
 
     def names(self) -> list[str]:

@@ -16,11 +16,11 @@ class GaussianMixtureData(DataSource):
     """Float vectors ``(d,)``.
 
     Args:
-        mixture: their distribution; keep it within [-1, 1].
-        num_train, num_test: vectors in each split; which ones does not depend on the seed.
+        mixture: the distribution of the vectors; keep it within [-1, 1].
+        num_train, num_test: number of vectors in each split; their values do not depend on the seed.
         batch_size, seed: as in `DataSource`.
     Raises:
-        ValueError: if ``random_flip`` is set: the mirror image of a vector is not one of the mixture's.
+        ValueError: if ``random_flip`` is set, because a mirrored vector does not follow the mixture.
     """
 
     mixture: GaussianMixture

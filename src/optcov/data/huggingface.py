@@ -1,4 +1,4 @@
-"""Hugging Face data sets on disk, as written by ``save_to_disk`` or as parquet files from the hub."""
+"""Hugging Face data sets on disk, written by ``save_to_disk`` or downloaded from the hub as parquet files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from optcov.data.image_folder import SPLITS
 from optcov.data.tables import ArrowTable, ParquetTable, Shards, Table, is_image_type
 from optcov.foreign import DamagedError, read_json
 
-MAX_JSON = 2**24  # bytes of a list of files
+MAX_JSON = 2**24  # bytes of the longest list of files that is read
 HOW = "give the folder of datasets' save_to_disk, or one with train-*.parquet"
 
 
@@ -26,14 +26,14 @@ class HuggingFaceData(EncodedImages):
     """The central part of each image of a data set, resized; the package ``datasets`` is not needed.
 
     Args:
-        root: the folder from ``save_to_disk``, with all splits or one, or a folder of parquet files named by their
-            split, which may also be in ``data/`` or another subfolder.
-        image: the column of the images; None for the only one.
-        label: the column of the classes; None for ``label`` or ``labels`` if there is one.
+        root: a folder from ``save_to_disk``, with all splits or one, or a folder of parquet files named by their split,
+            which may also be in ``data/`` or another subfolder.
+        image: name of the image column; None for the only one.
+        label: name of the class column; None for ``label`` or ``labels`` if there is one.
         image_size, crop, resample, channels, value_range, background, val_size, test_size: as in `EncodedImages`.
         cache_dir, limit, skip_corrupt, batch_size, seed, random_flip: as in `ImageData`.
     Raises:
-        ValueError: if a setting has no meaning.
+        ValueError: if a setting is invalid.
     """
 
     name = "huggingface"
@@ -54,7 +54,7 @@ class HuggingFaceData(EncodedImages):
         return Rows(self._files(), self.image, self.label, self.path)
 
     def _files(self) -> dict[Split | None, list[Path]]:
-        """The tables of each split, in order; those of None come without a split."""
+        """The tables of each split, in order; the key is None for tables without a split."""
         root = self.path
         if (root / "state.json").is_file():
             return {None: _saved(root)}
@@ -76,8 +76,8 @@ class Rows(Pictures):
 
     Args:
         files: the tables of each split.
-        image, label: the columns; None to find them.
-        root: for messages.
+        image, label: names of the columns; None to find them.
+        root: folder of the data set, for messages.
     """
 
     def __init__(self, files: dict[Split | None, list[Path]], image: str | None, label: str | None, root: Path) -> None:
@@ -95,14 +95,14 @@ class Rows(Pictures):
         columns = tables[0].columns
         for table in tables:
             if table.columns.keys() != columns.keys():
-                raise ValueError(f"data.root: {table.path} has other columns than {tables[0].path}: {HOW}")
+                raise ValueError(f"data.root: {table.path} has columns that differ from {tables[0].path}: {HOW}")
         self.column = _image_column(columns, image, root)
         for name in ("label", "labels") if label is None else (label,):
             try:
                 self.labels, self.classes = _labels(tables, name, root), tables[0].class_names(name)
             except ValueError:
                 if label is not None:
-                    raise  # columns that happen to be called so need not be classes
+                    raise  # without data.label, a column that only has the usual name need not hold classes
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -120,7 +120,7 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _saved(folder: Path) -> list[Path]:
-    """The arrow files of one split, as its ``state.json`` lists them."""
+    """The arrow files of one split, as listed in its ``state.json``."""
     state = _json(folder / "state.json")
     names = [str(each["filename"]) for each in state.get("_data_files", []) if isinstance(each, dict)]
     paths = [folder / name for name in names]
@@ -137,10 +137,10 @@ def _saved(folder: Path) -> list[Path]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A description.
+    """Read a JSON object that describes a data set.
 
     Raises:
-        ValueError: if it is damaged.
+        ValueError: if the file is damaged.
     """
     try:
         found = read_json(path, MAX_JSON)

@@ -1,4 +1,4 @@
-"""Any folder or zip archive of images; the folders in it are classes, and may be splits."""
+"""Any folder or zip archive of images; its subfolders are classes, and may be splits."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ SPLITS: Mapping[str, Split] = {"train": "train", "val": "val", "valid": "val", "
 class ImageFolderData(EncodedImages):
     """The central part of each image file, resized.
 
-    Where every image lies in one of several folders, these are its classes, in the order of their names.  Folders
-    ``train``, ``val`` (or ``valid``, ``validation``) and ``test`` above them are splits.
+    If every image lies in one of several folders, these folders are the classes, ordered by name.  Folders ``train``,
+    ``val`` (or ``valid``, ``validation``) and ``test`` above them are splits.
 
     Args:
         root: folder or zip archive.
         image_size, crop, resample, channels, value_range, background, val_size, test_size: as in `EncodedImages`.
         cache_dir, limit, skip_corrupt, batch_size, seed, random_flip: as in `ImageData`.
     Raises:
-        ValueError: if a setting has no meaning.
+        ValueError: if a setting is invalid.
     """
 
     name = "image_folder"
@@ -52,7 +52,7 @@ class ImageFolderData(EncodedImages):
 
 
 class Tree(Pictures):
-    """Image files, and what the folders that they lie in say."""
+    """Image files, with classes and splits from the folders that hold them."""
 
     def __init__(self, files: Files) -> None:
         self.files, self.names = files, files.images()
@@ -74,7 +74,7 @@ class Tree(Pictures):
 
 
 def _without_wrapping(paths: Sequence[tuple[str, ...]]) -> Sequence[tuple[str, ...]]:
-    """Relative paths without the folders in which all of them lie."""
+    """Relative paths without the leading folders that all of them share."""
     while paths and all(len(path) > 1 and path[0] == paths[0][0] for path in paths) and paths[0][0] not in SPLITS:
         paths = [path[1:] for path in paths]
     return paths

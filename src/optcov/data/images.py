@@ -19,13 +19,13 @@ from optcov.data.records import Records, Selection, evenly_spaced
 class ImageData(DataSource):
     """Images of one shape from files.
 
-    A subclass says where its images are (`origin`), what identifies them without decoding any
-    (`fingerprint`), how they are made (`preprocessing`), and opens them (`records`).
+    A subclass locates its images (`origin`), identifies them without decoding any (`fingerprint`), describes their
+    preprocessing (`preprocessing`), and opens them (`records`).
 
     Args:
         root: folder or archive.
-        cache_dir: where decoded images are kept.
-        limit: at most this many images of each split, evenly spaced over it; None for all.
+        cache_dir: folder in which decoded images are kept.
+        limit: largest number of images to use from each split, evenly spaced over it; None for all.
         skip_corrupt: leave out images that cannot be decoded.
         batch_size, seed, random_flip: as in `DataSource`.
     Attributes:
@@ -69,17 +69,17 @@ class ImageData(DataSource):
 
     @abstractmethod
     def preprocessing(self) -> dict[str, Any]:
-        """What is done to each image, as JSON."""
+        """What is done to each image before it is stored, as JSON."""
 
     @abstractmethod
     def records(self, split: Split) -> Records:
         """The images of a split, ready to be decoded."""
 
     def stored(self, split: Split) -> StoredImages:
-        """A split in the cache; the first process to ask decodes it.
+        """A split in the cache; the first process that asks for it decodes it.
 
         Raises:
-            ValueError: if it cannot be found, read, decoded or kept.
+            ValueError: if it cannot be found, read, decoded or stored.
         """
         if split not in self._stored:
             origin = self.origin()
@@ -110,6 +110,11 @@ class ImageData(DataSource):
     def load(self, split: Split) -> Tensor:
         return self.stored(split).images
 
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """Shape of one image, known without loading any, so that sampling from a finished run needs no data."""
+        return self.shape
+
     def labels(self, split: Split) -> Tensor:
         labels = self.stored(split).labels
         return super().labels(split) if labels is None else labels
@@ -120,7 +125,7 @@ class ImageData(DataSource):
 
     @property
     def classes(self) -> list[str] | None:
-        """What the classes are called, in the order of their numbers; None where they have no names."""
+        """The names of the classes, in the order of their numbers; None if they have no names."""
         names: list[str] | None = self.stored("train").manifest["classes"]
         return names
 
@@ -130,11 +135,11 @@ class ImageData(DataSource):
 
 
 def held_out(count: int, val_size: int, test_size: int, split: Split) -> list[int]:
-    """Indices of one split of data that come without splits: a fixed random choice is held out.
+    """Indices of one split, for data that come without splits; the images held out are a fixed random choice.
 
     Args:
-        count: images in total.
-        val_size, test_size: images held out for validation and for testing.
+        count: total number of images.
+        val_size, test_size: number of images held out for validation and for testing.
         split: the split to return.
     Returns:
         Sorted indices.

@@ -1,7 +1,7 @@
-"""Latents of images: encoded once to disk, modelled there, and decoded again to be kept and scored as pixels.
+"""Latents of images: encoded to disk once, modelled as latents, and decoded so that samples are kept as pixels.
 
-Latent diffusion (arXiv:2112.10752) models ``z = scale E(x)``.  The support of z is unknown, so that nothing clips a
-prediction of it, and a covariance is only kept from being negative.
+Latent diffusion (arXiv:2112.10752) models ``z = scale E(x)``.  The support of z is unknown, so predictions of z are not
+clipped, and the only bound on a covariance is that it is not negative.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ class LatentData(DataSource):
     """The latents of a source of images.
 
     Args:
-        source: of the images, uint8.
+        source: the images, a source of uint8.
         autoencoder: a folder of diffusers (``AutoencoderKL``, or a pipeline with one as its ``vae``), one of its
             modules, an object with ``encode`` and ``decode``, or a pair of callables.
-        cache_dir: where latents are kept.
-        scale: latents are multiplied by it; None for the ``scaling_factor`` of the autoencoder's config.
+        cache_dir: folder in which latents are kept.
+        scale: factor by which latents are multiplied; None for the ``scaling_factor`` of the autoencoder's config.
         batch_size, seed: as in `DataSource`.
     Raises:
-        ValueError: if the autoencoder cannot be had, or ``random_flip`` is set: a mirrored latent is not the latent of
-            the mirrored image.
+        ValueError: if the autoencoder cannot be loaded, or ``random_flip`` is set, because a mirrored latent is not the
+            latent of the mirrored image.
     """
 
     source: DataSource
@@ -82,19 +82,19 @@ class LatentData(DataSource):
         return {"train_sha256": self.stored("train").manifest["sha256"], "autoencoder": self._digest}
 
     def finish(self, x_0: Tensor) -> Tensor:
-        """The decoded images, uint8."""
+        """Decode samples to images, uint8."""
         return to_uint8(self.decode(x_0))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """The latents of images.
+        """Encode images.
 
         Args:
             images: float on [-1, 1], ``[B, C, H, W]``, on any device.
         Returns:
             float32 ``[B, *data_shape]``, on the same device.
         Raises:
-            ValueError: if the autoencoder does not take such images, or a latent is not finite.
+            ValueError: if the autoencoder cannot encode such images, or a latent is not finite.
         """
         model = self.model.to(images.device)
         try:
@@ -112,23 +112,23 @@ class LatentData(DataSource):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """The images of latents, float32 on [-1, 1], nominally, ``[B, *sample_shape]``."""
+        """Decode latents to images, float32, nominally on [-1, 1], ``[B, *sample_shape]``."""
         if not latents.isfinite().all():
-            to_uint8(latents)  # which says so
+            to_uint8(latents)  # raises the error that says so
         model = self.model.to(latents.device)
         return torch.cat([model.decode(chunk.float()).float() for chunk in torch.split(latents, CHUNK)])
 
     def stored(self, split: Split) -> StoredImages:
-        """The latents of a split in the cache; the first process to ask encodes it.
+        """The latents of a split in the cache; the first process that asks for them encodes them.
 
         Raises:
-            ValueError: if they cannot be made or kept.
+            ValueError: if they cannot be computed or stored.
         """
         if split not in self._stored:
             images = self.source.load(split)
             if images.dtype != torch.uint8 or images.ndim != 4:
-                raise ValueError("data.source must be images (got vectors or tensors): give such as cifar10")
-            shape = self._shape  # refuses what is no autoencoder
+                raise ValueError("data.source must be images (got vectors or tensors): give cifar10, say")
+            shape = self._shape  # raises if the autoencoder does not give the images back
             identity = {"images": _identity(self.source, split, images), "autoencoder": self._digest}
             name = f"{getattr(self.source, 'name', type(self.source).__name__)}-latents-{split}"
             self._stored[split] = self.cache.open_or_build(
@@ -143,7 +143,7 @@ class LatentData(DataSource):
 
     @cached_property
     def _probe(self) -> Tensor:
-        """A few images, which show what the autoencoder does."""
+        """A few images, with which the autoencoder is tried."""
         return self.source.normalize(self.source.train[:2]).to(_device())
 
     @cached_property
@@ -167,7 +167,7 @@ class Encoded(Records):
     """The latents of images, encoded a chunk at a time.
 
     Args:
-        data: whose autoencoder encodes.
+        data: the latents' source, whose autoencoder is used.
         images: uint8 ``[n, C, H, W]``.
     """
 
@@ -188,7 +188,7 @@ class Encoded(Records):
 
 
 def _identity(source: DataSource, split: Split, images: Tensor) -> str:
-    """What the images are: the checksum of their cache, or one of themselves."""
+    """Identify the images by the checksum of their cache entry, or else of the images themselves."""
     stored = getattr(source, "stored", None)
     if stored is not None:
         return str(stored(split).manifest["sha256"])

@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 def from_uint8(images: Tensor) -> Tensor:
-    """Grey levels 0..255 to float32 in [-1, 1]; any shape."""
+    """Convert grey levels 0..255 to float32 in [-1, 1]; any shape."""
     return images.to(torch.float32, copy=True).div_(127.5).sub_(1)
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """[-1, 1] to the nearest grey level, clamped to 0..255; any float dtype.
+    """Convert values on [-1, 1] to the nearest grey level, clamped to 0..255.
 
     Args:
-        x: ``[n, ...]``.
+        x: samples of any float dtype, ``[n, ...]``.
     Raises:
-        ValueError: if any of the n contains NaN or infinity.
+        ValueError: if any of the n samples contains NaN or infinity.
     """
     if not x.isfinite().all():
         broken = int((~x.isfinite()).reshape(len(x), -1).any(1).sum())

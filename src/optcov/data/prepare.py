@@ -1,4 +1,4 @@
-"""The slow part of a data set, ahead of the jobs that use it: find or download it, decode it, check it."""
+"""Does the slow part of a data set before any job uses it: finds or downloads it, decodes it and checks it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def prepare(source: DataSource) -> list[str]:
     """Fill the cache for every split of the data; jobs with the same settings then open it at once.
 
     Args:
-        source: the data; only those read from files have anything to prepare.
+        source: the data; only data read from files have anything to prepare.
     Returns:
-        A line for each split: where it is, how many images it has, how long it took.
+        A line for each split: where it is, how many images it has, and how long it took.
     Raises:
-        ValueError: if the training split cannot be found, read or kept.
+        ValueError: if the training split cannot be found, read or stored.
     """
     if not isinstance(source, ImageData):
         return [f"{type(source).__name__} has nothing to prepare"]

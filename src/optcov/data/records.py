@@ -1,4 +1,4 @@
-"""Images that are decoded one at a time, from which a `PixelCache` is filled."""
+"""Images that are decoded one at a time to fill a `PixelCache`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Pixels = NDArray[np.uint8]
 
 
 class CorruptImageError(ValueError):
-    """One image of many cannot be decoded; the message names it."""
+    """An image cannot be decoded; the message names it."""
 
 
 class Records(ABC):
@@ -21,7 +21,7 @@ class Records(ABC):
 
     Attributes:
         labels: int64 ``[n]``, or None for data without classes.
-        classes: what the classes are called, in order; None where they have no names.
+        classes: names of the classes, in order; None if they have no names.
     """
 
     labels: NDArray[np.int64] | None = None
@@ -32,7 +32,7 @@ class Records(ABC):
 
     @abstractmethod
     def image(self, index: int) -> NDArray[Any]:
-        """One image, uint8 ``[C, H, W]``, or its latent, float32.
+        """Decode one image, uint8 ``[C, H, W]``, or its latent, float32.
 
         Raises:
             CorruptImageError: if it cannot be decoded.
@@ -63,7 +63,7 @@ class Selection(Records):
 
     Args:
         records: all images.
-        indices: those to keep, in order.
+        indices: indices of the images to keep, in order.
     """
 
     def __init__(self, records: Records, indices: Sequence[int]) -> None:
@@ -79,7 +79,7 @@ class Selection(Records):
 
 
 def evenly_spaced(count: int, limit: int | None) -> range | list[int]:
-    """At most ``limit`` of ``count`` indices, evenly spaced, so that data sorted by class keep every class."""
+    """At most ``limit`` of ``count`` indices, evenly spaced, so that every class of sorted data is kept."""
     if limit is None or limit >= count:
         return range(count)
     return [i * count // limit for i in range(limit)]

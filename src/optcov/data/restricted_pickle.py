@@ -1,7 +1,7 @@
 """Reads the pickles of CIFAR-10 without executing anything they ask for.
 
-A pickle can call any function that its reader looks up.  A CIFAR batch needs only those that rebuild a numpy array;
-this reader refuses all others.
+A pickle can call any function that its reader looks up.  A CIFAR batch needs only the functions that rebuild a NumPy
+array; this reader refuses all others.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def load_arrays(content: bytes) -> Any:
-    """The content of a pickle of plain values and numpy arrays; Python 2 strings become bytes.
+    """Load a pickle of plain values and NumPy arrays; Python 2 strings become bytes.
 
     Raises:
         ValueError: if it is damaged, or asks for anything else.

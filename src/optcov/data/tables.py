@@ -1,6 +1,6 @@
-"""Tables of encoded images as Hugging Face stores them: parquet shards, and the arrow files of ``save_to_disk``.
+"""Tables of encoded images as Hugging Face stores them: parquet shards and the arrow files of ``save_to_disk``.
 
-Images are in a column of ``struct<bytes, path>`` or of bytes.  Only one part of a table is in memory at a time.
+Images are in a column of type ``struct<bytes, path>`` or bytes.  Only one part of a table is in memory at a time.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from optcov.data.untrusted import MAX_ARRAY, TooLargeError, check_size
 
 
 class Table(ABC):
-    """A file of rows.
+    """A table in a file, read part by part.
 
     Args:
-        path: of the file.
+        path: path of the file.
     Raises:
         ValueError: naming the file, if it cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._part: tuple[int, str, Any] | None = None  # which, of which column, and its values
+        self._part: tuple[int, str, Any] | None = None  # number, column and values of the part in memory
         with self.reading():
             self.columns, sizes = self.open()
         self.starts = np.cumsum([0, *sizes])  # the first row of each part, and the number of rows
 
     @abstractmethod
     def open(self) -> tuple[dict[str, Any], list[int]]:
-        """The arrow type of each column, and the rows of each part."""
+        """Open the file; return the arrow type of each column and the number of rows of each part."""
 
     @abstractmethod
     def part(self, number: int, column: str) -> Any:
-        """A column of a part, as an arrow array."""
+        """Read a column of a part as an arrow array."""
 
-    described: dict[bytes, bytes] | None = None  # by whoever wrote the file
+    described: dict[bytes, bytes] | None = None  # metadata that the writer of the file added
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def class_names(self, column: str) -> list[str] | None:
-        """The names of a column of classes, as Hugging Face describes them; None where nothing does."""
+        """The class names of a column, from Hugging Face's metadata; None if there are none."""
         try:
             kind = json.loads((self.described or {})[b"huggingface"])["info"]["features"][column]
             return [str(name) for name in kind["names"]]
@@ -56,7 +56,7 @@ class Table(ABC):
             return None
 
     def encoded(self, row: int, column: str) -> bytes:
-        """The image file in a row; empty where there is none.
+        """The image file in a row; empty if there is none.
 
         Raises:
             CorruptImageError: if the row cannot be read, or names a file elsewhere instead of holding it.
@@ -86,7 +86,7 @@ class Table(ABC):
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Turn what a damaged file raises into one sentence."""
+        """Turn the errors of a damaged file into a one-sentence ValueError."""
         import pyarrow as pa  # type: ignore[import-untyped]
 
         try:
@@ -150,10 +150,10 @@ def is_image_type(kind: Any) -> bool:
 
 
 class Shards:
-    """Several tables as one.
+    """Several tables, addressed as one.
 
     Args:
-        tables: in order.
+        tables: the tables in order.
     """
 
     def __init__(self, tables: Sequence[Table]) -> None:
@@ -164,6 +164,6 @@ class Shards:
         return int(self.starts[-1])
 
     def find(self, index: int) -> tuple[Table, int]:
-        """The table of a row, and its number there."""
+        """The table that holds a row, and the number of the row in it."""
         number = int(np.searchsorted(self.starts, index, side="right")) - 1
         return self.tables[number], index - int(self.starts[number])

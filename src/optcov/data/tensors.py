@@ -1,7 +1,7 @@
-"""Numbers of any shape in a file, as they are: latents, or physical quantities of a known range.
+"""Tensors of any shape from a file, such as latents or physical quantities of a known range.
 
-They are modelled as they are, or, where their ends are known, on [-1, 1]; samples are floats in the unit of the file.
-Scores and pictures see 256 levels of them, from end to end, or four standard deviations around each channel's mean.
+If their range is known, they are modelled on [-1, 1], otherwise unchanged; samples are floats in the unit of the file.
+Scores and pictures use 256 levels, over the known range or four standard deviations around each channel's mean.
 """
 
 from __future__ import annotations
@@ -28,23 +28,24 @@ from optcov.data_range import DataRange
 HOW = "give a .pt, .safetensors, .npy or .npz file of numbers [n, ...]"
 LABELS = ("labels", "label", "y")
 CHUNK = 4096  # rows
-SPREAD = 4.0  # standard deviations that are shown on either side of a mean
+SPREAD = 4.0  # standard deviations on either side of the mean that pictures cover
 
 
 @dataclass(eq=False)
 class TensorData(DataSource):
-    """Floats ``[n, *event]`` of a file.
+    """A tensor ``[n, *event]`` in a file.
 
     Args:
-        root: ``.pt`` (read with ``weights_only``), ``.safetensors``, ``.npy`` or ``.npz``.
-        tensor: its name in the file; None for the only one beside the labels.
-        label: the name of the classes, int64 ``[n]``; None for ``labels``, ``label`` or ``y`` if one is there.
-        value_range: the ends of the data; None for unknown support, as of latents.
-        num_levels: evenly spaced values from end to end, 65,536 of 16-bit data; None for continuous data.
-        val_size, test_size: samples held out for validation and testing, a fixed random choice.
+        root: a ``.pt`` (read with ``weights_only``), ``.safetensors``, ``.npy`` or ``.npz`` file.
+        tensor: name of the tensor in the file; None for the only one besides the labels.
+        label: name of the classes, int64 ``[n]``; None for ``labels``, ``label`` or ``y`` if there is one.
+        value_range: lowest and highest value of the data; None if the support is unknown, as for latents.
+        num_levels: number of evenly spaced values in the range, such as 65,536 for 16-bit data; None for continuous
+            data.
+        val_size, test_size: number of samples held out for validation and testing; the random choice is fixed.
         batch_size, seed, random_flip: as in `DataSource`.
     Raises:
-        ValueError: if a setting has no meaning.
+        ValueError: if a setting is invalid.
     """
 
     root: str
@@ -93,7 +94,7 @@ class TensorData(DataSource):
 
     def finish(self, x_0: Tensor) -> Tensor:
         if not x_0.isfinite().all():
-            to_uint8(x_0)  # which says so
+            to_uint8(x_0)  # raises the error that says so
         x_0 = x_0.to(torch.float32)
         if self.ends is None:
             return x_0
@@ -101,12 +102,12 @@ class TensorData(DataSource):
 
     def levels(self, samples: Tensor) -> Tensor:
         low, high = self._shown
-        chunks = torch.split(samples, CHUNK)  # of a file that may be larger than memory as floats
+        chunks = torch.split(samples, CHUNK)  # as floats, the whole may be larger than memory
         return torch.cat([to_uint8((each.float() - low) / (high - low) * 2 - 1) for each in chunks])
 
     @cached_property
     def _shown(self) -> tuple[Tensor, Tensor]:
-        """The values that are shown as black and white, of each channel; broadcastable to ``[n, *event]``."""
+        """The values shown as black and as white in each channel, broadcastable to ``[n, *event]``."""
         if self.ends is not None:
             return torch.tensor(self.ends[0]), torch.tensor(self.ends[1])
         some = self.train[:CHUNK].float()
@@ -132,7 +133,7 @@ class TensorData(DataSource):
 
     @cached_property
     def _checked(self) -> Tensor:
-        """All samples, whose values are what was promised."""
+        """All samples, after a check of their shape, type and values."""
         contents = self._contents
         names = [self.tensor] if self.tensor else [name for name in contents if name != self._label]
         if len(names) != 1:
@@ -178,10 +179,10 @@ class TensorData(DataSource):
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, mapped from it where its format allows; nothing in it is run.
+    """Read the tensors of a file, memory-mapped if its format allows; nothing in the file is run.
 
     Raises:
-        ValueError: naming the file, in one sentence.
+        ValueError: naming the file, if it is of an unknown kind, damaged, or holds anything but tensors.
     """
     readers = {".pt": _of_torch, ".pth": _of_torch, ".safetensors": _of_safetensors, ".npy": _of_npy, ".npz": _of_npz}
     if path.suffix not in readers:
@@ -193,7 +194,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"data.root: {path} is damaged, or holds more than tensors ({problem}): {HOW}") from error
     size = path.stat().st_size
     for name, tensor in found.items():
-        if path.suffix != ".npz" and tensor.numel() * tensor.element_size() > size:  # a view of few numbers
+        if path.suffix != ".npz" and tensor.numel() * tensor.element_size() > size:  # an expanded view of few numbers
             raise ValueError(f"data.root: {name} in {path} declares more data than the file has: save a clone() of it")
     return found
 

@@ -1,7 +1,8 @@
-"""Opens files that may come from a stranger, checking what they declare before allocating memory for it.
+"""Opens files that may come from a stranger; the size they declare is checked before memory is allocated for it.
 
-Images are opened only in a short list of formats (Pillow would pass PostScript under any name to Ghostscript).  Archive
-members, images and arrays are refused if their declared size is too large, and no more than that is ever decompressed.
+Images are opened only in a short list of formats, because Pillow would pass PostScript under any name to Ghostscript.
+Archive members, images and arrays are refused if their declared size is too large, and no more than that size is ever
+decompressed.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from PIL import Image, ImageFile
 from optcov.data.records import CorruptImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-MAX_PIXELS = 89_478_485  # largest image: 256 MiB in colour, where Pillow begins to warn
-MAX_BYTES = 2**29  # largest encoded image; one with MAX_PIXELS in 16-bit colour just fits
+MAX_PIXELS = 89_478_485  # pixels of the largest image, 256 MiB in colour; Pillow warns above this
+MAX_BYTES = 2**29  # bytes of the largest encoded image; MAX_PIXELS in 16-bit colour just fit
 MAX_ARRAY = 2**31  # bytes of the largest array that is read into memory as a whole
 CHUNK = 2**24  # bytes read at once
 MAX_HEADER = 2**14  # bytes of the longest text that describes an array
 
-_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of the others, zipfile does not bound what comes out
-# what Pillow raises for bytes that are not an image, are cut short, or unpack to more than its limit
+_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile does not bound the output of the other methods
+# the errors Pillow raises for bytes that are not an image, are cut short, or unpack to more than its limit
 _DAMAGE = (
     *(OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error, zlib.error),
     Image.DecompressionBombError,
@@ -43,13 +44,13 @@ class TooLargeError(ValueError):
 
 
 def open_image(encoded: bytes, name: str) -> ImageFile.ImageFile:
-    """An image file, decoded by Pillow.
+    """Decode an image file with Pillow.
 
     Args:
         encoded: the content of the file.
-        name: of the image, for messages.
+        name: name of the image, for messages.
     Raises:
-        CorruptImageError: naming the image, if it is of another format, too large, or damaged.
+        CorruptImageError: naming the image, if it has another format, is too large, or is damaged.
     """
     try:
         check_size(len(encoded), MAX_BYTES)
@@ -66,32 +67,32 @@ def open_image(encoded: bytes, name: str) -> ImageFile.ImageFile:
 
 
 def check_size(size: int, limit: int) -> None:
-    """Raise TooLargeError for more bytes than a limit."""
+    """Raise TooLargeError if a size in bytes is above a limit."""
     if size > limit:
         raise TooLargeError(f"{size / 1e9:.3g} GB are more than the {limit / 1e9:.3g} GB that are read")
 
 
 def read_member(archive: zipfile.ZipFile, name: str, limit: int = MAX_BYTES) -> bytes:
-    """A file in a zip archive, of which no more than its declared size is ever unpacked.
+    """Read a file in a zip archive; no more than its declared size is ever unpacked.
 
     Raises:
-        TooLargeError: if it declares more than the limit.
-        zipfile.BadZipFile: if it is damaged, or not packed by deflation.
+        TooLargeError: if its declared size is above the limit.
+        zipfile.BadZipFile: if it is damaged, or compressed by a method other than deflate.
     """
     info = archive.getinfo(name)
     check_size(info.file_size, limit)
     with open_member(archive, name) as file:
-        return file.read(info.file_size + 1)  # a size bounds what zipfile unpacks; without one, nothing does
+        return file.read(info.file_size + 1)  # without a size, zipfile would unpack any amount
 
 
 def open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
-    """A file in a zip archive as a stream.
+    """Open a file in a zip archive as a stream.
 
     Raises:
-        zipfile.BadZipFile: if it is damaged, or not packed by deflation.
+        zipfile.BadZipFile: if it is damaged, or compressed by a method other than deflate.
     """
     if archive.getinfo(name).compress_type not in _PACKED:
-        raise zipfile.BadZipFile("it is packed by another method than deflation")
+        raise zipfile.BadZipFile("it is compressed by a method other than deflate")
     return archive.open(name)
 
 
@@ -101,13 +102,13 @@ class _Readable(Protocol):
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """What a ``.npy`` file declares.
+    """The header of an array file: what it declares about its array.
 
     Attributes:
-        shape: of the array.
-        dtype: of its elements; never of objects, which are pickles.
+        shape: shape of the array.
+        dtype: type of its elements; never Python objects, which would be pickles.
         fortran: whether the first axis varies fastest.
-        offset: bytes of the header.
+        offset: length of the header in bytes.
     """
 
     shape: tuple[int, ...]
@@ -117,23 +118,23 @@ class ArrayHeader:
 
     @property
     def nbytes(self) -> int:
-        """The size of the array."""
+        """Size of the array in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def check(self, size: int | None) -> None:
-        """Raise ValueError if a file of this size has not what is declared; None if the size is not known."""
+        """Raise ValueError if the file's size in bytes differs from what is declared; None if it is not known."""
         if size is not None and self.nbytes + self.offset != size:
             raise ValueError(f"it declares {self.nbytes:,} bytes of data and has {size - self.offset:,}")
 
 
 def read_header(file: _Readable, size: int | None) -> ArrayHeader:
-    """The header of a ``.npy`` file, checked against the size of the file.
+    """Read the header of a ``.npy`` file and check it against the size of the file.
 
     Args:
-        file: at its beginning; left at the first element.
-        size: of the whole file in bytes, if it is known.
+        file: the file at its beginning; it is left at the first element.
+        size: size of the whole file in bytes; None if it is not known.
     Raises:
-        ValueError: with the end of a sentence, if it is not an array of numbers or text, or of another size.
+        ValueError: with the end of a sentence, if the file is not an array of numbers or text, or has another size.
     """
     magic = file.read(8)
     if magic[:6] != b"\x93NUMPY" or len(magic) < 8 or magic[6] not in (1, 2, 3):
@@ -141,7 +142,7 @@ def read_header(file: _Readable, size: int | None) -> ArrayHeader:
     width = 2 if magic[6] == 1 else 4
     length = int.from_bytes(file.read(width), "little")
     if length > MAX_HEADER:
-        raise ValueError(f"its header of {length} bytes is not one of NumPy")
+        raise ValueError(f"its header of {length} bytes is too long for NumPy's format")
     try:
         told = ast.literal_eval(file.read(length).decode("latin1"))
         shape, fortran = told["shape"], bool(told["fortran_order"])
@@ -158,12 +159,12 @@ def read_header(file: _Readable, size: int | None) -> ArrayHeader:
 
 
 def read_array(file: _Readable, size: int, limit: int = MAX_ARRAY) -> NDArray[Any]:
-    """A ``.npy`` file as an array in memory.
+    """Read a ``.npy`` file into memory.
 
     Args:
-        file: at its beginning.
-        size: of the whole file, in bytes.
-        limit: bytes of the array at most.
+        file: the file at its beginning.
+        size: size of the whole file in bytes.
+        limit: largest size of the array in bytes.
     Raises:
         ValueError: with the end of a sentence, if it cannot be read.
     """
@@ -180,16 +181,16 @@ def read_array(file: _Readable, size: int, limit: int = MAX_ARRAY) -> NDArray[An
 
 
 def read_npz(path: Path, wanted: Iterable[str] | None = None, limit: int = MAX_ARRAY) -> dict[str, NDArray[Any]]:
-    """Arrays of a ``.npz`` file, in memory.
+    """Read arrays of a ``.npz`` file into memory.
 
     Args:
-        path: of the file.
-        wanted: names of arrays, of which those that are there are read; None for all.
-        limit: bytes of all of them together, at most.
+        path: path of the file.
+        wanted: names of the arrays to read if the file has them; None for all arrays.
+        limit: largest size of all of them together, in bytes.
     Raises:
-        ValueError: with the end of a sentence, if one cannot be read.
-        OSError, zipfile.BadZipFile, zlib.error: if the file cannot.
-        KeyError: with the names of its arrays, if none of those that are wanted is there.
+        ValueError: with the end of a sentence, if an array cannot be read.
+        OSError, zipfile.BadZipFile, zlib.error: if the file cannot be read.
+        KeyError: with the names of its arrays, if the file has none of the wanted arrays.
     """
     arrays = {}
     with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""Inverse problems: linear operators, and what a measurement makes of a mean and its covariance."""
+"""Inverse problems: linear operators, and the update of a mean and its covariance by a measurement."""
 
 from optcov.inverse.conditioning import ConditionedCovariance, condition, innovation
 from optcov.inverse.operator import BlockAverage, Blur, Mask, MatrixOperator, Operator, PairOperator

@@ -1,14 +1,14 @@
-r"""What a linear measurement ``y = A x_0 + n``, ``n ~ N(0, N)``, makes of ``N(m, C)``: the Gaussian update
+r"""The Gaussian update of ``N(m, C)`` by a linear measurement ``y = A x_0 + n`` with noise ``n ~ N(0, N)``:
 
     S = A C A^T + N          m' = m + C A^T S^{-1} (y - A m)          C' = C - C A^T S^{-1} A C
 
-N is diagonal.  Closed forms, for an operator that selects values (a mask), with ``C = D + U U^T``:
+N is diagonal.  If the operator selects values (a mask) and ``C = D + U U^T``, there are closed forms:
 
     keep = N / (D + N) where a value is measured, 1 elsewhere
     C'   = keep D + (keep U) (I + U^T A^T (A D A^T + N)^{-1} A U)^{-1} (keep U)^T
 
-Other kinds are drawn from by perturbation (Papandreou and Yuille 2010): ``x = z - C A^T S^{-1} (A z + n)`` has the
-covariance C' for ``z ~ N(0, C)``, ``n ~ N(0, N)``, and takes one solution with S.
+Draws from other kinds use perturbation (Papandreou and Yuille 2010): for ``z ~ N(0, C)`` and ``n ~ N(0, N)``,
+``x = z - C A^T S^{-1} (A z + n)`` has covariance C', at the cost of one solution with S.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from optcov.schedule.levels import per_sample
 def innovation(
     covariance: Covariance, like: Tensor, operator: Operator, variance: Tensor, steps: int = 50
 ) -> Covariance:
-    """``S = A C A^T + N``, a covariance of measurements.
+    """``S = A C A^T + N``, the covariance of the measurements.
 
-    It has a closed form for diagonal and low-rank C where the operator's rows have no value in common (a mask, block
-    averages), is dense for up to `optcov.covariance.total.EXACT_UP_TO` measurements otherwise, and beyond that, or for
-    a matrix-free C, known by its products, from which `solve` takes ``steps`` steps of Lanczos's method: in exact
-    arithmetic those of conjugate gradients.
+    It has a closed form if C is diagonal or low-rank and no two rows of the operator use the same value (a mask, block
+    averages).  Otherwise it is dense for up to `optcov.covariance.total.EXACT_UP_TO` measurements.  Beyond that, and
+    for a matrix-free C, it is known only by its products, and `solve` takes ``steps`` steps of Lanczos's method, which
+    in exact arithmetic gives the same as conjugate gradients.
 
     Args:
         covariance: C.
-        like: of the shape, precision and device of a batch of measurements.
+        like: a tensor with the shape, precision and device of a batch of measurements.
         operator: A.
         variance: the diagonal of N, positive, 0-dimensional or ``[*measurement]``.
-        steps: products of a solution, where there is no closed form.
+        steps: number of products that a solution takes if there is no closed form.
     """
     shape = operator.measurement_shape
     if covariance.is_diagonal or isinstance(covariance, LowRankCovariance):
@@ -77,10 +77,10 @@ def innovation(
 def condition(
     covariance: Covariance, residual: Tensor, operator: Operator, variance: Tensor, steps: int = 50
 ) -> tuple[Tensor, Covariance]:
-    """The Gaussian update of this module's docstring.
+    """Compute the Gaussian update in this module's docstring.
 
     Args:
-        covariance: C, of a batch.
+        covariance: C, one per sample of a batch.
         residual: ``y - A m``, ``[B, *measurement]``.
         operator, variance, steps: as in `innovation`.
     Returns:
@@ -96,7 +96,7 @@ def condition(
 def _conditioned(
     covariance: Covariance, like: Tensor, operator: Operator, variance: Tensor, total: Covariance
 ) -> Covariance:
-    """C', in a closed form where there is one."""
+    """C', in closed form if there is one."""
     if operator.selects and covariance.is_diagonal:
         white = covariance.diagonal()
         return DiagonalCovariance(_kept(white, operator, variance) * white)
@@ -118,26 +118,26 @@ def _conditioned(
 
 
 def _kept(white: Tensor, operator: Operator, variance: Tensor) -> Tensor:
-    """``N / (D + N)`` where a mask measures, 1 elsewhere, ``[B, *event]``; nothing cancels."""
+    """``N / (D + N)`` where a value is measured, 1 elsewhere, ``[B, *event]``; computed without cancellation."""
     own = operator(white)
     seen = operator.adjoint(torch.ones_like(own)) > 0
     return torch.where(seen, operator.adjoint(variance / (own + variance)).to(white.dtype), 1.0)
 
 
 class ConditionedCovariance(CompositeCovariance):
-    """``C' = scale (C - C A^T S^{-1} A C)``, known by what C and S can do.
+    """``C' = scale (C - C A^T S^{-1} A C)``, computed by the operations of C and S.
 
-    A draw takes one of C, one of N and one solution with S.  What needs the whole matrix at once (`solve`, `logdet` and
-    their kin) is dense up to `optcov.covariance.total.EXACT_UP_TO` dimensions, and takes Lanczos's method beyond that;
-    `diagonal` takes two products with C for each measurement.
+    A draw takes a draw from C, a draw from N and one solution with S.  Operations that need the whole matrix (`solve`,
+    `logdet` and the like) form it up to `optcov.covariance.total.EXACT_UP_TO` dimensions and use Lanczos's method
+    beyond that.  `diagonal` takes two products with C for each measurement.
 
     Args:
         prior: C.
-        like: of the shape, precision and device of a batch of measurements.
+        like: a tensor with the shape, precision and device of a batch of measurements.
         operator: A.
         variance: the diagonal of N, 0-dimensional or ``[*measurement]``.
         total: S, from `innovation`.
-        scale: positive, 0-dimensional or ``[B]``; 1 where None.
+        scale: positive, 0-dimensional or ``[B]``; None for 1.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class ConditionedCovariance(CompositeCovariance):
 
 
 def is_matrix_free(covariance: Covariance) -> bool:
-    """Whether a product may take calls of a network."""
+    """Whether a product with the covariance may call a network."""
     if isinstance(covariance, SumCovariance):
         return any(is_matrix_free(term) for term in covariance.terms)
     if isinstance(covariance, CongruentCovariance):
@@ -203,5 +203,5 @@ def is_matrix_free(covariance: Covariance) -> bool:
 
 
 def _solved(total: Covariance, v: Tensor) -> Tensor:
-    """``S^{-1} v``, in float64 where S is dense: it is as ill-conditioned as the noise is small."""
+    """``S^{-1} v``, in float64 if S is dense, because S is ill-conditioned when the noise is small."""
     return total.solve(v.double()).to(v.dtype) if isinstance(total, FullCovariance) else total.solve(v)

@@ -1,13 +1,13 @@
 r"""Linear operators A of inverse problems ``y = A x_0 + noise``, each with its adjoint.
 
-mask            some of the values: inpainting                               A A^T = I
-block average   means of k x k blocks: super-resolution                     the rows have no value in common
-blur            a circular convolution, by FFT; with a stride, of which every k-th value is kept: super-resolution
-matrix          any, such as random projections
-pair            any two functions, such as those of a library of physics
+mask            keeps some of the values (inpainting); A A^T = I
+block average   averages blocks of k x k pixels (super-resolution); no two rows use the same value
+blur            a circular convolution by FFT; with a stride k, it keeps every k-th pixel (super-resolution)
+matrix          any matrix, such as random projections
+pair            any function and its adjoint, such as those of a physics library
 
-An operator is made for events ``[*event]`` and acts on batches.  Units are those of the network's data: y and its noise
-lie where A takes images of the network's own range, such as [-1, 1].
+An operator is made for events ``[*event]`` and acts on batches.  Units are those of the network's data: y is A applied
+to images in the network's own range, such as [-1, 1], and the noise has the units of y.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Operator(nn.Module, ABC):
     """A linear map from events to measurements; ``operator(x)`` is ``A x``, and ``operator.adjoint(y)`` is ``A^T y``.
 
     Args:
-        event_shape: of x.
-        measurement_shape: of y.
+        event_shape: shape of x.
+        measurement_shape: shape of y.
     Attributes:
-        selects: whether A takes values as they are, so that ``A A^T = I`` and ``A^T D A`` is diagonal for diagonal D.
+        selects: whether A only selects values, so that ``A A^T = I`` and ``A^T D A`` is diagonal for diagonal D.
     """
 
     selects: bool = False
@@ -46,17 +46,17 @@ class Operator(nn.Module, ABC):
         """``A^T y``, ``[B, *event]``, for ``y`` of shape ``[B, *measurement]``."""
 
     def gram(self, variance: Tensor) -> Tensor | None:
-        """The diagonal of ``A diag(variance) A^T``, ``[B, *measurement]``, if this is diagonal for every variance.
+        """The diagonal of ``A diag(variance) A^T``, ``[B, *measurement]``, if that matrix is diagonal for any variance.
 
         Args:
             variance: ``[B, *event]``.
         Returns:
-            None for an operator whose rows have values in common.
+            the diagonal, or None for an operator that has two rows with a value in common.
         """
         return None
 
     def accept(self, y: Tensor) -> Tensor:
-        """A measurement as a user has it, ``[*measurement]`` or ``[n, *measurement]``, as a batch.
+        """Return a user's measurement, ``[*measurement]`` or ``[n, *measurement]``, as a batch.
 
         Raises:
             ValueError: if it has another shape, or values that are not finite.
@@ -67,26 +67,26 @@ class Operator(nn.Module, ABC):
         if y.shape[1:] != shape or y.ndim != len(shape) + 1:
             raise ValueError(
                 f"y must have shape {tuple(shape)}, or one more axis for several measurements (got {tuple(y.shape)}): "
-                "give what the operator makes of an image"
+                "give a tensor of the shape that the operator returns for an image"
             )
         if not bool(torch.isfinite(y).all()):
             raise ValueError("y must hold finite numbers (got nan or inf): use a mask for values that are missing")
         return y
 
     def matrix(self, like: Tensor) -> Tensor:
-        """A as a matrix ``[m, d]``, of the precision and on the device of ``like``."""
+        """A as a matrix ``[m, d]``, with the precision and device of ``like``."""
         count = self.measurement_shape.numel()
         unit = torch.eye(count, dtype=like.dtype, device=like.device).reshape(count, *self.measurement_shape)
         return self.adjoint(unit).reshape(count, -1)
 
 
 class Mask(Operator):
-    """Inpainting: the values at which a mask is 1, in the order of a flattened event.
+    """Inpainting: selects the values where a mask is 1, in the order of a flattened event.
 
     Args:
-        event_shape: of x.
-        mask: of zeros and ones, 1 where a value is measured; it broadcasts to the event, so that ``[H, W]`` serves all
-            channels.
+        event_shape: shape of x.
+        mask: zeros and ones, 1 where a value is measured; it broadcasts to the event, so that a mask ``[H, W]`` applies
+            to all channels.
     Raises:
         ValueError: if the mask does not fit, has other values, or measures nothing.
     """
@@ -109,7 +109,7 @@ class Mask(Operator):
             ) from error
         index = mask.flatten().nonzero()[:, 0]
         if len(index) == 0:
-            raise ValueError("mask must have at least one 1 (got an empty mask): nothing is measured")
+            raise ValueError("mask must have at least one 1 (got only zeros): set 1 where a value is measured")
         super().__init__(event, (len(index),))
         self.register_buffer("index", index, persistent=False)
 
@@ -125,7 +125,7 @@ class Mask(Operator):
         return self.forward(variance)
 
     def accept(self, y: Tensor) -> Tensor:
-        """As in `Operator`; also images ``[*event]`` or ``[n, *event]``, of which the masked values are taken."""
+        """As in `Operator`; images ``[*event]`` or ``[n, *event]`` are accepted too, and their values selected."""
         images = y[None] if y.shape == self.event_shape else y
         if images.shape[1:] == self.event_shape and images.ndim == len(self.event_shape) + 1:
             y = self.forward(images)
@@ -137,16 +137,16 @@ class BlockAverage(Operator):
 
     Args:
         event_shape: ``(C, H, W)``.
-        factor: k, which divides H and W.
+        factor: k, a divisor of H and W.
     Raises:
-        ValueError: if it does not, or events are no images.
+        ValueError: if it does not divide them, or events are not images.
     """
 
     def __init__(self, event_shape: Sequence[int], factor: int = 2) -> None:
         channels, height, width = image_shape(event_shape)
         if factor < 1 or height % factor or width % factor:
             raise ValueError(
-                f"factor must divide the sides {height} and {width} of images (got {factor}): give such as 2"
+                f"factor must divide the sides {height} and {width} of images (got {factor}): give a divisor such as 2"
             )
         super().__init__((channels, height, width), (channels, height // factor, width // factor))
         self.factor = factor
@@ -163,15 +163,15 @@ class BlockAverage(Operator):
 
 
 class Blur(Operator):
-    """A circular convolution of each channel by FFT, then every ``stride``-th pixel of both sides.
+    """A circular convolution of each channel by FFT; with a stride, only every ``stride``-th row and column is kept.
 
     Args:
         event_shape: ``(C, H, W)``.
-        kernel: ``[h, w]``, at most the image; its centre is at ``(h // 2, w // 2)``.  None for a Gaussian.
-        std: standard deviation of the Gaussian, in pixels, positive; ignored where a kernel is given.
+        kernel: ``[h, w]``, no larger than the image; its centre is at ``(h // 2, w // 2)``.  None for a Gaussian.
+        std: standard deviation of the Gaussian, in pixels, positive; ignored if a kernel is given.
         stride: 1 for a blur, more for super-resolution; it divides H and W.
     Raises:
-        ValueError: if an argument is out of range, or events are no images.
+        ValueError: if an argument is out of range, or events are not images.
     """
 
     spectrum: Tensor
@@ -213,10 +213,10 @@ class Blur(Operator):
 
 
 class MatrixOperator(Operator):
-    """Any matrix on flattened events.
+    """Any matrix, applied to flattened events.
 
     Args:
-        event_shape: of x, of d dimensions.
+        event_shape: shape of x, with d dimensions in all.
         matrix: ``[m, d]``.
     Raises:
         ValueError: if the matrix does not fit.
@@ -228,14 +228,14 @@ class MatrixOperator(Operator):
         event = torch.Size(event_shape)
         if matrix.ndim != 2 or matrix.shape[1] != event.numel() or len(matrix) == 0:
             raise ValueError(
-                f"matrix must have shape [m, {event.numel()}] (got {tuple(matrix.shape)}): give one row a measurement"
+                f"matrix must have shape [m, {event.numel()}] (got {tuple(matrix.shape)}): give a row per measurement"
             )
         super().__init__(event, (len(matrix),))
         self.register_buffer("weight", matrix, persistent=False)
 
     @classmethod
     def random(cls, event_shape: Sequence[int], count: int, seed: int = 0) -> MatrixOperator:
-        """Random projections: ``count`` rows of independent normal numbers, of expected length 1.
+        """Random projections: ``count`` rows of independent normal numbers, with expected squared length 1.
 
         Raises:
             ValueError: if ``count`` is below 1.
@@ -254,12 +254,12 @@ class MatrixOperator(Operator):
 
 
 class PairOperator(Operator):
-    """Two functions on batches, the second the adjoint of the first, which is checked on random vectors.
+    """A linear function on batches and its adjoint; random vectors check that the two belong together.
 
     Args:
-        event_shape: of x.
+        event_shape: shape of x.
         function: ``[B, *event] -> [B, *measurement]``, linear.
-        adjoint: ``[B, *measurement] -> [B, *event]``; None to differentiate the function.
+        adjoint: ``[B, *measurement] -> [B, *event]``; None to derive it from the function by autograd.
     Raises:
         ValueError: if ``<A x, y>`` and ``<x, A^T y>`` differ by more than a thousandth.
     """
@@ -280,15 +280,15 @@ class PairOperator(Operator):
         if not abs(one - other) <= 1e-3 * float(image.norm() * y.norm()):
             raise ValueError(
                 f"adjoint must satisfy <A x, y> = <x, A^T y> (got {one:.4g} and {other:.4g}): correct its scale, or "
-                "leave it out to have the function differentiated"
+                "omit it, so that autograd derives it"
             )
 
     @classmethod
     def of(cls, event_shape: Sequence[int], physics: Any) -> PairOperator:
-        """An operator of a library: an object with ``A`` and ``A_adjoint``, as deepinv's ``LinearPhysics`` has.
+        """Wrap an object with methods ``A`` and ``A_adjoint``, such as deepinv's ``LinearPhysics``.
 
         Raises:
-            ValueError: if it has not.
+            ValueError: if it lacks one of them.
         """
         if not callable(getattr(physics, "A", None)) or not callable(getattr(physics, "A_adjoint", None)):
             raise ValueError(
@@ -310,7 +310,7 @@ class PairOperator(Operator):
 
 
 def image_shape(event_shape: Sequence[int]) -> tuple[int, int, int]:
-    """``(C, H, W)``.
+    """Return ``(C, H, W)`` for events that are images.
 
     Raises:
         ValueError: if events have other axes.
@@ -325,7 +325,7 @@ def image_shape(event_shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _gaussian(size: int, std: float) -> Tensor:
-    """A normalised Gaussian at all the pixels of a side, float64 ``[size]``, its centre at ``size // 2``."""
+    """A normalised Gaussian at each pixel of a side, float64 ``[size]``, centred at ``size // 2``."""
     distance = torch.arange(size, dtype=torch.float64) - size // 2
     weights = torch.exp(-(distance**2) / (2 * std**2))
     return weights / weights.sum()

@@ -1,8 +1,8 @@
 """Likelihood under the probability-flow ODE, by the instantaneous change of variables.
 
-Scaled to ``y = x_t / norm`` with ``norm = sqrt(alpha_t^2 + sigma_t^2)``, every Gaussian path preserves variance, and as
-a function of ``lambda = log(sigma_t / alpha_t)`` the ODE needs no derivative of the schedule.  With alpha and sigma
-scaled by the same factor,
+After scaling to ``y = x_t / norm`` with ``norm = sqrt(alpha_t^2 + sigma_t^2)``, every Gaussian path preserves variance.
+Written as a function of ``lambda = log(sigma_t / alpha_t)``, the ODE needs no derivative of the schedule.  With alpha
+and sigma scaled by the same factor,
 
     dy / dlambda = sigma e(x, t) - sigma^2 y,        div = sigma tr(de/dy) - sigma^2 d
     log p(x_min) = log N(x_max; 0, prior_std^2 I) + integral of div over lambda + d log(norm_max / norm_min)
@@ -30,7 +30,7 @@ from torch import Tensor
 from optcov.denoiser import Denoiser
 from optcov.schedule.levels import NoiseLevels
 
-LARGEST_LOG_RATIO = 12.0  # of sigma / alpha; with less signal than this, x_t counts as a draw from the prior
+LARGEST_LOG_RATIO = 12.0  # largest log(sigma / alpha); beyond it, x_t counts as a draw from the prior
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Solution:
 
 
 def check_settings(t_min: float | None, tolerance: float) -> None:
-    """Refuse a start or a tolerance with which there is no solution.
+    """Refuse a start time or a tolerance for which the ODE has no solution.
 
     Raises:
         ValueError: unless ``t_min`` is None or lies between 0 and 1, and ``tolerance`` is positive and finite.
@@ -87,13 +87,13 @@ class ProbabilityFlow:
 
     @property
     def _first(self) -> Tensor:
-        """``t_min``; float64, 0-dimensional."""
+        """``t_min``, or its default 1/N; float64, 0-dimensional."""
         first = 1 / self.denoiser.schedule.num_steps if self.t_min is None else self.t_min
         return torch.tensor(first, dtype=torch.float64)
 
     @property
     def _log_ratio(self) -> Tensor:
-        """``lambda = log(sigma / alpha)`` where the ODE starts and where it ends; float64 ``[2]``."""
+        """``lambda = log(sigma / alpha)`` at the start and at the end of the ODE; float64 ``[2]``."""
         times = torch.stack([self._first, torch.ones_like(self._first)])
         return (-self.denoiser.schedule.log_snr(times) / 2).clamp(max=LARGEST_LOG_RATIO)
 
@@ -122,7 +122,7 @@ class ProbabilityFlow:
             )
         if not x.is_floating_point() or not bool(x.isfinite().all()):
             raise ValueError(
-                f"x must be finite and of a floating-point type, for a density to mean something (got {x.dtype}, "
+                f"x must be finite and of a floating-point type to have a density (got {x.dtype}, "
                 f"{int((~x.isfinite()).sum())} not finite): give data in the denoiser's range, not grey levels"
             )
         ends = schedule.levels(torch.stack([self._first, schedule.time(-2 * log_ratio[1])]))
@@ -150,7 +150,7 @@ class ProbabilityFlow:
             path, divergence = odeint(
                 velocity, start, log_ratio.to(x.device), rtol=self.tolerance, atol=self.tolerance, method="dopri5"
             )
-        except AssertionError as error:  # of a step that has shrunk to nothing, or a state that is not finite
+        except AssertionError as error:  # raised when the step size underflows or the state is not finite
             raise ValueError(
                 f"the mean network must answer smoothly and with finite numbers for the ODE to be solved ({error}): "
                 "train longer, take network weights in float32, or raise t_min or the tolerance"

@@ -53,8 +53,11 @@ def gaussian_kl_between(difference: Tensor, variance_q: Tensor, covariance_p: Co
 
 
 def half_bin(data_range: DataRange, x_0: Tensor) -> Tensor | float:
-    """Half the distance of two grey levels, in units of the data; of channels shaped to go with ``x_0``.
+    """Half the distance between two grey levels, in units of the data.
 
+    Args:
+        data_range: the ends and grey levels of the data.
+        x_0: data, with which ends that differ by channel are made to broadcast.
     Raises:
         ValueError: if the data have no grey levels.
     """
@@ -68,12 +71,12 @@ def check_grey_levels(data_range: DataRange) -> None:
     """Refuse data without grey levels.
 
     Raises:
-        ValueError: in one sentence.
+        ValueError: if the data have none.
     """
     if data_range.grey_level is None:
         raise ValueError(
             "data_range must have grey levels for bits/dim (got none): latents and other continuous data have a "
-            'density, not a probability per pixel: bits_per_dim(unit="nats") bounds it'
+            'density, not a probability per pixel; use bits_per_dim(unit="nats"), which bounds the density'
         )
 
 

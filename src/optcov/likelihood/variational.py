@@ -10,10 +10,11 @@ Sources: DDPM (arXiv:2006.11239), Eq. 5; the decoder and its variance, Analytic-
 the Gaussian mass of each pixel's bin, of variance beta_tilde between the first two times of the full chain.
 
 Continuous data have a density instead of masses: the last term is then ``-log N(x_0; m(x_1), r_1 I)`` with
-``r_1 = sigma_1^2 / alpha_1^2``.  With any density of x_0 given x_1 it is a bound on ``-log p(x_0)`` (Jensen).  The best
-Gaussian has the covariance of x_0 given x_1, and where the data's density is smooth on the scale of sigma_1, that is
-``r_1 I`` to first order: the posterior is then the likelihood ``N(x_1; alpha_1 x_0, sigma_1^2 I)``, a function of x_0.
-What the bound overstates here vanishes with sigma_1, and does not depend on the strategy.
+``r_1 = sigma_1^2 / alpha_1^2``.  L is a bound on ``-log p(x_0)`` for any density of x_0 given x_1 (Jensen).  The best
+Gaussian has the covariance of x_0 given x_1.  Where the data's density is smooth on the scale of sigma_1, this
+covariance is ``r_1 I`` to first order, because the posterior is then proportional to the likelihood
+``N(x_1; alpha_1 x_0, sigma_1^2 I)`` as a function of x_0.  The excess of the bound due to this choice vanishes with
+sigma_1 and does not depend on the strategy.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ from optcov.variance.base import VarianceStrategy
 
 @dataclass(frozen=True)
 class Noised:
-    """Clean data, and the network's prediction from a noisy version at one level; tensors ``[B, *event]``."""
+    """Clean data and the network's prediction from a noisy version of them at one level; tensors ``[B, *event]``."""
 
     x_0: Tensor
     prediction: Prediction
-    mean: Tensor  # the estimate of x_0 that the steps use, clipped if the bound says so
+    mean: Tensor  # the estimate of x_0 that the steps use, clipped if the bound has `clip_x0`
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,8 @@ class VariationalBound(Bound):
         denoiser, strategy, clip_x0: as in `Bound`.
         log_mass: the log mass of a pixel's bin.
     Raises:
-        ValueError: if the schedule has one step only, which leaves the decoder no variance, or the data have no grey
-            levels.
+        ValueError: if the schedule has a single step, so that the decoder's variance is undefined, or the data have no
+            grey levels.
     """
 
     log_mass: LogMass = pixel_log_mass
@@ -130,8 +131,8 @@ class VariationalBound(Bound):
         check_grey_levels(self.denoiser.data_range)
         if self.denoiser.schedule.num_steps < 2:
             raise ValueError(
-                "schedule.num_steps must be at least 2 for bits/dim (got 1): give 2 or more, as the decoder's variance "
-                "is that of the step between the first two times"
+                "schedule.num_steps must be at least 2 for bits/dim (got 1): give 2 or more, because the decoder's "
+                "variance is that of the step between the first two times"
             )
 
     def decoder(self, noised: Noised) -> Tensor:

@@ -1,4 +1,4 @@
-"""Metrics that score samples, or a model on given data."""
+"""Metrics that score samples, or score a model on given data."""
 
 from optcov.metric.base import Metric, ModelMetric, Score, grey_levels, with_count
 from optcov.metric.cifar_features import CIFARFeatures
@@ -18,6 +18,7 @@ from optcov.metric.nll import VariationalDensity, VariationalNLL
 from optcov.metric.nll_ode import FlowNLL
 from optcov.metric.precision_recall import PrecisionRecall
 from optcov.metric.reference import Reference, Statistics
+from optcov.metric.scoring import refer_all, score_samples
 
 __all__ = [
     "CIFARFeatures",
@@ -42,6 +43,8 @@ __all__ = [
     "VariationalNLL",
     "frechet_distance",
     "grey_levels",
+    "refer_all",
+    "score_samples",
     "update_all",
     "with_count",
 ]

@@ -1,4 +1,4 @@
-"""Interfaces of the two kinds of metric: one scores the samples a model draws, the other the model on given data."""
+"""Interfaces of the two kinds of metric: one scores a model's samples, the other scores the model on given data."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Score:
     details: dict[str, Any] = field(default_factory=dict)
 
     def table(self) -> list[dict[str, Any]]:
-        """The terms of a bound in rows, such as ``pandas.DataFrame(score.table())``; empty for other scores."""
+        """The terms of a bound as rows, for ``pandas.DataFrame(score.table())``; empty for other scores."""
         if "transitions" not in self.details:
             return []
         decoder, prior = ({"term": name, "t": None, "s": None} | self.details[name] for name in ("decoder", "prior"))
@@ -66,11 +66,11 @@ class Metric(ABC):
         """
 
     def to(self, device: torch.device | str) -> Self:
-        """Compute on this device from now on."""
+        """Move the metric to a device."""
         return self
 
     def refer_to(self, reference: Reference) -> None:  # noqa: B027 (not every metric has a reference)
-        """Set the images to compare samples with; slow the first time, unless their statistics are cached.
+        """Set the images to compare samples with; this is slow unless their statistics are cached.
 
         Raises:
             ValueError: if they cannot serve as a reference.
@@ -96,10 +96,10 @@ class Metric(ABC):
 
     @abstractmethod
     def compute(self) -> dict[str, Score]:
-        """The scores of all samples added so far, by name.
+        """Compute the scores of all samples added so far, by name.
 
         Raises:
-            ValueError: if there are too few, or there is no reference.
+            ValueError: if there are too few samples, or there is no reference.
         """
 
     @abstractmethod
@@ -108,10 +108,10 @@ class Metric(ABC):
 
 
 def grey_levels(images: Tensor) -> Tensor:
-    """Samples as uint8, any shape; floats on [-1, 1] are rounded, never truncated.
+    """Convert samples of any shape to uint8; floats on [-1, 1] are rounded, never truncated.
 
     Raises:
-        ValueError: if they are of neither type, or not finite.
+        ValueError: if they are neither uint8 nor float, or not finite.
     """
     if images.dtype == torch.uint8:
         return images
@@ -128,7 +128,7 @@ class Batch:
         x_0: 8-bit data in the denoiser's range, ``[B, *data_shape]``.
         noise: one stream per sample.
         condition: labels, int64 ``[B]``; None for no labels.
-        advance: call this at each network call, for a progress bar.
+        advance: to be called at each network call, for a progress bar.
     """
 
     x_0: Tensor
@@ -138,17 +138,17 @@ class Batch:
 
 
 class ModelMetric(ABC):
-    """``-log p(x_0)`` or a bound on it, per dimension, as a sum of terms over the images of a split; needs no samples.
+    """``-log p(x_0)`` or a bound on it, per dimension, as a sum of terms averaged over images; it needs no samples.
 
     Args:
         split: the split of the data to score: "train", "val" or "test".
-        num_images: how many of its images to score, drawn with a fixed seed; None for all.
+        num_images: how many of its images to score, chosen with a fixed seed; None for all.
     Raises:
-        ValueError: if ``num_images`` is below 2, which gives no standard error.
+        ValueError: if ``num_images`` is below 2, because the standard error is then undefined.
     Attributes:
-        stream: of the noise.
-        unit: of the score.
-        nats_in_unit: of the logarithm.
+        stream: the random stream of the noise.
+        unit: the unit of the score.
+        nats_in_unit: how many nats one unit of information has: log 2 for bits, 1 for nats.
     """
 
     higher_is_better: ClassVar[bool] = False
@@ -164,13 +164,13 @@ class ModelMetric(ABC):
         self.split, self.num_images = split, num_images
 
     def images(self, data: DataSource, data_range: DataRange) -> Tensor:
-        """The images to score, ``[n, *data_shape]``: uint8, or float where they have other than 256 grey levels.
+        """The images to score, ``[n, *data_shape]``: uint8 if they have 256 grey levels, otherwise float.
 
         Args:
-            data: where they are from.
-            data_range: of the denoiser; floats are returned in this range.
+            data: the source of the images.
+            data_range: range of the denoiser; floats are returned in this range.
         Raises:
-            ValueError: if the data have no such split, it is too small, or they have no grey levels.
+            ValueError: if the data have no such split, the split is too small, or the data have no grey levels.
         """
         num_levels = data.data_range.num_levels
         if num_levels is None:
@@ -263,17 +263,17 @@ class ModelMetric(ABC):
                 calls.append((denoiser.cost.nfe - before) // len(clean))
         bits = torch.cat(found, 1) / (images[0].numel() * self.nats_in_unit)
         total = mean_and_error(bits.sum(0))
-        details = {"unit": self.unit, "total": total, "network_calls": calls}  # calls of each batch
+        details = {"unit": self.unit, "total": total, "network_calls": calls}  # one number of calls per batch
         return Score(total["value"], total["standard_error"], details | self.term_details(times, bits))
 
 
 def with_count(name: str, count: int) -> str:
-    """A metric's name with its number of samples: ``fd_pixel_2k``, ``fd_pixel_2500``."""
+    """A metric's name with the number of samples, such as ``fd_pixel_2k`` or ``fd_pixel_2500``."""
     return f"{name}_{count // 1000}k" if count % 1000 == 0 else f"{name}_{count}"
 
 
 def mean_and_error(values: Tensor) -> dict[str, float]:
-    """``value`` and ``standard_error`` of ``[n]`` bits/dim, n at least 2.
+    """The mean, as ``value``, and the ``standard_error`` of bits/dim ``[n]``, n at least 2.
 
     Raises:
         ValueError: if a value is not finite.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 WEIGHTS = files("optcov.metric") / "cifar_classifier.safetensors"
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training images in [0, 1]
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # per channel of CIFAR-10's training set, in [0, 1]
 
 
 def _convolution(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -62,7 +62,7 @@ class CIFARClassifier(nn.Module):
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
     def features(self, images: Tensor) -> Tensor:
-        """Mean activations of the last hidden layer.
+        """Mean activations of the last hidden layer over pixels.
 
         Args:
             images: ``[B, 3, 32, 32]`` in [0, 1].

@@ -57,16 +57,16 @@ class FeatureNetwork(ABC):
 
     @abstractmethod
     def extract(self, images: Tensor) -> Tensor:
-        """Features ``[B, d]`` of a batch of uint8 ``[B, *data_shape]`` on `device`."""
+        """Compute features ``[B, d]`` of a batch of uint8 images ``[B, *data_shape]`` on `device`."""
 
     def to(self, device: torch.device | str) -> Self:
-        """Compute on this device from now on."""
+        """Move the network to a device."""
         self.device = torch.device(device)
         return self
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Features ``[n, d]`` on `device`, of uint8 ``[n, *data_shape]`` on any device."""
+        """Compute features ``[n, d]`` on `device` from uint8 images ``[n, *data_shape]`` on any device."""
         with torch.autocast(self.device.type, enabled=False):
             batches = torch.split(images, self.batch_size)
             return torch.cat([self.extract(batch.to(self.device)) for batch in batches])
@@ -121,7 +121,7 @@ class TrainedFeatures(FeatureNetwork, Generic[Network]):
 
     @staticmethod
     def colour(images: Tensor) -> Tensor:
-        """uint8 ``[B, 1 or 3, H, W]`` as float32 ``[B, 3, H, W]``, in 0..255."""
+        """Convert uint8 ``[B, 1 or 3, H, W]`` to float32 ``[B, 3, H, W]`` in 0..255."""
         return images.float().expand(-1, 3, -1, -1)
 
 
@@ -129,7 +129,7 @@ class FeatureMetric(Metric, Generic[State]):
     """A metric that depends on samples only through their features.
 
     A single object holds everything accumulated.  `new_state` makes it when the first samples arrive after construction
-    or a reset, so a subclass never sees a state created before its own ``__init__`` has finished.
+    or a reset, and therefore never before the ``__init__`` of a subclass has finished.
 
     Args:
         features: the network that computes the features.
@@ -179,10 +179,13 @@ class TwoSampleMetric(FeatureMetric[list[Tensor]]):
 
     @abstractmethod
     def check_count(self, count: int, what: str) -> None:
-        """Refuse a count that is too small; ``what`` is "samples" or "images of the reference" in the message.
+        """Refuse a count that is too small.
 
+        Args:
+            count: number of samples or of images of the reference.
+            what: which of the two the message names: "samples" or "images of the reference".
         Raises:
-            ValueError: if it is; the message names the setting that needs more.
+            ValueError: if the count is too small; the message names the setting that needs more.
         """
 
     @abstractmethod
@@ -222,7 +225,7 @@ def update_all(metrics: Iterable[Metric], images: Tensor) -> None:
         metrics: all on the same device.
         images: as in `Metric.update`.
     Raises:
-        ValueError: as `Metric.update` does.
+        ValueError: in the same cases as `Metric.update`.
     """
     images = grey_levels(images)
     computed: dict[str, Tensor] = {}

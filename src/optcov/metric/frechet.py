@@ -37,7 +37,7 @@ def frechet_distance(mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, covar
 
 
 def frechet_distance_by_root(mean_1: Tensor, root_1: Tensor, mean_2: Tensor, covariance_2: Tensor) -> Tensor:
-    """As `frechet_distance`, with ``S_1 = root_1^T root_1``; cheap and exact if the rank of S_1 is small.
+    """As `frechet_distance`, with ``S_1 = root_1^T root_1``; this is cheap and exact if the rank of S_1 is small.
 
     Args:
         mean_1, mean_2: ``[d]``.
@@ -54,7 +54,7 @@ def frechet_distance_by_root(mean_1: Tensor, root_1: Tensor, mean_2: Tensor, cov
 
 
 def frechet_distance_of_few(few: Tensor, many: Sequence[Tensor]) -> Tensor:
-    """The same distance between two sets of images, of which one has fewer images than dimensions.
+    """The Frechet distance between two sets of images, one of which has fewer images than dimensions.
 
     With centred features A and B of the two sets, each divided by ``sqrt(count - 1)``, ``tr (S_1 S_2)^{1/2}`` is the
     sum of the singular values of ``A B^T``, so no ``[d, d]`` matrix is formed.
@@ -151,7 +151,7 @@ class FrechetDistance(FeatureMetric[Moments]):
         self.state.update(features)
 
     def compute(self) -> dict[str, Score]:
-        """Compute the distance, which few samples bias upwards; warn once if samples are not more than features."""
+        """Compute the distance, which few samples bias upwards; warn once if samples do not outnumber features."""
         distance = self._distance()
         count, dim = self.state.count, self.state.dim
         if count <= dim and not self._warned:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from optcov.metric.features import TrainedFeatures
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
-SHA256 = "6726825d"  # the first digits
+SHA256 = "6726825d"  # first digits of the file's SHA-256
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
 SIZE = 299  # pixels
 NUM_CLASSES = 1008
@@ -178,7 +178,7 @@ class _BlockE(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """The network, with 23.9 million weights."""
+    """The Inception-v3 network, with 23.9 million weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ class InceptionV3(nn.Module):
         self.fc = nn.Linear(2048, NUM_CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features.
+        """Compute features.
 
         Args:
             images: float ``[B, 3, H, W]`` in 0..255, of any size.
@@ -261,7 +261,7 @@ class InceptionFeatures(TrainedFeatures[InceptionV3]):
         return f"{self.name}-{SHA256}"
 
     def load(self) -> InceptionV3:
-        with torch.device("meta"):  # saves initialising weights that are replaced anyway
+        with torch.device("meta"):  # do not initialise weights that are about to be replaced
             network = InceptionV3()
         network.load_state_dict(torch.load(self.path, map_location="cpu", weights_only=True), assign=True)
         return network
@@ -271,7 +271,7 @@ class InceptionFeatures(TrainedFeatures[InceptionV3]):
         return features
 
     def logits(self, features: Tensor) -> Tensor:
-        """Output of the last layer without its bias, ``[B, 1008]``, as the published inception score uses it."""
+        """Output of the last layer without its bias, ``[B, 1008]``, which the published inception score uses."""
         return features @ self.network.fc.weight.T
 
     def _download(self) -> None:
@@ -280,7 +280,7 @@ class InceptionFeatures(TrainedFeatures[InceptionV3]):
             with FileLock(self.path.with_name(f".{self.path.name}.lock")):
                 if not self.path.is_file():
                     torch.hub.download_url_to_file(URL, str(self.path), SHA256)
-        except (urllib.error.URLError, OSError, RuntimeError) as error:  # RuntimeError: another SHA-256
+        except (urllib.error.URLError, OSError, RuntimeError) as error:  # RuntimeError: the SHA-256 differs
             raise ValueError(
                 f"features.download: {URL} did not arrive ({error}): put it at {self.path} yourself, or set "
                 "features.weights or OPTCOV_INCEPTION to where you have it"

@@ -40,7 +40,7 @@ class Tally:
         self.marginal.index_add_(0, split, log_p.exp())
 
     def _deal(self, count: int) -> Tensor:
-        """The split of each of the next samples, int64 ``[count]``."""
+        """Deal a split to each of the next samples, int64 ``[count]``."""
         splits = len(self.sizes)
         rounds = -(-(count - len(self._dealt)) // splits)
         more = self._stream.random((rounds, splits)).argsort(1)  # the same sequence for every batch size

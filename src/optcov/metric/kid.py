@@ -22,7 +22,7 @@ class KernelDistance(TwoSampleMetric):
     Args:
         features: the network that computes the features.
         subsets: number of subsets, at least 2.
-        subset_size: samples in each subset, and as many images of the reference; at least 2.
+        subset_size: number of samples, and of reference images, in each subset; at least 2.
     Raises:
         ValueError: if an argument is out of range.
     """

@@ -9,8 +9,8 @@ from torch import Tensor
 class Moments:
     """Running mean and covariance of features ``[d]``, summed in float64 on the device of the features.
 
-    Up to d rows are stored as they are; beyond that, only their sum and the sum of their outer products.  Memory never
-    exceeds about ``d^2`` numbers.
+    Up to d rows are stored as they are; beyond that, only their sum and the sum of their outer products are stored.
+    Memory never exceeds about ``d^2`` numbers.
     """
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class Moments:
 
     @property
     def rows(self) -> Tensor | None:
-        """The features ``[n, d]``, float64, as long as n is at most d; None if there are more, or none."""
+        """The features ``[n, d]``, float64, while n is at most d; None if there are more rows, or none."""
         return torch.cat(self._rows).double() if self._rows else None
 
     def update(self, features: Tensor) -> None:

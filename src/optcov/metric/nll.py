@@ -1,6 +1,6 @@
 """Bits per dimension by the variational bound, term by term (see `optcov.likelihood.variational`).
 
-Data on grey levels have a probability, in bits; continuous data have a density, in nats.
+Data on grey levels have a probability, scored in bits; continuous data have a density, scored in nats.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class VariationalNLL(ModelMetric):
 
 
 class VariationalDensity(ModelMetric):
-    """The bound on ``-log`` of the density of continuous data, in nats per dimension, with eta = 1 and never cut.
+    """The bound on ``-log`` density of continuous data, in nats per dimension; it always uses eta = 1 and no cut.
 
     Args:
         split, num_images: as in `ModelMetric`.

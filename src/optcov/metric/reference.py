@@ -1,6 +1,6 @@
-"""The images with which samples are compared, with their features and statistics, computed once and cached.
+"""The images with which samples are compared, and their features and statistics, which are computed once and cached.
 
-Statistics are ``.npz`` files with ``mu`` and ``sigma``, as in other FID programs.
+Statistics are stored in ``.npz`` files with ``mu`` and ``sigma``, as in other FID programs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1  # increase this when a code change alters the features of a network
 CHUNK = 1024  # images
-MAX_KEPT = 2**35  # bytes of features of our own: 4 million images of 2048 numbers each
+MAX_KEPT = 2**35  # largest size in bytes of our own cached features: 4 million images of 2048 numbers each
 _DAMAGE = (OSError, EOFError, ValueError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 Arrays = dict[str, NDArray[Any]]
@@ -137,7 +137,7 @@ class Reference:
         return digest.hexdigest()[:16]
 
     def statistics(self, network: FeatureExtractor) -> Statistics:
-        """Mean and covariance of the features; the first process to ask computes them in one pass."""
+        """Mean and covariance of the features; the first process that asks for them computes them in one pass."""
 
         def compute() -> Arrays:
             kept = self._path(network, "features")
@@ -151,7 +151,7 @@ class Reference:
         return Statistics(mean, covariance, network.key, self.data_shape)
 
     def features(self, network: FeatureExtractor) -> Tensor:
-        """The features of each image, float32 ``[n, d]`` on the CPU; the first process to ask computes them."""
+        """The features of each image, float32 ``[n, d]`` on the CPU; the first process that asks computes them."""
 
         def compute() -> Arrays:
             return {"features": torch.cat([features.float().cpu() for features in self._extract(network)]).numpy()}

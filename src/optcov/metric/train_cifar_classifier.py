@@ -2,8 +2,8 @@
 
     python -m optcov.metric.train_cifar_classifier --root data/cifar10 --output cifar_classifier.safetensors
 
-It trains on the 50,000 training images; the 10,000 test images serve only for the printed accuracy.  The accuracy in
-the file's metadata was measured with the stored half-precision weights.
+It trains on the 50,000 training images; the 10,000 test images are used only for the printed accuracy.  The accuracy in
+the file's metadata is measured with the stored half-precision weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PADDING = 4
 
 
 def augment(batch: FlippedBatch) -> Tensor:
-    """Mirror uint8 images as drawn, pad them by reflection and crop them at random; returns floats in [0, 1]."""
+    """Mirror the marked uint8 images, pad all by reflection and crop them at random; return floats in [0, 1]."""
     images = F.pad(batch.flipped().float() / 255, (PADDING,) * 4, mode="reflect")
     size = images.shape[-1] - 2 * PADDING
     windows = images.unfold(2, size, 1).unfold(3, size, 1)  # [B, C, 9, 9, 32, 32], a view

@@ -15,13 +15,19 @@ from torch.nn import functional as F
 def layer(
     in_channels: int, out_channels: int, spatial_dims: int, kernel_size: int = 3, zero: bool = False
 ) -> nn.Module:
-    """Make a same-size convolution for images (``spatial_dims = 2``) or a linear layer for vectors (0).
+    """Make a size-preserving convolution over 1 to 3 spatial dimensions, or a linear layer for vectors (0).
 
-    ``zero`` sets weights and biases to 0.
+    With ``zero``, its weights and biases start at 0.
+
+    Raises:
+        ValueError: for more dimensions.
     """
-    made: nn.Conv2d | nn.Linear
-    if spatial_dims == 2:
-        made = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+    if spatial_dims > 3:
+        raise ValueError(f"data must have at most 3 spatial dimensions (got {spatial_dims}): merge some")
+    made: nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+    if spatial_dims:
+        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[spatial_dims - 1]
+        made = convolution(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
     else:
         made = nn.Linear(in_channels, out_channels)
     if zero:
@@ -31,7 +37,7 @@ def layer(
 
 
 def norm(channels: int, spatial_dims: int) -> nn.GroupNorm:
-    """Make a group normalisation: 32 groups as in DDPM, fewer in narrow networks, and one for vectors.
+    """Make a group normalisation with 32 groups as in DDPM, fewer in narrow networks, and one for vectors.
 
     Each group has at least 4 channels, because normalising a single channel would cancel the added time embedding.
     """
@@ -40,10 +46,10 @@ def norm(channels: int, spatial_dims: int) -> nn.GroupNorm:
 
 
 def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """Apply a norm and then SiLU, as before most layers; ``[B, C, ...]`` to the same shape."""
+    """Apply a norm and then SiLU to ``[B, C, ...]``; this comes before most layers."""
     if torch.is_grad_enabled() and norm.weight.requires_grad and not x.requires_grad:
         x = x.contiguous()  # PyTorch 2.13 crashes in the backward pass of a channels-last norm behind frozen layers
-    # on a CPU, small channels-last maps with narrow groups take PyTorch four times as long in bfloat16 as in float32
+    # on a CPU, PyTorch normalises small channels-last maps with narrow groups four times slower in bfloat16
     slow = x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.shape[2:].numel() < 1024
     if slow and x.shape[1] < 16 * norm.num_groups:
         h = F.group_norm(x.float(), norm.num_groups, norm.weight.float(), norm.bias.float(), norm.eps).to(x.dtype)
@@ -53,7 +59,7 @@ def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
 
 
 class SinusoidalEmbedding(nn.Module):
-    """Sines and cosines of the time at geometric frequencies, ``[B] -> [B, channels]`` (from Transformers, via DDPM).
+    """Sines and cosines of the time at geometric frequencies, ``[B] -> [B, channels]``, as in Transformers and DDPM.
 
     Args:
         channels: length of the embedding, even and at least 4.
@@ -108,7 +114,7 @@ def label_embedding(num_classes: int | None, channels: int) -> nn.Embedding | No
 
 
 class ResidualBlock(nn.Module):
-    """Two times norm, SiLU and layer, with a shortcut; the time embedding enters between the two.
+    """Norm, SiLU and a layer, twice, with a shortcut; the time embedding enters between the two.
 
     Args:
         in_channels, out_channels: if they differ, the shortcut is a 1x1 layer.

@@ -27,7 +27,7 @@ class Classifier(nn.Module):
         num_blocks: residual blocks at each level.
         dropout: dropout rate in residual blocks.
     Raises:
-        ValueError: if channels is odd or below 4.
+        ValueError: if ``channels`` is odd or below 4.
     """
 
     def __init__(
@@ -58,7 +58,12 @@ class Classifier(nn.Module):
         self.output = nn.Linear(width, num_classes)
 
     def forward(self, x_t: Tensor, network_time: Tensor) -> Tensor:
-        """Logits ``[B, K]``, from ``[B, *data_shape]`` and the mean network's time, 0-dimensional or ``[B]``."""
+        """Compute logits ``[B, K]``.
+
+        Args:
+            x_t: noisy data ``[B, *data_shape]``.
+            network_time: the time that the mean network is given, 0-dimensional or ``[B]``.
+        """
         time = self.time(network_time.to(self.output.weight.dtype).expand(len(x_t)))
         h = self.input(x_t)
         for block in self.blocks:

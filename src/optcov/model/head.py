@@ -29,7 +29,7 @@ class SimpleHead(nn.Module):
 
         Args:
             features: ``[B, feature_channels, ...]``.
-            network_time: the time as the backbone is fed it, 0-dimensional or ``[B]``.
+            network_time: the time that the backbone is given, 0-dimensional or ``[B]``.
         Returns:
             ``[B, *data_shape]``.
         """
@@ -41,7 +41,7 @@ class ComplexHead(SimpleHead):
 
     Args:
         feature_channels, data_shape: as in `SimpleHead`.
-        hidden_channels: width of the residual block; None for as many channels as the features have.
+        hidden_channels: width of the residual block; None for the number of feature channels.
     """
 
     def __init__(self, feature_channels: int, data_shape: tuple[int, ...], hidden_channels: Size | None = None) -> None:

@@ -17,7 +17,7 @@ class MLP(nn.Module):
         data_shape: ``(D,)``.
         channels: width of the layers.
         num_blocks: number of residual blocks.
-        num_classes: K, to make the network class-conditional; None for an unconditional network.
+        num_classes: K, for a class-conditional network; None for an unconditional one.
     Raises:
         ValueError: if the data are not vectors.
     """
@@ -38,7 +38,7 @@ class MLP(nn.Module):
         self.label = label_embedding(num_classes, channels)
 
     def forward(self, x_t: Tensor, time: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Output ``[B, D]`` and features ``[B, channels]``, from x_t ``[B, D]``, network times and labels ``[B]``."""
+        """Compute output ``[B, D]`` and features ``[B, channels]`` from x_t ``[B, D]``, times and labels ``[B]``."""
         embedded = self.time(time)
         if self.label is not None:
             embedded = embedded + self.label(labels)

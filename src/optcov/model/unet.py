@@ -65,7 +65,7 @@ class Upsample(nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """A residual block, followed by attention at some resolutions."""
+    """A residual block, followed by attention where the U-Net has it."""
 
     def __init__(self, block: ResidualBlock, attention: Attention | None) -> None:
         super().__init__()
@@ -95,16 +95,18 @@ class UNet(nn.Module):
         channels: width at full resolution; even and at least 4.
         channel_mult: factor on ``channels`` at each level; every level after the first halves the resolution.  None for
             1, 2, 2, ... down to 4 pixels.
-        num_blocks: residual blocks at each level on the way down (one more on the way up).
-        attention_resolutions: heights at which attention follows each block; None for the largest height from 8 to 16
-            that is below the images' own.
+        num_blocks: residual blocks at each level on the way down; there is one more on the way up.
+        attention_resolutions: feature-map heights at which attention follows each block; None for the largest height
+            from 8 to 16 that is below that of the images.
         middle_attention: put attention between the two middle blocks.
         num_heads: number of attention heads.
         dropout: dropout rate in residual blocks.
         scale_shift: the time scales and shifts norms (Improved DDPM) instead of being added (DDPM).
         additive_skips: skip connections are added (Keras-DDPM) instead of concatenated.
+        patch: height and width of the squares of pixels that become channels at the input and pixels again at the
+            output, so that the network works on smaller maps; its square divides ``channels``.  1 for none.
         time_embedding: makes the time embedding from its number of channels.
-        num_classes: K, to make the network class-conditional; None for an unconditional network.
+        num_classes: K, for a class-conditional network; None for an unconditional one.
     Raises:
         ValueError: if the data are not images, their size does not fit the levels, or ``channels`` is odd or below 4.
     """
@@ -121,6 +123,7 @@ class UNet(nn.Module):
         dropout: BelowOne = 0.0,
         scale_shift: bool = False,
         additive_skips: bool = False,
+        patch: Size = 1,
         time_embedding: Callable[[int], nn.Module] = SinusoidalEmbedding,
         num_classes: int | None = None,
     ) -> None:
@@ -129,10 +132,16 @@ class UNet(nn.Module):
             raise ValueError(f"data must be images for model=unet (got shape {tuple(data_shape)}): set model=mlp")
         if channels < 4 or channels % 2:
             raise ValueError(f"model.channels must be even and at least 4 (got {channels}): give 32")
-        heights = heights_of(data_shape[1], data_shape[2])
+        if data_shape[1] % patch or data_shape[2] % patch or channels % patch**2:
+            raise ValueError(
+                f"model.patch must divide the height and width of the images, {data_shape[1]} x {data_shape[2]}, and "
+                f"its square model.channels, {channels} (got {patch}): give 1"
+            )
+        in_channels, height, width = data_shape[0] * patch**2, data_shape[1] // patch, data_shape[2] // patch
+        heights = heights_of(height, width)
         if channel_mult is None:
             channel_mult = [1] + [2] * (len(heights) - 1)
-        levels = [data_shape[1] // 2**i for i in range(len(channel_mult))]
+        levels = [height // 2**i for i in range(len(channel_mult))]
         if attention_resolutions is None:
             attention_resolutions = [height for height in heights[1:] if 8 <= height <= 16][:1]
         elif strange := [height for height in attention_resolutions if height < levels[0] and height not in levels]:
@@ -141,13 +150,13 @@ class UNet(nn.Module):
                 "give some of them, or []"
             )
         factor = 2 ** (len(channel_mult) - 1)
-        if data_shape[1] % factor or data_shape[2] % factor:
+        if height % factor or width % factor:
             raise ValueError(
                 f"model.channel_mult must have fewer levels (got {list(channel_mult)}): it halves images "
-                f"{len(channel_mult) - 1} times, but {data_shape[1]} x {data_shape[2]} is not divisible by {factor}"
+                f"{len(channel_mult) - 1} times, but {height} x {width} is not divisible by {factor}"
             )
-        self.data_shape, self.feature_channels = tuple(data_shape), channels
-        self.additive_skips = additive_skips
+        self.data_shape, self.feature_channels = tuple(data_shape), channels // patch**2
+        self.additive_skips, self.patch = additive_skips, patch
         time_channels = 4 * channels
         self.time = TimeMLP(time_embedding(channels), channels, time_channels)
 
@@ -155,8 +164,8 @@ class UNet(nn.Module):
             block = ResidualBlock(in_channels, out_channels, time_channels, 2, dropout, scale_shift)
             return UNetBlock(block, Attention(out_channels, num_heads) if height in attention_resolutions else None)
 
-        width, height = channels, data_shape[1]
-        self.input = layer(data_shape[0], width, 2)
+        width = channels
+        self.input = layer(in_channels, width, 2)
         skips = [width]
         self.down = nn.ModuleList()
         for level, mult in enumerate(channel_mult):
@@ -189,16 +198,23 @@ class UNet(nn.Module):
                 height *= 2
 
         self.norm = norm(width, 2)
-        self.output = layer(width, data_shape[0], 2, zero=True)
+        self.output = layer(width, in_channels, 2, zero=True)
         self.num_classes = num_classes
         self.label = label_embedding(num_classes, time_channels)
 
     def forward(self, x_t: Tensor, time: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Output and features ``[B, channels, H, W]``, from x_t ``[B, C, H, W]``, network times and labels ``[B]``."""
+        """Compute the output.
+
+        Args:
+            x_t: ``[B, C, H, W]``.
+            time, labels: network times and classes, ``[B]``.
+        Returns:
+            The output, of the shape of ``x_t``, and features ``[B, feature_channels, H, W]``.
+        """
         embedded = self.time(time)
         if self.label is not None:
             embedded = embedded + self.label(labels)
-        h = self.input(x_t)
+        h = self.input(F.pixel_unshuffle(x_t, self.patch))
         skips = [h]
         for module in self.down:
             h = module(h, embedded) if isinstance(module, UNetBlock) else module(h)
@@ -212,4 +228,5 @@ class UNet(nn.Module):
                 h = module(h, embedded)
             else:
                 h = module(h)
-        return self.output(norm_silu(self.norm, h)), h
+        output = self.output(norm_silu(self.norm, h))
+        return F.pixel_shuffle(output, self.patch), F.pixel_shuffle(h, self.patch)

@@ -1,4 +1,4 @@
-"""Reports that compare runs: tables of scores, plots, pictures and one page, from a notebook or the command line."""
+"""Reports that compare runs: tables of scores, plots, pictures and an HTML page, for notebooks and the command line."""
 
 from optcov.report.picture import by_class, picture, sample_grid, tile
 from optcov.report.plot import plot, plot_variance

@@ -1,4 +1,4 @@
-"""Writes samples as one array or as one image each, without holding all of them in memory."""
+"""Writes samples to one array or to an image file each, without holding all of them in memory."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write_npz(
 
 
 def write_pngs(chunks: Iterable[Tensor], count: int, folder: Path) -> None:
-    """Write images as ``000000.png``, ``000001.png``, ...; arguments as in `write_npz`."""
+    """Write images as ``000000.png``, ``000001.png`` and so on; the arguments are those of `write_npz`."""
     folder.mkdir(exist_ok=True)
     images = (image for chunk in chunks for image in chunk)
     for i, image in enumerate(tqdm(images, desc="writing", total=count, unit="image", disable=None)):

@@ -26,15 +26,15 @@ def to_picture(images: Tensor, data: DataSource) -> Image.Image:
     """Make one picture of a table of images, with small images enlarged and a line to the right of and below each.
 
     Args:
-        images: ``[rows, columns, *data_shape]`` on [-1, 1], or wherever else the data are modelled.
-        data: finishes them.
+        images: ``[rows, columns, *data_shape]`` in the range in which the data are modelled, such as [-1, 1].
+        data: the source that converts them to grey levels.
     """
     levels = data.levels(data.finish(images.flatten(0, 1)))
     return tile(levels.reshape(*images.shape[:2], *levels.shape[1:]))
 
 
 class Mode(ABC):
-    """Draws a picture of several images.
+    """Draws a picture that consists of several images.
 
     Args:
         rows: number of samples, or of pairs of samples; at least 1.
@@ -75,7 +75,7 @@ class Mode(ABC):
 
 
 class Interpolation(Mode):
-    """Samples that start on the great circle between two noises; any later noise is the same along a row."""
+    """Samples that start on the great circle between two noises; all noise added later is the same along a row."""
 
     def ends(self, parts: Parts, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """The starting noises at both ends of the rows, each ``[rows, *event]``."""
@@ -123,8 +123,8 @@ class ImageInterpolation(Interpolation):
     def picture(self, parts: Parts, folder: Path, seed: int, device: torch.device) -> None:
         if parts.num_classes is not None:
             raise ValueError(
-                "mode must not be interpolate_images for a run with classes (got one), as no class lies between two "
-                "images: give a run with conditional=false and guidance=none, or mode=interpolate"
+                "mode must not be interpolate_images for a run with classes (got one), because no class lies between "
+                "two images: give a run with conditional=false and guidance=none, or mode=interpolate"
             )
         if not parts.data.data_range.is_bounded:
             raise ValueError("mode = interpolate_images needs data of pixels (got latents): give mode=interpolate")

@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional
 
-PICTURED = 64  # images in a picture
-MAX_PIXELS = 1 << 26  # of a picture that is read
+PICTURED = 64  # number of images in a picture
+MAX_PIXELS = 1 << 26  # pixels of the largest picture that is read
 
 
 def picture(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # version of results.json; increase it when a key changes its meaning
 STANDARD_ERROR = "_se"  # suffix of a column with the standard errors of another
-COLUMNS = ("run", "num_steps", "nfe", "ne", "seed")  # of every frame, so names of nothing else
+COLUMNS = ("run", "num_steps", "nfe", "ne", "seed")  # every frame has these columns, so no metric may have their names
 MAX_METRICS, MAX_STEPS, MAX_SIDE = 200, 10**9, 10**6
 Count = Annotated[int | float, Field(ge=0, lt=float("inf"))]
 
@@ -33,7 +33,7 @@ class Results(BaseModel):
         standard_errors: standard errors by metric, for metrics that provide them within one run.
         higher_is_better: metrics for which larger is better.
         overrides: settings from the command line, inside groups and at the top level.
-        files: SHA-256 of the files beside it that a report reads.
+        files: SHA-256 of the other files in the run's folder that a report reads, by name.
     """
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -70,7 +70,7 @@ class Results(BaseModel):
             content = read_json(path)
             if not isinstance(content, dict):
                 raise DamagedError("it is not a JSON object")
-            version = content.get("format", FORMAT)  # absent from the first files
+            version = content.get("format", FORMAT)  # the first files had no format
             if version != FORMAT:
                 raise ValueError(f"runs: format of {path} must be {FORMAT} (got {printable(version)}): {remedy}")
             found = cls.model_validate(content)
@@ -182,10 +182,10 @@ def collect(source: Path | str | Sequence[Path | str]) -> pd.DataFrame:
     Returns:
         A frame with the columns ``run`` (the folder), overrides, the option chosen in each group, ``num_steps``,
         ``nfe``, ``ne``, ``seed``, and the metrics.  The standard errors of a metric follow it in a column whose name
-        ends in ``_se``.  ``frame.attrs["higher_is_better"]`` lists metrics; ``frame.attrs["told_by_settings"]`` lists
-        groups whose option says no more than the columns of its settings.
+        ends in ``_se``.  ``frame.attrs["higher_is_better"]`` lists the metrics for which larger is better;
+        ``frame.attrs["told_by_settings"]`` lists the groups whose option adds nothing to the columns of its settings.
     Raises:
-        ValueError: as `gather`.
+        ValueError: in the same cases as `gather`.
     """
     return gather(source).frame()
 
@@ -251,7 +251,7 @@ def _last_words(folder: Path) -> str:
 
 
 def _tail(path: Path) -> str:
-    """The last lines of a log; nothing of a link, which may lead out of the folder."""
+    """The last lines of a log; empty for a link, which may lead out of the folder."""
     if path.is_symlink() or not path.is_file():
         return ""
     with path.open("rb") as file:
@@ -264,5 +264,5 @@ def _in_order(paths: Iterable[Path]) -> list[Path]:
     return sorted(paths, key=lambda path: [int(part) if part.isdigit() else part for part in _PARTS.split(str(path))])
 
 
-LONGEST = 1000  # characters of a line of a log
+LONGEST = 1000  # characters of a log line that are shown
 _PARTS = re.compile(r"(\d+)")

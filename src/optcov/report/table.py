@@ -28,10 +28,10 @@ def higher_is_better(runs: pd.DataFrame, metric: str) -> bool:
 
 
 def labels(runs: pd.DataFrame) -> pd.Series[str]:
-    """A label for each run that says what distinguishes it apart from steps and seed, such as ``beta`` or
-    ``var=beta, sampler=ddim``.
+    """A label for each run that says what distinguishes it apart from steps and seed.
 
-    Runs that nothing distinguishes, not even the seed, are labelled with their folder names.
+    A label is, for example, ``beta`` or ``var=beta, sampler=ddim``.  If nothing distinguishes two runs, not even the
+    seed, their folder names are added.
     """
     import pandas as pd
 
@@ -59,8 +59,8 @@ class Scores:
     """The scores of runs by one metric; each frame has a row for each label and a column for each number of steps.
 
     Args:
-        mean: over seeds; NaN where there is no run.
-        error: the standard deviation over seeds, or the standard error of a single run; NaN where neither is known.
+        mean: mean over seeds; NaN where there is no run.
+        error: standard deviation over seeds, or standard error of a single run; NaN where neither is known.
         best: whether a cell is the best of its column.
         heading: the metric's name, its direction, and the meaning of the errors.
         label_of_run: the label of each run, which is its row.
@@ -92,7 +92,7 @@ class Scores:
         return str(style.to_latex(hrules=True, column_format="l" + "c" * len(text.columns)))
 
     def to_terminal(self) -> Table:
-        """The table for rich, with the best of each column in bold."""
+        """The table as a rich ``Table``, with the best of each column in bold."""
         shown = Table("", *self.text.columns, title=terminal(self.heading), title_justify="left")
         for name, cells in self.bold("[bold]{}[/bold]").iterrows():
             shown.add_row(terminal(name), *cells)

@@ -1,4 +1,4 @@
-"""Writes the files of a report into one folder."""
+"""Writes the files of a report into one folder, and prints what belongs on the terminal."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import logging
 from collections.abc import Mapping
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from rich.console import Console
+from rich.table import Table
 
 from optcov.files import write_atomically
-from optcov.foreign import LIMIT, cell, file_name, markdown, printable
+from optcov.foreign import LIMIT, cell, file_name, markdown, printable, terminal
 from optcov.report.page import page
 from optcov.report.picture import first_samples, sample_grid
 from optcov.report.plot import plot, plot_variance
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
-RESERVED = ("variance", "samples")  # pictures of no metric
-LIMIT_OF_PICTURE = 1 << 26  # bytes
+RESERVED = ("variance", "samples")  # names of pictures that do not belong to a metric
+LIMIT_OF_PICTURE = 1 << 26  # bytes of the largest picture that is read
 
 
 def check_comparable(runs: Runs) -> None:
@@ -112,7 +113,7 @@ def variance_curves(runs: Runs, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _sound(run: Run, name: str, limit: int) -> bytes | None:
-    """The content of a file in a run's folder, if it is what the results say; a link may lead out of the folder."""
+    """Read a file in a run's folder, unless its checksum differs from that in the results or it is a link."""
     path = run.folder / name
     if not path.exists():
         return None
@@ -125,7 +126,7 @@ def _sound(run: Run, name: str, limit: int) -> bytes | None:
 
 
 def _not_drawn(path: Path) -> None:
-    log.warning("%s is damaged, from another version or no plain file, and is not drawn", printable(path))
+    log.warning("%s is damaged, from another version or not a regular file: it is not drawn", printable(path))
 
 
 def _is_curve(content: bytes, folder: Path) -> bool:
@@ -138,7 +139,7 @@ def _is_curve(content: bytes, folder: Path) -> bool:
             values = frame[list(COLUMNS)].to_numpy()
             if len(values) and np.isfinite(values).all() and (frame[["t", "upper"]].to_numpy() > 0).all():
                 return True
-    except ValueError:  # what pandas raises, and text that is not UTF-8
+    except ValueError:  # raised by pandas, and for text that is not UTF-8
         pass
     _not_drawn(folder / "variance.csv")
     return False
@@ -157,6 +158,24 @@ def sample_cells(runs: Runs, frame: pd.DataFrame) -> dict[tuple[str, int], Image
         try:
             if content is not None:
                 cells[place] = first_samples(BytesIO(content), results.data_shape, labelled=results.labelled)
-        except (OSError, ValueError, SyntaxError):  # what Pillow raises for damaged images
+        except (OSError, ValueError, SyntaxError):  # raised by Pillow for damaged images
             _not_drawn(run.folder / "samples.png")
     return cells
+
+
+def show_run(results: dict[str, Any]) -> None:
+    """Print a run's results as a table on the terminal."""
+    table = Table("", terminal(results["var"]), title="optcov", title_justify="left")
+    for key in ("data", "model", "schedule", "sampler", "guidance", "trajectory", "num_steps", "nfe", "ne", "seed"):
+        if key in results and (key != "guidance" or results[key] != "none"):
+            table.add_row(key, terminal(results[key]))
+    table.add_section()
+    for name, value in results["metrics"].items():
+        error = results["standard_errors"].get(name)
+        table.add_row(terminal(name), f"[bold]{value:.4g}[/bold]" + ("" if error is None else f" ± {error:.2g}"))
+    if "throughput_images_per_s" in results:
+        table.add_row("images/s", f"{results['throughput_images_per_s']:.0f}")
+    table.add_row("seconds", f"{results['wall_time_s']['total']:.0f}")
+    console = Console()
+    console.print(table)
+    console.print(printable(results["output_dir"]), soft_wrap=True, highlight=False, markup=False)

@@ -297,7 +297,7 @@ def sample(
         float32 ``[count, *event]``, nominally in the denoiser's range, on the CPU.
     Raises:
         ValueError: if ``count`` or ``batch_size`` is below 1, the sampler cannot use the strategy or the schedule,
-            the number of labels is not ``count``, or guidance has no labels.
+            the number of labels is not ``count``, or guidance has no labels or no null class.
     """
     sampler.check(strategy, denoiser.schedule)
     parts = batches(count, batch_size)
@@ -307,6 +307,11 @@ def sample(
         guidance.check(strategy)
     if labels is None and guidance is not None and guidance.needs_labels:
         raise ValueError("labels must be given with guidance (got None): give the class of each sample")
+    if guidance is not None and guidance.uses_null_label and not denoiser.has_null_label:
+        raise ValueError(
+            "guidance must do without a null class for a network that has none (got one that asks for it): give "
+            "null_class= to optcov.load, or guidance=classifier"
+        )
     if labels is not None and len(labels) != count:
         raise ValueError(f"labels must be one for each of {count} samples (got {len(labels)}): give {count} labels")
     if labels is not None:  # the last batch may extend beyond count

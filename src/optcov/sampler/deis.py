@@ -15,9 +15,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from optcov.ranges import HighOrder, NonNegative, Steps
 from optcov.sampler.multistep import EpsSampler
-from optcov.sampler.share import NoiseChoice
 from optcov.schedule.base import NoiseSchedule
 from optcov.schedule.levels import NoiseLevels
 
@@ -28,23 +26,8 @@ class DEISSampler(EpsSampler):
     """Multistep method in the noise prediction, with coefficients made for the times.
 
     Args:
-        num_steps: K, the number of steps; each makes one network call.
-        order: the number of predictions that a step combines, 1 (DDIM) to 4; at most K.
-        clip_x0: clamp the predicted x_0 to the data's range; the noise predictions stay as they are, as in DDIM.
-        noise, cut: as in `MultistepSampler`.
-    Raises:
-        ValueError: if the order is none of these, or above K.
+        num_steps, order, clip_x0, noise, cut: as in `EpsSampler`.
     """
-
-    def __init__(
-        self,
-        num_steps: Steps = 50,
-        order: HighOrder = 3,
-        clip_x0: bool = False,
-        noise: NoiseChoice = "none",
-        cut: NonNegative | None = 1.0,
-    ) -> None:
-        super().__init__(num_steps, order, False, clip_x0, noise, cut, highest=4)
 
     def eps_weights(self, schedule: NoiseSchedule, past: NoiseLevels, s: NoiseLevels) -> list[float]:
         points, weights = np.polynomial.legendre.leggauss(POINTS)

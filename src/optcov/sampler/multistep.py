@@ -36,6 +36,7 @@ from optcov.covariance.base import Noise
 from optcov.denoiser import Denoiser, Prediction
 from optcov.guidance.base import Guidance
 from optcov.kernel import ReverseKernel
+from optcov.ranges import HighOrder, NonNegative, Steps
 from optcov.sampler.base import Model, Sampler, State, last_variance_bound, order_within
 from optcov.sampler.noise import NoiseStream
 from optcov.sampler.share import FITTED, FIXED, NoiseChoice, Shares, matched_share
@@ -230,9 +231,8 @@ class MultistepSampler(LinearSampler):
         clean = torch.cat(list(batches))
         if len(clean) < 2:
             raise ValueError(f"images must be at least two to fit sampler.noise={self.noise} (got {len(clean)})")
-        noise = NoiseStream(
-            derive_seed(seed, Stream.SHARES), range(len(clean)), clean.shape[1:], clean.device, clean.dtype
-        )
+        seed = derive_seed(seed, Stream.SHARES)
+        noise = NoiseStream(seed, range(len(clean)), clean.shape[1:], clean.device, clean.dtype)
         self.match(denoiser, strategy, times, noise, float(clean.flatten(1).double().var(0).sum()), labels)
 
     def measured(self) -> dict[str, Tensor]:
@@ -327,10 +327,28 @@ class AdamsSampler(MultistepSampler):
 
 
 class EpsSampler(MultistepSampler):
-    """Multistep methods in the noise prediction; arguments as in `MultistepSampler`.
+    """Multistep methods in the noise prediction.
 
     Step i of K has order ``min(order, i)``, i = 1..K; the last returns m.
+
+    Args:
+        num_steps: K, the number of steps; each makes one network call.
+        order: the number of predictions that a step combines, 1 (DDIM) to 4; at most K.
+        clip_x0: clamp the predicted x_0 to the data's range; the noise predictions stay as they are, as in DDIM.
+        noise, cut: as in `MultistepSampler`.
+    Raises:
+        ValueError: if the order is none of these, or above K.
     """
+
+    def __init__(
+        self,
+        num_steps: Steps = 50,
+        order: HighOrder = 3,
+        clip_x0: bool = False,
+        noise: NoiseChoice = "none",
+        cut: NonNegative | None = 1.0,
+    ) -> None:
+        super().__init__(num_steps, order, False, clip_x0, noise, cut, highest=4)
 
     @abstractmethod
     def eps_weights(self, schedule: NoiseSchedule, past: NoiseLevels, s: NoiseLevels) -> list[float]:

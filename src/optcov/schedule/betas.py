@@ -51,7 +51,13 @@ class FunctionSchedule(NoiseSchedule):
         super().__init__(num_steps)
         self._alpha, self._sigma = alpha, sigma
         grid = torch.cat([torch.zeros(1, dtype=torch.float64), self.grid()])
-        a, s = (torch.as_tensor(each(grid), dtype=torch.float64) for each in (alpha, sigma))
+        try:
+            a, s = (torch.as_tensor(each(grid), dtype=torch.float64) for each in (alpha, sigma))
+        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise ValueError(
+                f"schedule must be two functions of a tensor of times (they failed: {str(error).splitlines()[0]}): "
+                "use torch's functions, such as torch.cos, not those of math"
+            ) from error
         if a.shape != grid.shape or s.shape != grid.shape or not (a.isfinite() & s.isfinite()).all():
             raise ValueError(
                 "schedule must be two functions of time that return finite numbers in the shape of t (got shapes "

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +18,8 @@ from torch import Tensor
 
 from optcov.ranges import BelowOne
 from optcov.training.csv_log import MetricsCSV
+
+log = logging.getLogger(__name__)
 
 
 class EMA(Callback):
@@ -94,11 +99,13 @@ class ResumePoint(ModelCheckpoint):
     Args:
         folder: where it is kept.
         every_n_steps: optimizer steps between two.
+        before_cooldown: a file to keep as well, from which a longer fit can go on, and the step at which it is
+            written, the last one that does not depend on the number of steps; None to keep none.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int) -> None:
+    def __init__(self, folder: Path, every_n_steps: int, before_cooldown: tuple[Path, int] | None = None) -> None:
         super().__init__(folder, "resume", every_n_train_steps=every_n_steps, enable_version_counter=False)
-        self.path = folder / "resume.ckpt"
+        self.path, self.before_cooldown = folder / "resume.ckpt", before_cooldown
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         super().on_train_batch_end(trainer, *args)
@@ -107,14 +114,34 @@ class ResumePoint(ModelCheckpoint):
         if ends_early and step != self._last_global_step_saved:
             trainer.save_checkpoint(self.path)
             self._last_global_step_saved = step
+        if self.before_cooldown is not None and self.before_cooldown[1] == step:
+            trainer.save_checkpoint(self.before_cooldown[0])
+            self.before_cooldown = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Leave the time already spent out, so that trainer.max_time holds for each command; flush the logs."""
-        kept = checkpoint.get("callbacks", {})
-        checkpoint["callbacks"] = {key: value for key, value in kept.items() if not key.startswith("Timer")}
+        """Leave out paths and the time already spent (trainer.max_time holds for each command); flush the logs."""
+        kept, own = checkpoint.get("callbacks", {}), ("Timer", type(self).__name__)
+        checkpoint["callbacks"] = {key: value for key, value in kept.items() if not key.startswith(own)}
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV):
                 logger.checkpointed()
+
+    def find(self) -> tuple[Path, int] | None:
+        """The file from which an interrupted fit goes on, and its step; None if there is none that can be read."""
+        if self.path.is_dir():
+            shutil.rmtree(self.path, ignore_errors=True)
+        if not self.path.is_file():
+            return None
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                if archive.testzip() is not None:  # torch.load does not verify checksums
+                    raise zipfile.BadZipFile
+            step = int(torch.load(self.path, map_location="cpu", weights_only=True)["global_step"])
+        except Exception as error:  # damaged files make the reader raise almost any exception
+            log.warning("%s cannot be read (%s): starting from the first step", self.path, type(error).__name__)
+            return None
+        log.info("resuming from step %d", step)
+        return self.path, step
 
 
 class StageProgressBar(TQDMProgressBar):

@@ -7,24 +7,33 @@ memory.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from optcov.checkpoint import digest_of
 from optcov.denoiser import Cost
-from optcov.files import atomic_write
+from optcov.errors import ConfigError
+from optcov.files import atomic_write, write_atomically
+from optcov.foreign import DamagedError, read_json, sealed_json
+from optcov.keys import NETWORK, PLACE, SAMPLES, TRAINING, VARIANCE, Config, difference, select
+from optcov.parts import Parts
 from optcov.sampler import batches
 
 log = logging.getLogger(__name__)
 
+PARTS = ".parts"  # the folder of samples in the folder of a run
 NAME = re.compile(r"\d{9,}-\d{9,}\.npz")
+SAMPLES_FORMAT = 2  # increase this when a code change alters sample i of a config
 COUNTS = tuple(field.name for field in fields(Cost))
 
 
@@ -158,3 +167,56 @@ class SampleStore:
         shapes = (images.shape, interval.shape, cost.shape)
         expected = ((len(span), *self.shape), (2,), (len(COUNTS),))
         return torch.from_numpy(images[:0]).dtype == self.dtype and shapes == expected
+
+
+def samples_identity(config: Config, parts: Parts, device: torch.device) -> dict[str, Any]:
+    """Everything that determines sample i, as JSON: config, weights, times, and the kind of device.
+
+    The kind of device matters because its random generator draws the noise.
+    """
+    fitted = {"times": parts.times, **parts.sampler.measured()}
+    for module in parts.modules:
+        fitted |= {f"{type(module).__name__}.{name}": value for name, value in module.state_dict().items()}
+    determine = NETWORK | TRAINING | VARIANCE | SAMPLES
+    settings = select(config.model_dump(), lambda what: what & determine and not what & PLACE)
+    identity = {
+        "format": SAMPLES_FORMAT,
+        "device": device.type,
+        **settings,
+        **({} if parts.data.sample_shape == parts.data.data_shape else {"decoded_by": parts.data.identity()}),
+        "weights_and_times": digest_of(fitted),
+    }
+    return dict(json.loads(json.dumps(identity)))  # as a file gives it back
+
+
+def read_record(path: Path) -> Any:
+    """What a file says of the samples beside it; None if it is damaged, so that it is that of no samples."""
+    try:
+        return read_json(path)
+    except DamagedError as error:
+        log.warning("%s is damaged, %s", path, error)
+        return None
+
+
+def lock_samples(folder: Path, ours: dict[str, Any]) -> None:
+    """Claim a folder by writing down what determines its samples; existing samples are kept if they match."""
+    record = folder / "identity.json"
+    theirs = read_record(record) if record.exists() else None
+    if not isinstance(theirs, dict):
+        if record.exists():  # its samples may be of anything
+            delete_partial_samples(folder.parent)
+        folder.mkdir(exist_ok=True)
+        write_atomically(record, sealed_json(ours))
+        return
+    for key in ours | theirs:
+        if theirs.get(key) != ours.get(key):
+            raise ConfigError(
+                f"output_dir = {folder.parent} holds unfinished samples of another config "
+                f"({difference(key, theirs.get(key), ours.get(key))}): give that config to finish them, "
+                f"delete {folder} to draw anew, or choose another hydra.run.dir"
+            )
+
+
+def delete_partial_samples(folder: Path) -> None:
+    """Delete the samples that a run keeps in its folder, once they have been exported or scored."""
+    shutil.rmtree(folder / PARTS, ignore_errors=True)

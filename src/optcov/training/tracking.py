@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from optcov.keys import Config
-from optcov.metric import Metric, Reference, update_all, with_count
+from optcov.metric import Metric, Reference, refer_all, score_samples
 from optcov.parts import Parts
 from optcov.ranges import PositiveCount
 from optcov.report import picture
@@ -199,14 +199,10 @@ class Tracker(Callback):
 
     def _scores(self, images: Tensor, device: torch.device) -> dict[str, float]:
         metrics = _of_samples(self.run.parts)
-        for metric in metrics:
-            if not self._referred:
-                metric.to(device).refer_to(self.run.reference)
-            metric.reset()
+        if not self._referred:
+            refer_all(metrics, self.run.reference, device)
         self._referred = True
-        update_all(metrics, images)
-        found = [named for metric in metrics for named in metric.compute().items()]
-        return {with_count(name, len(images)): score.value for name, score in found}
+        return {name: score.value for _, name, score in score_samples(metrics, [images], len(images))}
 
     def _log(self, trainer: Trainer, stage: Stage, images: Tensor, started: float) -> None:
         scores = self._scores(images, stage.device)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+import re
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,6 +39,8 @@ UPLOAD_LIMIT = 120.0  # seconds at the end of a run; W&B itself would wait longe
 class WandbRun(WandbLogger):
     """A W&B run as a Lightning logger; an error in W&B is reported once, and the run continues.
 
+    A folder has one W&B run: a command that is repeated in it goes on with that run.
+
     Args:
         folder: the run's folder, where W&B keeps data not yet sent.
         mode: ``auto``, ``online``, ``offline`` or ``disabled``; the environment's WANDB_MODE takes precedence.
@@ -46,7 +50,7 @@ class WandbRun(WandbLogger):
     """
 
     def __init__(self, folder: Path, mode: str, **settings: Any) -> None:
-        super().__init__(experiment=_start(mode, dir=str(folder), **settings))
+        super().__init__(experiment=_start(mode, dir=str(folder), id=_id(folder), **settings))
         self._complained = False
         self._moved = "WANDB_DATA_DIR" not in os.environ
         if self._moved:  # keep tables that await `wandb sync` here; the default is the home directory
@@ -219,7 +223,7 @@ def _start(mode: str, **arguments: Any) -> Any:
     settings = wandb.Settings(silent=True, console="off", init_timeout=START_LIMIT, finish_timeout=UPLOAD_LIMIT)
     chosen: Any = mode if mode != "auto" else "online" if logged_in() else "offline"
     try:
-        return wandb.init(**arguments, mode=chosen, settings=settings)
+        return wandb.init(**arguments, mode=chosen, settings=settings, resume="allow" if chosen == "online" else None)
     except wandb.Error as error:  # a wrong key, or a server that does not answer
         if chosen != "online":
             raise
@@ -230,7 +234,23 @@ def _start(mode: str, **arguments: Any) -> Any:
                 "set logger.wandb.mode=auto"
             ) from error
         log.warning("W&B does not start (%s): logging offline; upload later with `wandb sync`", reason)
+        wandb.teardown()  # its service believes that the run has begun
         return wandb.init(**arguments, mode="offline", settings=settings)
+
+
+def _id(folder: Path) -> str:
+    """The id of a folder's W&B run, which is kept in it; an agent of W&B's sweeps gives its own."""
+    if given := os.environ.get("WANDB_RUN_ID"):
+        return given
+    path = folder / "wandb" / "run_id"
+    with suppress(OSError, UnicodeDecodeError):
+        if re.fullmatch("[a-z0-9]{8}", known := path.read_text()):
+            return known
+    made = secrets.token_hex(4)
+    with suppress(OSError):  # what is not kept is another run next time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(made)
+    return made
 
 
 def logged_in() -> bool:

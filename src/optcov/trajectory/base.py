@@ -1,4 +1,4 @@
-"""The times a sampler visits, ``0 < tau_1 < ... < tau_K <= 1``: one network call at each; the last step ends at 0."""
+"""The times ``0 < tau_1 < ... < tau_K <= 1`` that a sampler visits: one network call at each, the last step to 0."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Trajectory(ABC):
         seed: int = 0,
         labels: Tensor | None = None,
     ) -> None:
-        """Measure on a fitted model what the times depend on; the default does nothing.
+        """Measure what the times depend on, using a fitted model; the default does nothing.
 
         Args:
             denoiser, strategy: in eval mode, on the device of the batches.
@@ -73,10 +73,15 @@ class GridTrajectory(Trajectory):
 
     @abstractmethod
     def nodes(self, total: int, num_steps: int) -> Tensor:
-        """Integers in 1..N by the published formula, ascending, possibly repeated; N is ``total``, K ``num_steps``."""
+        """Ascending integers in 1..N, possibly repeated, by the published formula.
+
+        Args:
+            total: N, the steps of the schedule.
+            num_steps: K.
+        """
 
     def times(self, schedule: NoiseSchedule, num_steps: int) -> Tensor:
-        """Return K times; a formula that gives another number logs a warning."""
+        """Return K times; log a warning if the formula gives another number of them."""
         self.check(schedule, num_steps)
         nodes = torch.unique(self.nodes(schedule.num_steps, num_steps))
         if len(nodes) != num_steps:

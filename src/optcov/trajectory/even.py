@@ -9,7 +9,7 @@ from optcov.trajectory.base import GridTrajectory
 
 
 class EvenTrajectory(GridTrajectory):
-    """``round(1 + (N - 1) i / (K - 1))``, i = 0..K-1; only N for K = 1."""
+    """``round(1 + (N - 1) i / (K - 1))``, i = 0..K-1; for K = 1, the single node N."""
 
     def nodes(self, total: int, num_steps: int) -> Tensor:
         if num_steps == 1:

@@ -1,4 +1,4 @@
-"""Constant stride counted up from the first time, what diffusers calls leading.  Source: arXiv:2305.08891, Table 2."""
+"""A constant stride counted up from the first time; diffusers calls it leading.  Source: arXiv:2305.08891, Table 2."""
 
 from __future__ import annotations
 

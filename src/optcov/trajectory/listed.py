@@ -1,4 +1,4 @@
-"""User-defined times."""
+"""Times that the user lists."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ListTrajectory(Trajectory):
         if given is not None and not self._ascends():
             what = "integers that rise from 1" if self._in_steps else "times that rise from above 0 to at most 1"
             example = "[1,500,1000]" if self._in_steps else "[0.001,0.5,1]"
-            raise ValueError(f"{self._name} must be {what} (got {list(given)}): give such as {example}")
+            raise ValueError(f"{self._name} must be {what} (got {list(given)}): give a list such as {example}")
 
     def _ascends(self) -> bool:
         """Whether the list is not empty, ascends from above 0, and stays within its range."""
@@ -48,7 +48,7 @@ class ListTrajectory(Trajectory):
             )
         if num_steps != len(self._given):
             raise ValueError(
-                f"sampler.num_steps must be {len(self._given)}, as many as {self._name} has (got {num_steps}): give "
+                f"sampler.num_steps must be {len(self._given)}, the length of {self._name} (got {num_steps}): give "
                 f"sampler.num_steps={len(self._given)}"
             )
         if self._in_steps and self._given[-1] > schedule.num_steps:

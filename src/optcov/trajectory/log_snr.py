@@ -1,7 +1,7 @@
 """Times placed by their noise level, which may fall between the grid times of a discrete schedule.
 
-As in DPM-Solver (arXiv:2206.00927, Sec. 3.4), a network trained on discrete times is then called at the time that the
-interpolated schedule assigns to the noise level.
+A network trained on discrete times is then called at the time that the interpolated schedule assigns to the noise
+level, as in DPM-Solver (arXiv:2206.00927, Sec. 3.4).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class NoiseLevelTrajectory(Trajectory):
 
 
 class LogSNRTrajectory(NoiseLevelTrajectory):
-    """Spaces ``log(alpha_t^2 / sigma_t^2)`` evenly, as DPM-Solver does; arguments as in the base class."""
+    """Spaces ``log(alpha_t^2 / sigma_t^2)`` evenly, as DPM-Solver does; the arguments are those of the base class."""
 
     def log_snr_at(self, first: Tensor, last: Tensor, share: Tensor) -> Tensor:
         return first + share * (last - first)

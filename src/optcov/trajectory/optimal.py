@@ -54,13 +54,13 @@ def monotone_variance(denoiser: Denoiser, eps_variance: Tensor, eps_variance_se:
 
 
 class OptimalTrajectory(GridTrajectory):
-    """The path with the lowest total ``J``; only N for K = 1.
+    """The path with the lowest total ``J``; for K = 1, the single node N.
 
     An `Analytic` strategy provides the curve of ``C_t``.  For any other strategy a separate pass measures it, and the
     path is then the best one for ``var=analytic``.
 
     Args:
-        num_images: images of that separate pass, at least 3.
+        num_images: number of images for that separate pass, at least 3.
     Raises:
         ValueError: if there are too few images for a standard error.
     """

@@ -1,4 +1,4 @@
-"""Times that are evenly spaced in a root of the time, so that they are dense near the data.
+"""Times evenly spaced in a root of the time, and therefore dense near the data.
 
 With p = 2 and t_max = 0.8 this is DDIM's quadratic spacing, except at the ends.  EDM (arXiv:2206.00364), Eq. 5, spaces
 the noise level in the same way; see `KarrasTrajectory`.
@@ -14,7 +14,7 @@ from optcov.trajectory.base import GridTrajectory
 
 
 class PowerTrajectory(GridTrajectory):
-    """``N t_max (i / K)^p``, i = 1..K; or, with a first time, ``t^(1/p)`` even from ``t_min`` to ``t_max``.
+    """``N t_max (i / K)^p``, i = 1..K; if ``t_min`` is given, ``t^(1/p)`` spaced evenly from ``t_min`` to ``t_max``.
 
     Times are rounded to the grid and are at least 1/N; repeated times are dropped.
 

@@ -40,7 +40,7 @@ class ShortestPaths:
             best = np.concatenate([np.full(edges, np.inf), np.take_along_axis(through, before[:, None], 1)[:, 0]])
             self._before.append(before + edges - 1)
             totals.append(best[-1])
-        self.totals = np.array(totals)  # index K - 1: total cost of the best path with K edges, inf if there is none
+        self.totals = np.array(totals)  # entry K - 1 is the cost of the best path with K edges, inf if there is none
 
     def nodes(self, num_edges: int) -> list[int]:
         """``tau_1 .. tau_K`` of the best path with K edges.
@@ -49,7 +49,10 @@ class ShortestPaths:
             ValueError: if there is none.
         """
         if not np.isfinite(self.totals[num_edges - 1]):
-            raise ValueError(f"no path of {num_edges} steps leads from 0 to {self._last}")
+            raise ValueError(
+                f"sampler.num_steps must be one for which a path of finite cost leads from 0 to {self._last} "
+                f"(got {num_edges}): give fewer steps"
+            )
         path = [self._last]
         for edges in range(num_edges, 1, -1):
             path.append(int(self._before[edges - 1][path[-1] - edges]))

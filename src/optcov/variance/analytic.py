@@ -122,14 +122,21 @@ class Analytic(Calibrated):
         self, denoiser: Denoiser, batches: Iterable[Tensor], seed: int = 0, labels: Tensor | None = None
     ) -> None:
         clean = torch.cat(list(batches))
+        if len(clean) < 3:
+            raise ValueError(
+                f"images must be at least 3 (got {len(clean)}): the standard error is undefined below that"
+            )
         self.to(clean.device)
+        if denoiser.num_classes is not None and labels is None:
+            raise ValueError(
+                "labels must be given (got None): the denoiser is class-conditional, so give the labels of the data"
+            )
         self._fill(self.eps_variance, self.eps_variance_se, denoiser, clean, seed, labels)
-        if denoiser.num_classes is not None:
-            if labels is None:
-                raise ValueError(
-                    "labels must be given (got None): the denoiser is class-conditional, so give the labels of the data"
-                )
+        if denoiser.num_classes is not None and denoiser.has_null_label:
             self._fill(self.null_eps_variance, self.null_eps_variance_se, denoiser, clean, seed, None)
+        elif denoiser.num_classes is not None:  # it is never asked without a class
+            self.null_eps_variance.copy_(self.eps_variance)
+            self.null_eps_variance_se.copy_(self.eps_variance_se)
 
     def _fill(
         self, variance: Tensor, error: Tensor, denoiser: Denoiser, clean: Tensor, seed: int, labels: Tensor | None
@@ -157,6 +164,13 @@ class Analytic(Calibrated):
                 if moments[k].count == len(clean):
                     results.append(moments[k].result())
         tables = [torch.stack(values) for values in zip(*results, strict=True)]
+        finite = tables[0].isfinite().reshape(len(tables[0]), -1).all(1)
+        if not finite.all():
+            at = float(times[int((~finite).nonzero()[0])])
+            raise ValueError(
+                f"network must return finite numbers at every time (got NaN or infinity at t = {at:.4g}): look at its "
+                "time and schedule"
+            )
         if len(nodes) < schedule.num_steps:
             miss = left_out(denoiser, nodes, tables[0])
             log.info(

@@ -19,11 +19,11 @@ from typing import Any
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
-from optcov.cli.check import nodes
-from optcov.cli.errors import ConfigError, must
+from optcov.errors import ConfigError, must
 from optcov.files import write_atomically
 from optcov.foreign import DamagedError, label, read_json, read_yaml, sealed_json, sealed_yaml
 from optcov.keys import GROUPS, KEYS, PLACE, SCORE, Config, select
+from optcov.targets import nodes
 from optcov.upgrade import CHOICES, upgrade
 
 OF_A_COMMAND = {"run", "trust", "mode", "format", "overrides", "sweep"}  # keys of a command, not of the run

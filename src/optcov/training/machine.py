@@ -13,8 +13,8 @@ import torch
 from joblib import cpu_count
 from lightning import Fabric
 
-from optcov.cli.errors import ConfigError, config_errors
 from optcov.denoiser import Denoiser
+from optcov.errors import ConfigError, config_errors
 from optcov.keys import Config
 
 log = logging.getLogger(__name__)
