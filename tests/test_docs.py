@@ -124,7 +124,7 @@ def test_every_command_on_a_run_composes():
                 overrides = [word.strip(";").replace("$", "") for word in given if "=" in word]
                 compose("report" if overrides[0].startswith("runs=") else task, overrides)
                 composed.add((task, overrides[0].partition("=")[0]))
-    assert composed == {("sample", "run"), ("evaluate", "run"), ("evaluate", "runs")}
+    assert composed == {("sample", "run"), ("sample", "mean_ckpt"), ("evaluate", "run"), ("evaluate", "runs")}
 
 
 @pytest.mark.parametrize("document", ["README.md", *(f"docs/{page}.md" for page in ("choices", "runs", "metrics"))])
