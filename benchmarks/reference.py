@@ -54,7 +54,7 @@ CALIBRATED: dict[str, dict[str, Any]] = {
     "analytic_imperfect": {"num_images": 64, "num_times": 200},
     "analytic_diag": {"num_images": 512, "num_times": 50},
 }
-TRAINED = ("npr_dpm", "sn_dpm", "iddpm", "nll", "low_rank")
+TRAINED = ("npr_dpm", "sn_dpm", "npr_dpm_simple", "sn_dpm_simple", "iddpm", "nll", "low_rank")
 SOLVERS = ("dpm_solver_pp", "unipc", "heun")
 TRAJECTORIES = ("even", "quadratic", "log_snr", "karras")
 CLIPPED = ("dpm_solver_pp", "unipc")  # solvers that can clip the predicted x_0

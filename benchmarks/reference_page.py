@@ -21,6 +21,8 @@ ORDER = (
     "analytic",
     "analytic_imperfect",
     "analytic_diag",
+    "npr_dpm_simple",
+    "sn_dpm_simple",
     "npr_dpm",
     "sn_dpm",
     "iddpm",
