@@ -35,7 +35,7 @@ from optcov.denoiser import Denoiser
 from optcov.metric.frechet import frechet_distance
 from optcov.registry import make
 from optcov.sampler import NoiseStream, Sampler
-from optcov.variance.base import VarianceStrategy
+from optcov.variance.base import Clean, VarianceStrategy
 
 RESULTS = Path(__file__).parent / "results"
 TRAJECTORIES = ("quadratic", "even", "log_snr")
@@ -181,7 +181,7 @@ class War:
         trajectory = make("trajectory", name)
         if trajectory.num_images:
             chains = self.images[: trajectory.num_images].to(self.dtype)
-            trajectory.fit(self.denoiser, self.strategy("beta_tilde"), [chains], TUNING_SEED)
+            trajectory.fit(self.denoiser, self.strategy("beta_tilde"), Clean([chains], TUNING_SEED))
         found: Tensor = trajectory.times(self.denoiser.schedule, steps)
         return found
 
@@ -191,7 +191,7 @@ class War:
         free = {"clip_x0": False, "cut": None} if self.name == "oracle" and method.sampler in ("ddim", "ddpm") else {}
         sampler: Sampler = make("sampler", method.sampler, num_steps=steps, **{**method.settings, **order, **free})
         if sampler.num_images:
-            sampler.fit(self.denoiser, self.strategy(method.var), times, [self.images[:chains]], TUNING_SEED)
+            sampler.fit(self.denoiser, self.strategy(method.var), times, Clean([self.images[:chains]], TUNING_SEED))
         return sampler
 
     def draw(self, sampler: Sampler, var: str, times: Tensor, count: int, seed: int) -> tuple[Tensor, float]:

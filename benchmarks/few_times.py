@@ -26,6 +26,7 @@ from optcov.metric import VariationalNLL
 from optcov.run_folder import Saved
 from optcov.trajectory import OptimalTrajectory
 from optcov.variance.analytic import Analytic, even_in_log_snr, interpolate_in_log_snr, left_out
+from optcov.variance.base import Clean
 
 KINDS = {
     "analytic": {},
@@ -85,7 +86,7 @@ def main(run: str, num_images: int = 128) -> None:
 
     def bits(strategy: Analytic) -> tuple[list[int], float]:
         trajectory = OptimalTrajectory()
-        trajectory.fit(denoiser, strategy, [])
+        trajectory.fit(denoiser, strategy, Clean([]))
         times = trajectory.times(schedule, 10)
         value = metric.measure(denoiser, strategy, times, metric.images(data, denoiser.data_range), 0, 100).value
         return (times * schedule.num_steps).round().long().tolist(), value

@@ -11,7 +11,7 @@ from optcov.model import UNet
 from optcov.schedule import LinearSchedule
 from optcov.trajectory import EvenTrajectory, OptimalTrajectory
 from optcov.variance.analytic import Analytic
-from optcov.variance.base import VarianceStrategy
+from optcov.variance.base import Clean, VarianceStrategy
 from optcov.variance.fixed import Beta, BetaTilde
 
 
@@ -46,7 +46,7 @@ def test_analytic_is_below_beta_is_below_beta_tilde(denoiser: Denoiser, data: Di
         return metric.measure(denoiser, strategy, times, metric.images(data, denoiser.data_range), 1, 512).value
 
     optimal = OptimalTrajectory()
-    optimal.fit(denoiser, analytic, [])
+    optimal.fit(denoiser, analytic, Clean([]))
     for num_steps in (5, 10):
         times = EvenTrajectory().times(denoiser.schedule, num_steps)
         scores = [bits(strategy, times) for strategy in (analytic, Beta(denoiser), BetaTilde(denoiser))]

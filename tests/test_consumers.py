@@ -38,7 +38,7 @@ from optcov.oracle import GaussianMixture, OracleNetwork
 from optcov.sampler import DDIMSampler, DDPMSampler, NoiseStream, PredictorCorrectorSampler, Sampler
 from optcov.schedule import LinearSchedule
 from optcov.trajectory import EvenTrajectory, OptimalNLLTrajectory
-from optcov.variance.base import Closed, StepModel
+from optcov.variance.base import Clean, Closed, StepModel
 from optcov.variance.profile import variance_profile
 
 SCHEDULE = LinearSchedule(1000)
@@ -298,7 +298,7 @@ def test_the_trajectory_of_the_least_bound_is_that_of_the_matrix(
     x_0 = mixture.sample(COUNT, torch.Generator().manual_seed(1))
     found, dense = OptimalNLLTrajectory(num_candidates=10), OptimalNLLTrajectory(num_candidates=10)
     for trajectory, each in ((found, kind), (dense, full_of(kind))):
-        trajectory.fit(denoiser, strategy(denoiser, each), [x_0])
+        trajectory.fit(denoiser, strategy(denoiser, each), Clean([x_0]))
     for num_steps in range(1, 8):
         assert torch.equal(found.times(SCHEDULE, num_steps), dense.times(SCHEDULE, num_steps))
 

@@ -15,7 +15,7 @@ from optcov.labels import cycle_labels, draw_labels
 from optcov.metric import Metric, ModelMetric
 from optcov.sampler import Sampler
 from optcov.trajectory import Trajectory
-from optcov.variance.base import Calibrated, VarianceStrategy
+from optcov.variance.base import Calibrated, Clean, VarianceStrategy
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Parts:
         if self.trajectory.num_images:
             clean, labels = self.calibration(self.trajectory.num_images, device)
             denoiser, strategy = self.denoiser.to(device).eval(), self.strategy.to(device).eval()
-            self.trajectory.fit(denoiser, strategy, list(torch.split(clean, batch_size)), seed, labels)
+            self.trajectory.fit(denoiser, strategy, Clean(torch.split(clean, batch_size), seed, labels))
         self.times  # noqa: B018 (computed once, and refused here)
 
     def fit_sampler(self, device: torch.device, seed: int) -> None:
@@ -89,4 +89,4 @@ class Parts:
         if self.sampler.num_images:
             clean, labels = self.calibration(self.sampler.num_images, device)
             denoiser, strategy = self.denoiser.to(device).eval(), self.strategy.to(device).eval()
-            self.sampler.fit(denoiser, strategy, self.times, [clean], seed, labels)
+            self.sampler.fit(denoiser, strategy, self.times, Clean([clean], seed, labels))

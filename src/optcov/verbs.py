@@ -27,7 +27,7 @@ from optcov.sampler import Sampler
 from optcov.sampler import sample as draw
 from optcov.seeds import Stream, derive_seed
 from optcov.trajectory import ListTrajectory, Trajectory
-from optcov.variance.base import Calibrated, Trained, VarianceStrategy
+from optcov.variance.base import Calibrated, Clean, Trained, VarianceStrategy
 from optcov.variance.saved import check_fits, load_strategy
 
 __all__ = ["bits_per_dim", "fit", "load", "load_strategy", "sample"]
@@ -184,7 +184,7 @@ def sample(
     if sampler.num_images and images is not None:
         clean = data(denoiser, images)[: sampler.num_images].to(device_of(denoiser))
         classes = None if known is None else known[torch.arange(len(clean)) % count].to(clean.device)
-        sampler.fit(denoiser, strategy, times, [clean], seed, classes)
+        sampler.fit(denoiser, strategy, times, Clean([clean], seed, classes))
     return draw(
         denoiser, strategy, sampler, times, count, seed, batch_size, device_of(denoiser), progress, known, guidance
     )
@@ -282,7 +282,7 @@ def times_of(
                     f"images must be given for trajectory={name!r}, which is measured on clean data (got none)"
                 )
             clean = data(denoiser, images)[: trajectory.num_images].to(device_of(denoiser))
-            trajectory.fit(denoiser, strategy, [clean], seed)
+            trajectory.fit(denoiser, strategy, Clean([clean], seed))
     if isinstance(trajectory, Trajectory):
         trajectory.check(denoiser.schedule, num_steps)
         return trajectory.times(denoiser.schedule, num_steps)

@@ -18,7 +18,7 @@ from optcov.registry import make, options, settings_of
 from optcov.sampler import Sampler, sample
 from optcov.schedule import NoiseSchedule, VPSchedule
 from optcov.trajectory import ListTrajectory, LogSNRTrajectory, Trajectory
-from optcov.variance.base import Calibrated, VarianceStrategy
+from optcov.variance.base import Calibrated, Clean, VarianceStrategy
 from optcov.variance.fixed import BetaTilde
 
 SCHEDULES: dict[str, NoiseSchedule] = {name: make("schedule", name, num_steps=40) for name in options("schedule")}
@@ -109,7 +109,7 @@ def fitted(trajectory: str, num_steps: int, schedule: str, parameterization: str
     made: Trajectory = make("trajectory", trajectory, **few)
     if made.num_images:
         denoiser = denoiser_of(schedule, parameterization, guidance)
-        made.fit(denoiser, BetaTilde(denoiser), [IMAGES], labels=None if guidance == "none" else LABELS)
+        made.fit(denoiser, BetaTilde(denoiser), Clean([IMAGES], labels=None if guidance == "none" else LABELS))
     return made
 
 

@@ -9,6 +9,7 @@ from optcov.oracle import GaussianMixture
 from optcov.sampler import DDIMSampler, NoiseStream
 from optcov.schedule import LinearSchedule
 from optcov.trajectory import EvenTrajectory, LearnedTrajectory, QuadraticTrajectory
+from optcov.variance.base import Clean
 from optcov.variance.fixed import BetaTilde
 
 DATA = GaussianMixture([[-0.6, 0.1], [0.5, 0.3]], [0.01, 0.02], [0.4, 0.6])
@@ -17,7 +18,7 @@ DATA = GaussianMixture([[-0.6, 0.1], [0.5, 0.3]], [0.01, 0.02], [0.4, 0.6])
 @pytest.fixture(scope="module")
 def learned(make_oracle) -> tuple[Denoiser, LearnedTrajectory]:
     denoiser, trajectory = make_oracle(DATA, LinearSchedule(200)), LearnedTrajectory(num_candidates=32)
-    trajectory.fit(denoiser, BetaTilde(denoiser), [torch.zeros(40, 2), torch.zeros(24, 2)])
+    trajectory.fit(denoiser, BetaTilde(denoiser), Clean([torch.zeros(40, 2), torch.zeros(24, 2)]))
     return denoiser, trajectory
 
 

@@ -22,7 +22,7 @@ from optcov.trajectory import EvenTrajectory, OptimalNLLTrajectory, OptimalTraje
 from optcov.trajectory.optimal import monotone_variance, step_costs
 from optcov.trajectory.shortest import ShortestPaths
 from optcov.variance.analytic import Analytic
-from optcov.variance.base import VarianceStrategy
+from optcov.variance.base import Clean, VarianceStrategy
 from optcov.variance.fixed import Beta
 
 LINE = GaussianMixture([[-0.6], [0.1], [0.5]], [0.01, 0.04, 0.0025], [0.5, 0.2, 0.3])
@@ -91,7 +91,7 @@ def fitted(
     strategy.eps_variance[1:] = variance / denoiser.parameterization.c_out_sq(schedule.levels(schedule.grid()))
     strategy.eps_variance_se[:] = 1e-9
     trajectory = OptimalTrajectory()
-    trajectory.fit(denoiser, strategy, [])
+    trajectory.fit(denoiser, strategy, Clean([]))
     return trajectory
 
 
@@ -201,7 +201,9 @@ def test_least_measured_bound_is_found_and_beats_even():
     denoiser = oracle(schedule)
     strategy = Beta(denoiser)
     trajectory = OptimalNLLTrajectory(num_candidates=None, clip_x0=False)
-    trajectory.fit(denoiser, strategy, [LINE.sample(200, torch.Generator().manual_seed(s)) for s in (1, 2)], seed=3)
+    trajectory.fit(
+        denoiser, strategy, Clean([LINE.sample(200, torch.Generator().manual_seed(s)) for s in (1, 2)], seed=3)
+    )
     x_0 = LINE.sample(2000, torch.Generator().manual_seed(4))
     bound = VariationalBound(denoiser, strategy, clip_x0=False)
 
@@ -221,7 +223,7 @@ def test_candidates_keep_both_ends_and_bound_the_steps():
     schedule = LinearSchedule(200)
     denoiser = oracle(schedule)
     trajectory = OptimalNLLTrajectory(num_candidates=11, clip_x0=False)
-    trajectory.fit(denoiser, Beta(denoiser), [LINE.sample(20, torch.Generator().manual_seed(1))])
+    trajectory.fit(denoiser, Beta(denoiser), Clean([LINE.sample(20, torch.Generator().manual_seed(1))]))
     every = (trajectory.times(schedule, 11) * 200).round().int().tolist()
     assert every == np.round(np.linspace(1, 200, 11)).astype(int).tolist()
     with pytest.raises(ValueError, match=r"num_candidates must be at least sampler\.num_steps = 12 \(got 11\)"):
@@ -246,7 +248,7 @@ def test_the_curve_is_the_strategys_own_or_measured_by_a_pass(strategy: type[Var
         own.eps_variance_se[:] = 1e-9
     trajectory = OptimalTrajectory(num_images=200)
     denoiser.cost.reset()
-    trajectory.fit(denoiser, own, [LINE.sample(200, torch.Generator().manual_seed(0))], seed=1)
+    trajectory.fit(denoiser, own, Clean([LINE.sample(200, torch.Generator().manual_seed(0))], seed=1))
     assert denoiser.cost.nfe == (0 if isinstance(own, Analytic) else 200 * 40)
     variance, costs = exact_costs(schedule)
     found, best = (along(costs, made.times(schedule, 8)) for made in (trajectory, fitted(schedule, variance)))

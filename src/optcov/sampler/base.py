@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from optcov.sampler.progress import ImageBar
 from optcov.schedule.base import NoiseSchedule
 from optcov.schedule.levels import NoiseLevels, per_sample
 from optcov.schedule.vp import VPSchedule
-from optcov.variance.base import VarianceStrategy
+from optcov.variance.base import Clean, VarianceStrategy
 from optcov.variance.fixed import BetaTilde
 
 
@@ -106,24 +106,13 @@ class Sampler(ABC):
                 "set sampler=ddpm, ddim, dpm_solver_pp, unipc, euler or heun, or schedule=linear"
             )
 
-    def fit(
-        self,
-        denoiser: Denoiser,
-        strategy: VarianceStrategy,
-        times: Tensor,
-        batches: Iterable[Tensor],
-        seed: int = 0,
-        labels: Tensor | None = None,
-    ) -> None:
+    def fit(self, denoiser: Denoiser, strategy: VarianceStrategy, times: Tensor, clean: Clean) -> None:
         """Measure on a fitted model what the steps depend on; the default does nothing.
 
         Args:
-            denoiser, strategy: in eval mode, on the device of the batches.
+            denoiser, strategy: in eval mode, on the device of the data.
             times: ascending float64 ``[K]``, the times of the steps.
-            batches: clean data ``[B, *event]`` in the denoiser's range.
-            seed: seed of the noise.
-            labels: class of each image, int64 ``[n]`` in the order of the batches; only for class-conditional
-                denoisers.
+            clean: `num_images` data, or fewer if there are fewer.
         """
         return
 

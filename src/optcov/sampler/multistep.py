@@ -43,7 +43,7 @@ from optcov.sampler.share import FITTED, FIXED, NoiseChoice, Shares, matched_sha
 from optcov.schedule.base import NoiseSchedule
 from optcov.schedule.levels import NoiseLevels, per_sample
 from optcov.seeds import Stream, derive_seed
-from optcov.variance.base import VarianceStrategy
+from optcov.variance.base import Clean, VarianceStrategy
 
 
 @dataclass(frozen=True)
@@ -217,23 +217,15 @@ class MultistepSampler(LinearSampler):
             return after
         return self._noisy(plan, after, math.sqrt(plan.shares[state.i]) * self._drawn(model, plan, after))
 
-    def fit(
-        self,
-        denoiser: Denoiser,
-        strategy: VarianceStrategy,
-        times: Tensor,
-        batches: Iterable[Tensor],
-        seed: int = 0,
-        labels: Tensor | None = None,
-    ) -> None:
+    def fit(self, denoiser: Denoiser, strategy: VarianceStrategy, times: Tensor, clean: Clean) -> None:
         if self.noise not in FITTED:
             return
-        clean = torch.cat(list(batches))
-        if len(clean) < 2:
-            raise ValueError(f"images must be at least two to fit sampler.noise={self.noise} (got {len(clean)})")
-        seed = derive_seed(seed, Stream.SHARES)
-        noise = NoiseStream(seed, range(len(clean)), clean.shape[1:], clean.device, clean.dtype)
-        self.match(denoiser, strategy, times, noise, float(clean.flatten(1).double().var(0).sum()), labels)
+        x_0 = torch.cat(list(clean.batches))
+        if len(x_0) < 2:
+            raise ValueError(f"images must be at least two to fit sampler.noise={self.noise} (got {len(x_0)})")
+        seed = derive_seed(clean.seed, Stream.SHARES)
+        noise = NoiseStream(seed, range(len(x_0)), x_0.shape[1:], x_0.device, x_0.dtype)
+        self.match(denoiser, strategy, times, noise, float(x_0.flatten(1).double().var(0).sum()), clean.labels)
 
     def measured(self) -> dict[str, Tensor]:
         if self.fitted is None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from optcov.denoiser import Denoiser
 from optcov.schedule.base import NoiseSchedule
-from optcov.variance.base import VarianceStrategy
+from optcov.variance.base import Clean, VarianceStrategy
 
 log = logging.getLogger(__name__)
 
@@ -25,22 +24,12 @@ class Trajectory(ABC):
 
     num_images: int = 0
 
-    def fit(
-        self,
-        denoiser: Denoiser,
-        strategy: VarianceStrategy,
-        batches: Iterable[Tensor],
-        seed: int = 0,
-        labels: Tensor | None = None,
-    ) -> None:
+    def fit(self, denoiser: Denoiser, strategy: VarianceStrategy, clean: Clean) -> None:
         """Measure what the times depend on, using a fitted model; the default does nothing.
 
         Args:
-            denoiser, strategy: in eval mode, on the device of the batches.
-            batches: clean data ``[B, *event]`` in the denoiser's range.
-            seed: seed of the noise.
-            labels: class of each image, int64 ``[n]`` in the order of the batches; only for class-conditional
-                denoisers.
+            denoiser, strategy: in eval mode, on the device of the data.
+            clean: `num_images` data, or fewer if there are fewer.
         """
         return
 

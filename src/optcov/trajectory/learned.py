@@ -13,8 +13,6 @@ Source: GITS (arXiv:2405.11326), Sec. 4, whose errors are in EDM's coordinates.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
@@ -26,7 +24,7 @@ from optcov.schedule.levels import NoiseLevels, per_sample
 from optcov.trajectory.base import GridTrajectory
 from optcov.trajectory.power import PowerTrajectory
 from optcov.trajectory.shortest import ShortestPaths
-from optcov.variance.base import VarianceStrategy
+from optcov.variance.base import Clean, VarianceStrategy
 
 
 class LearnedTrajectory(GridTrajectory):
@@ -60,25 +58,17 @@ class LearnedTrajectory(GridTrajectory):
             )
 
     @torch.no_grad()
-    def fit(
-        self,
-        denoiser: Denoiser,
-        strategy: VarianceStrategy,
-        batches: Iterable[Tensor],
-        seed: int = 0,
-        labels: Tensor | None = None,
-    ) -> None:
+    def fit(self, denoiser: Denoiser, strategy: VarianceStrategy, clean: Clean) -> None:
         self._candidates = self._grid(denoiser.schedule.num_steps)
         times = self._candidates.double() / denoiser.schedule.num_steps
-        clean = list(batches)
-        count, device = sum(len(batch) for batch in clean), clean[0].device
+        count, device = sum(len(batch) for batch in clean.batches), clean.batches[0].device
         levels = denoiser.levels(torch.cat([times.new_zeros(1), times])).to(device)
-        x = NoiseStream(seed, range(count), denoiser.data_shape, device).draw()
+        x = NoiseStream(clean.seed, range(count), denoiser.data_shape, device).draw()
         x = per_sample(denoiser.schedule.prior_std(levels[-1]), x) * x
         fine: list[Tensor] = [x]
         predictions: list[Prediction] = []
         for t in range(len(times), 0, -1):
-            predictions.append(denoiser(fine[-1], levels[t], labels))
+            predictions.append(denoiser(fine[-1], levels[t], clean.labels))
             fine.append(_step(levels[t - 1], predictions[-1]))
         fine.reverse()  # by candidate, 0 being the data
         predictions.reverse()

@@ -8,8 +8,6 @@ Source: Analytic-DPM (arXiv:2201.06503), Theorem 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
@@ -20,7 +18,7 @@ from optcov.schedule.base import NoiseSchedule
 from optcov.trajectory.base import GridTrajectory
 from optcov.trajectory.shortest import ShortestPaths
 from optcov.variance.analytic import Analytic
-from optcov.variance.base import VarianceStrategy
+from optcov.variance.base import Clean, VarianceStrategy
 
 
 def monotone_variance(denoiser: Denoiser, eps_variance: Tensor, eps_variance_se: Tensor) -> Tensor:
@@ -74,19 +72,12 @@ class OptimalTrajectory(GridTrajectory):
         self.num_images = num_images
         self._paths: ShortestPaths | None = None
 
-    def fit(
-        self,
-        denoiser: Denoiser,
-        strategy: VarianceStrategy,
-        batches: Iterable[Tensor],
-        seed: int = 0,
-        labels: Tensor | None = None,
-    ) -> None:
+    def fit(self, denoiser: Denoiser, strategy: VarianceStrategy, clean: Clean) -> None:
         if isinstance(strategy, Analytic):
             curve = strategy
         else:
             curve = Analytic(denoiser, num_images=self.num_images)
-            curve.calibrate(denoiser, batches, seed, labels)
+            curve.calibrate(denoiser, clean.batches, clean.seed, clean.labels)
         tables = (curve.eps_variance[1:], curve.eps_variance_se[1:])
         means = [table.flatten(1).mean(1) if table.ndim > 1 else table for table in tables]
         self._paths = ShortestPaths(step_costs(denoiser.schedule, monotone_variance(denoiser, *means)))

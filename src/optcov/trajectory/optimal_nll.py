@@ -9,8 +9,6 @@ as metric=nll does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -23,7 +21,7 @@ from optcov.schedule.base import NoiseSchedule
 from optcov.trajectory.base import GridTrajectory
 from optcov.trajectory.even import EvenTrajectory
 from optcov.trajectory.shortest import ShortestPaths
-from optcov.variance.base import VarianceStrategy
+from optcov.variance.base import Clean, VarianceStrategy
 
 
 class OptimalNLLTrajectory(GridTrajectory):
@@ -62,24 +60,17 @@ class OptimalNLLTrajectory(GridTrajectory):
             )
 
     @torch.no_grad()
-    def fit(
-        self,
-        denoiser: Denoiser,
-        strategy: VarianceStrategy,
-        batches: Iterable[Tensor],
-        seed: int = 0,
-        labels: Tensor | None = None,
-    ) -> None:
+    def fit(self, denoiser: Denoiser, strategy: VarianceStrategy, clean: Clean) -> None:
         total = denoiser.schedule.num_steps
         self._candidates = EvenTrajectory().nodes(total, min(total, self.num_candidates or total))
         times = self._candidates.double() / total
         cost = torch.zeros(len(times) + 1, len(times) + 1, dtype=torch.float64)
         count = 0
         bound = VariationalBound(denoiser, strategy, self.clip_x0)
-        for x_0 in batches:
+        for x_0 in clean.batches:
             indices = range(count, count + len(x_0))
-            noise = NoiseStream(seed, indices, x_0.shape[1:], x_0.device, x_0.dtype)
-            condition = None if labels is None else labels[indices.start : indices.stop]
+            noise = NoiseStream(clean.seed, indices, x_0.shape[1:], x_0.device, x_0.dtype)
+            condition = None if clean.labels is None else clean.labels[indices.start : indices.stop]
             levels = denoiser.levels(times).to(x_0.device)
             count += len(x_0)
             for i in tqdm(range(len(times)), desc="trajectory: terms of the bound", leave=False):

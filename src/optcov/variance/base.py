@@ -8,7 +8,7 @@ returns C, which the kernel turns into a step, and a `StepModel` returns the cov
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -190,6 +190,21 @@ class Calibrated(CovarianceModel):
             labels: class of each image, int64 ``[n]`` in the order of the batches; only for class-conditional
                 denoisers.
         """
+
+
+@dataclass(frozen=True)
+class Clean:
+    """Clean data on which a trajectory or a sampler is measured.
+
+    Args:
+        batches: ``[B, *event]`` each, in the denoiser's range and on its device.
+        seed: seed of the noise.
+        labels: class of each sample, int64 ``[n]`` in the order of the batches; only for class-conditional denoisers.
+    """
+
+    batches: Sequence[Tensor]
+    seed: int = 0
+    labels: Tensor | None = None
 
 
 class Trained(VarianceStrategy):
