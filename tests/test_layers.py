@@ -16,7 +16,7 @@ MODULES = {
 # From the bottom up: the parts of optcov on each floor, and the packages that they may import. A part may import those
 # on its own floor and below; a package that is allowed on one floor is allowed above it.
 FLOORS = [
-    ("files ranges data_range schedule parameterization covariance inverse kernel oracle", "torch"),
+    ("wording files ranges data_range schedule parameterization covariance inverse kernel oracle", "torch"),
     (
         "seeds denoiser model variance sampler guidance trajectory likelihood checkpoint",
         "numpy scipy sklearn torchdiffeq tqdm safetensors",

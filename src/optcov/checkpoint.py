@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from optcov.files import atomic_write
+from optcov.wording import first_line
 
 Kind = Literal["mean", "variance", "classifier"]
 Identity = dict[str, Any]
@@ -99,7 +100,7 @@ class Checkpoint:
             if digest_of(weights) != metadata["sha256"]:
                 raise ValueError("its weights do not match their checksum")
         except (SafetensorError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)
+            first = first_line(error)
             raise CheckpointError(
                 f"{key} = {path} is damaged or not an optcov checkpoint ({first}): "
                 f"give the {kind}.safetensors of a run's checkpoints"

@@ -13,6 +13,7 @@ from optcov.adapter.conventions import Conventions
 from optcov.adapter.files import read_json
 from optcov.parameterization import EDM
 from optcov.schedule import BetaSchedule, CosineSchedule, FlowSchedule, NoiseLevels, NoiseSchedule, VESchedule
+from optcov.wording import first_line
 
 NETWORKS = ("unet", "transformer", "model")  # what pipelines call their network
 VARIANT = re.compile(r".+_model\.(?!safetensors$|bin$)(\w+?)(?:-\d+-of-\d+)?\.(?:safetensors|bin)$")
@@ -79,9 +80,7 @@ def of_folder(folder: Path) -> tuple[Any, Conventions]:
     try:
         network = kind.from_pretrained(home, local_files_only=True, low_cpu_mem_usage=False, **_files(home))
     except (OSError, ValueError, RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"source = {folder} cannot be opened ({str(error).splitlines()[0]}): download it again"
-        ) from error
+        raise ValueError(f"source = {folder} cannot be opened ({first_line(error)}): download it again") from error
     said = _of_scheduler(read_json(scheduler)) if scheduler.is_file() else {}
     return Diffusers(network), _conventions(config, said)
 

@@ -16,6 +16,7 @@ from torch import nn
 from optcov import foreign
 from optcov.adapter.conventions import Conventions
 from optcov.adapter.weights import load_weights
+from optcov.wording import first_line
 
 PICKLES = (".pkl", ".pickle", ".joblib")
 
@@ -98,10 +99,9 @@ def content_of(path: Path) -> Any:
             "it yourself and use torch.save(network.state_dict(), ...)"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()
         raise ValueError(
-            f"{path.name} is damaged or not a file of weights ({first[0] if first else type(error).__name__}): give a "
-            "safetensors file, or one of torch.save(network.state_dict())"
+            f"{path.name} is damaged or not a file of weights ({first_line(error)}): give a safetensors "
+            "file, or one of torch.save(network.state_dict())"
         ) from error
 
 

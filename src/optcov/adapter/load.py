@@ -20,6 +20,7 @@ from optcov.denoiser import Denoiser
 from optcov.parameterization import EDM, X0, Eps, Parameterization, Score, V, Velocity
 from optcov.registry import make
 from optcov.schedule import BetaSchedule, FunctionSchedule, NoiseSchedule
+from optcov.wording import first_line
 
 PREDICTIONS: dict[str, Callable[[], Parameterization]] = {
     "eps": Eps,
@@ -192,7 +193,7 @@ def _device(device: Any) -> torch.device:
         return torch.device(device)
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         raise ValueError(
-            f"device must be one that PyTorch has here (got {device!r}: {str(error).splitlines()[0]}): give such as cpu"
+            f"device must be one that PyTorch has here (got {device!r}: {first_line(error)}): give such as cpu"
         ) from error
 
 

@@ -16,6 +16,7 @@ from optcov.adapter.network import AdaptedNetwork, AnswerError, find_features, i
 from optcov.adapter.time import TimeFeed
 from optcov.denoiser import device_of
 from optcov.schedule import NoiseSchedule
+from optcov.wording import first_line
 
 log = logging.getLogger(__name__)
 
@@ -117,8 +118,8 @@ def fed(feed: TimeFeed, schedule: NoiseSchedule, t: Tensor) -> Tensor:
         time: Any = feed(schedule.levels(t))
     except FAILURES as error:
         raise ValueError(
-            f"time must be a function of the level, which has t, alpha, sigma and log_snr (it failed: {_line(error)}): "
-            "give such as lambda level: 1000 * level.t"
+            f"time must be a function of the level, which has t, alpha, sigma and log_snr (it failed: "
+            f"{first_line(error)}): give such as lambda level: 1000 * level.t"
         ) from error
     if not isinstance(time, Tensor) or time.shape != t.shape or bool(time.isnan().any()):
         got = f"shape {list(time.shape)}" if isinstance(time, Tensor) else type(time).__name__
@@ -176,7 +177,7 @@ def _first(
     asked = "(x, time)" if condition is None else "(x, time, labels)"
     raise ValueError(
         f"network must accept {asked} with x of [2, {', '.join(map(str, network.data_shape))}] (it failed: "
-        f"{_line(reasons[0])}): give its shape, bind its other arguments, or wrap it in a function"
+        f"{first_line(reasons[0])}): give its shape, bind its other arguments, or wrap it in a function"
     ) from reasons[0]
 
 
@@ -213,7 +214,7 @@ def _ask_at_the_ends(
     except FAILURES as error:
         raise ValueError(
             f"time must be in the network's range (it failed at {first:.6g} or {last:.6g}, the first and the last "
-            f'step: {_line(error)}): give another, such as time="n-1" for networks that count from 0'
+            f'step: {first_line(error)}): give another, such as time="n-1" for networks that count from 0'
         ) from error
     if not answer.isfinite().all():
         at = next(value for value, each in zip((first, last), answer, strict=True) if not each.isfinite().all())
@@ -234,7 +235,7 @@ def _ask_labels(network: AdaptedNetwork, x_t: Tensor, time: Tensor) -> None:
         except FAILURES as error:
             raise ValueError(
                 f"{argument} must be a label that the network knows (got {getattr(network, argument)}; it failed: "
-                f"{_line(error)}): give what it was trained with"
+                f"{first_line(error)}): give what it was trained with"
             ) from error
 
 
@@ -257,9 +258,3 @@ def _eager(call: Any) -> AbstractContextManager[Any]:
         eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
         return eager
     return nullcontext()
-
-
-def _line(error: Exception) -> str:
-    """An error in one line."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

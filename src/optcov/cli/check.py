@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from optcov.errors import ConfigError, did_you_mean, must
 from optcov.keys import BREAKS_A_RUN, GROUPS, KEYS, Config
 from optcov.targets import check_targets, leaves, refusal
+from optcov.wording import first_line
 
 
 def check(cfg: DictConfig, hydra: Any, task: str) -> Config:
@@ -45,7 +46,7 @@ def check(cfg: DictConfig, hydra: Any, task: str) -> Config:
     try:
         resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        key, reason = getattr(error, "full_key", None) or "the config", str(error).splitlines()[0]
+        key, reason = getattr(error, "full_key", None) or "the config", first_line(error)
         raise must(key, "a value that can be resolved", reason, "correct the name, or quote the value") from error
     assert isinstance(resolved, dict)
     for key, value in leaves(resolved):

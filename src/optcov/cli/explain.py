@@ -14,6 +14,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from optcov.errors import did_you_mean, must
+from optcov.wording import first_line
 
 
 def explain(error: Exception, overrides: Sequence[str], config_name: str, multirun: bool) -> str:
@@ -29,7 +30,7 @@ def explain(error: Exception, overrides: Sequence[str], config_name: str, multir
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as unreadable:
         return str(must(unreadable.override, "KEY=VALUE", "something else", "quote lists, as in 'metric=[fid,nll]'"))
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    reason = first_line(error)
     for each in parsed:
         if "${" in str(each.get_value_string()) and "nterpolation" in f"{type(error).__name__} {reason}":
             return str(must(each.key_or_group, "a value that can be resolved", reason, "correct the name, or quote it"))

@@ -26,6 +26,7 @@ from optcov.keys import Config
 from optcov.lock import InUseError
 from optcov.run_folder import Saved
 from optcov.signals import TERMINATED, UNFINISHED, Terminated, Unfinished, terminable
+from optcov.wording import first_line
 
 Task = Literal["train", "sample", "evaluate", "report", "prepare"]
 CONFIGS = {"train": "config", "prepare": "config"}  # the config of a task, if its name is not the task's
@@ -154,7 +155,7 @@ def _run(task: Task, arguments: Sequence[str]) -> None:
                 start(config_name=name, task_function=job, overrides=[*overrides, mode])
         except Exception as error:  # odd options make Hydra raise almost any exception
             if type(error).__module__.partition(".")[0] in ("submitit", "ray"):
-                said = str(error).partition("\n")[0]
+                said = first_line(error)
                 raise ConfigError(
                     f"a job of the sweep ended without an answer ({said}): repeat the command with "
                     "hydra.sweep.dir=FOLDER, the folder of the sweep, which does what is missing"

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optcov.data.untrusted import MAX_ARRAY, ArrayHeader, check_size, open_member, read_header
+from optcov.wording import first_line
 
 IDX_TYPES = {0x08: "|u1", 0x09: "|i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _DAMAGE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -88,7 +89,7 @@ class ArrayFile:
                     raise ValueError(f"it holds {header.dtype} of shape {list(header.shape)}, not rows of numbers")
                 yield file, header
         except _DAMAGE as error:
-            problem = (str(error).splitlines() or [type(error).__name__])[0]
+            problem = first_line(error)
             raise ValueError(f"data.root: {self.name} cannot be read ({problem})") from error
 
     @contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from optcov.checkpoint import digest_of
 from optcov.foreign import DamagedError, read_json
+from optcov.wording import first_line
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL", "VQModel")
 HOW = "give the folder of a diffusers AutoencoderKL, or of a pipeline with a vae"
@@ -155,7 +156,7 @@ def _of_folder(folder: Path) -> nn.Module:
             home, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
         )
     except Exception as error:  # damaged files make diffusers raise almost anything
-        problem = (str(error).splitlines() or [type(error).__name__])[0]
+        problem = first_line(error)
         raise ValueError(f"data.autoencoder = {folder} cannot be opened ({problem}): {HOW}") from error
     assert isinstance(module, nn.Module)
     return module

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from optcov.data.records import CorruptImageError, Records
 from optcov.lock import locked
+from optcov.wording import first_line
 
 log = logging.getLogger(__name__)
 
@@ -249,7 +250,7 @@ def _open(entry: Path, dtype: type[np.generic], report: bool = False) -> StoredI
         if not stored.is_intact():
             raise ValueError("its content does not match its checksum")
     except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError) as error:
-        problem = (str(error).splitlines() or [type(error).__name__])[0]
+        problem = first_line(error)
         if report:
             log.warning("%s is damaged (%s): making it again", entry, problem)
         return None

@@ -23,6 +23,7 @@ from optcov.data.cache import PixelCache, StoredImages
 from optcov.data.pixels import to_uint8
 from optcov.data.records import Records
 from optcov.data_range import DataRange
+from optcov.wording import first_line
 
 CHUNK = 64  # images that are encoded or decoded at once
 
@@ -102,7 +103,7 @@ class LatentData(DataSource):
         except (RuntimeError, ValueError, TypeError) as error:
             raise ValueError(
                 f"data.autoencoder cannot encode images of shape {list(images.shape[1:])} "
-                f"({str(error).splitlines()[0]}): give one for such images, or another data.source"
+                f"({first_line(error)}): give one for such images, or another data.source"
             ) from error
         if latents.ndim != 4 or len(latents) != len(images) or not latents.isfinite().all():
             raise ValueError(

@@ -16,6 +16,7 @@ import numpy as np
 
 from optcov.data.records import CorruptImageError
 from optcov.data.untrusted import MAX_ARRAY, TooLargeError, check_size
+from optcov.wording import first_line
 
 
 class Table(ABC):
@@ -92,7 +93,7 @@ class Table(ABC):
         try:
             yield
         except (pa.ArrowException, OSError, TooLargeError, MemoryError) as error:
-            problem = (str(error).splitlines() or [type(error).__name__])[0]
+            problem = first_line(error)
             kind = self.path.suffix.removeprefix(".")
             raise ValueError(f"{self.path} is truncated or not {kind} ({problem})") from error
 

@@ -24,6 +24,7 @@ from optcov.data.images import held_out
 from optcov.data.pixels import to_uint8
 from optcov.data.untrusted import read_npz
 from optcov.data_range import DataRange
+from optcov.wording import first_line
 
 HOW = "give a .pt, .safetensors, .npy or .npz file of numbers [n, ...]"
 LABELS = ("labels", "label", "y")
@@ -190,7 +191,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         found = readers[path.suffix](path)
     except Exception as error:  # damaged files make readers raise almost anything
-        problem = (str(error).splitlines() or [type(error).__name__])[0]
+        problem = first_line(error)
         raise ValueError(f"data.root: {path} is damaged, or holds more than tensors ({problem}): {HOW}") from error
     size = path.stat().st_size
     for name, tensor in found.items():

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from optcov.data.records import CorruptImageError
+from optcov.wording import first_line
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485  # pixels of the largest image, 256 MiB in colour; Pillow warns above this
@@ -59,7 +60,7 @@ def open_image(encoded: bytes, name: str) -> ImageFile.ImageFile:
             raise TooLargeError(f"{opened.width} x {opened.height} pixels are more than the {MAX_PIXELS} that are read")
         opened.load()
     except _DAMAGE as error:
-        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        problem = first_line(error)
         if "cannot identify image file" in problem:
             problem = f"it is not one of {', '.join(FORMATS)}"
         raise CorruptImageError(f"{name} cannot be decoded ({problem})") from error

@@ -25,6 +25,7 @@ from optcov.data.untrusted import read_npz
 from optcov.files import atomic_write
 from optcov.lock import locked
 from optcov.metric.moments import Moments
+from optcov.wording import first_line
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class Statistics:
             raise ValueError(f"reference = {path} contains {error.args[0]}: {what}") from error
         except _DAMAGE as error:
             raise ValueError(
-                f"reference = {path} is damaged or not a .npz of plain arrays ({str(error).splitlines()[0]}): {what}"
+                f"reference = {path} is damaged or not a .npz of plain arrays ({first_line(error)}): {what}"
             ) from error
         try:
             mean, covariance = (torch.from_numpy(arrays[name].astype(np.float64)) for name in ("mu", "sigma"))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from optcov.schedule.base import NoiseSchedule
 from optcov.schedule.vp import DiscreteSchedule
+from optcov.wording import first_line
 
 SMALLEST_ALPHA_SQ = 1e-20  # replaces 0 at the end of a zero-terminal-SNR schedule, so that its logarithm is finite
 
@@ -55,7 +56,7 @@ class FunctionSchedule(NoiseSchedule):
             a, s = (torch.as_tensor(each(grid), dtype=torch.float64) for each in (alpha, sigma))
         except (TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise ValueError(
-                f"schedule must be two functions of a tensor of times (they failed: {str(error).splitlines()[0]}): "
+                f"schedule must be two functions of a tensor of times (they failed: {first_line(error)}): "
                 "use torch's functions, such as torch.cos, not those of math"
             ) from error
         if a.shape != grid.shape or s.shape != grid.shape or not (a.isfinite() & s.isfinite()).all():

@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 from optcov.keys import Config
 from optcov.report import collect, labels, metric_names
+from optcov.wording import first_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -227,7 +228,7 @@ def _start(mode: str, **arguments: Any) -> Any:
     except wandb.Error as error:  # a wrong key, or a server that does not answer
         if chosen != "online":
             raise
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         if mode == "online":
             raise ValueError(
                 f"logger.wandb.mode must be auto or offline here (got online), because W&B does not start ({reason}): "

@@ -18,6 +18,7 @@ from optcov.denoiser import Denoiser, Prediction
 from optcov.schedule.levels import per_sample
 from optcov.variance.base import Closed, CovarianceModel, HeadFactory
 from optcov.variance.npr_dpm import NPR
+from optcov.wording import first_line
 
 LARGEST = 1024  # dimensions; above that, d products a step are out of proportion
 
@@ -45,7 +46,7 @@ def product(denoiser: Denoiser, prediction: Prediction, v: Tensor) -> Tensor:
     try:
         image = denoiser.jvp(prediction, v)
     except (RuntimeError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ValueError(
             f"network must be differentiable in forward mode for a Jacobian's covariance (got {reason!r}): set "
             "var=nll, low_rank or npr_dpm, which need no gradient of it, or var.difference=0.01 where var has that"

@@ -22,6 +22,7 @@ from optcov.denoiser import Denoiser
 from optcov.files import atomic_write, write_atomically
 from optcov.schedule import VPSDESchedule
 from optcov.variance.base import Closed, Traits, VarianceStrategy
+from optcov.wording import first_line
 
 T = TypeVar("T")
 
@@ -79,7 +80,7 @@ def load_strategy(folder: str | Path, denoiser: Denoiser | None = None) -> Varia
         strategy = _made(config["strategy"], STRATEGIES, VarianceStrategy, denoiser_like)  # type: ignore[type-abstract]
         strategy.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError, OSError, SafetensorError, ValueError, ImportError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
+        first = first_line(error)
         raise ValueError(
             f"{folder} must hold a strategy that save_pretrained of this version wrote (got {first}): save it again"
         ) from error
