@@ -21,6 +21,7 @@ Kind = Literal["mean", "variance", "classifier"]
 Identity = dict[str, Any]
 
 FORMAT = 2  # increase this when a code change alters the weights that a config leads to
+DAMAGE = (SafetensorError, KeyError, TypeError, ValueError, OSError, RecursionError)  # what a damaged file raises
 
 
 class CheckpointError(ValueError):
@@ -76,7 +77,7 @@ class Checkpoint:
         try:
             with safe_open(path, framework="pt") as file:
                 return dict(json.loads((file.metadata() or {})["identity"]))
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
+        except DAMAGE as error:
             raise CheckpointError(f"{path} is damaged or not an optcov checkpoint: delete it") from error
 
     @classmethod
@@ -99,10 +100,9 @@ class Checkpoint:
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             if digest_of(weights) != metadata["sha256"]:
                 raise ValueError("its weights do not match their checksum")
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
-            first = first_line(error)
+        except DAMAGE as error:
             raise CheckpointError(
-                f"{key} = {path} is damaged or not an optcov checkpoint ({first}): "
+                f"{key} = {path} is damaged or not an optcov checkpoint ({first_line(error)}): "
                 f"give the {kind}.safetensors of a run's checkpoints"
             ) from error
         if found != kind:

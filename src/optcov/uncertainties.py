@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from optcov.covariance import Covariance, FullCovariance
+from optcov.covariance.total import EXACT_UP_TO
 from optcov.denoiser import Denoiser, Prediction
 from optcov.guidance.base import x0_covariance
 from optcov.kernel import ReverseKernel
@@ -16,7 +17,6 @@ from optcov.verbs import fitted
 
 __all__ = ["Uncertainty", "principal", "uncertainty"]
 
-EXACT_UP_TO = 512  # dimensions, for directions
 ITERATIONS = 30
 
 

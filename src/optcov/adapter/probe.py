@@ -20,7 +20,7 @@ from optcov.wording import first_line
 
 log = logging.getLogger(__name__)
 
-FAILURES = (RuntimeError, TypeError, IndexError, ValueError, AttributeError, KeyError, NotImplementedError)
+FAILURES = (RuntimeError, TypeError, IndexError, ValueError, AttributeError, KeyError)
 HALF = (torch.float16, torch.bfloat16)
 ALIKE = 1e-2  # largest difference of two answers to one question, as a share of their size
 

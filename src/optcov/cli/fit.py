@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 import time
 from contextlib import nullcontext
@@ -35,6 +34,7 @@ from optcov.training import (
     VarianceStage,
 )
 from optcov.training.csv_log import MetricsCSV
+from optcov.training.modules import steps_before_cooldown
 from optcov.training.plan import FitPlan
 from optcov.training.store import Identity, Kind, rank_zero
 from optcov.training.tracking import Tracking
@@ -149,11 +149,13 @@ def make_callbacks(config: Config, parts: Parts, identity: Identity) -> list[Cal
 def run_stage(run: Run, stage: Stage, description: str, loggers: list[Logger], entry: Entry) -> None:
     """Train a stage to its last step, resuming an interrupted run; afterwards it holds the averaged weights."""
     config, parts = run.config, run.parts
-    same_as_longer = math.floor((1 - config.cooldown) * config.trainer["max_steps"]) if stage.name == "mean" else 0
-    before_cooldown = (entry.before_cooldown, same_as_longer) if same_as_longer else None
+    before_cooldown = None
+    if stage.name == "mean":
+        if same_as_longer := steps_before_cooldown(config.trainer["max_steps"], config.cooldown):
+            before_cooldown = entry.before_cooldown, same_as_longer
+        if rank_zero():
+            entry.go_on_from_a_shorter_fit()
     keep = ResumePoint(entry.resume_folder, config.checkpoint_every, before_cooldown)
-    if stage.name == "mean" and rank_zero():
-        entry.go_on_from_a_shorter_fit()
     callbacks = make_callbacks(config, parts, entry.identity)
     steps = config.variance_steps if stage.name == "variance" else None
     own = {} if steps is None else {"max_steps": steps}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from abc import abstractmethod
@@ -61,6 +62,11 @@ def learning_rate_factor(step: int, max_steps: int, warmup_steps: int = 0, coold
     rise = (step + 1) / (warmup_steps + 1)
     fall = (max_steps - step) / (cooldown * max_steps) if cooldown > 0 else 1.0
     return max(0.0, min(1.0, rise, fall))
+
+
+def steps_before_cooldown(max_steps: int, cooldown: float) -> int:
+    """How many of the first steps have a `learning_rate_factor` that does not depend on ``max_steps``."""
+    return math.floor((1 - cooldown) * max_steps)
 
 
 class Stage(LightningModule):

@@ -116,11 +116,11 @@ class Entry:
             except CheckpointError:
                 continue
             steps, rest = _steps_and_rest(identity)
-            if steps < most and rest == own:
+            if rest == own and steps < most:
                 found[steps] = Entry(self.folder.parents[1], self.kind, identity)
         return found
 
 
 def _steps_and_rest(identity: Identity) -> tuple[int, Identity]:
-    trainer = dict(identity["trainer"])
-    return trainer.pop("max_steps"), identity | {"trainer": trainer}
+    trainer = dict(identity.get("trainer", {}))  # none in what an earlier version identified otherwise
+    return trainer.pop("max_steps", 0), identity | {"trainer": trainer}

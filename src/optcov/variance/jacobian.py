@@ -45,7 +45,7 @@ def product(denoiser: Denoiser, prediction: Prediction, v: Tensor) -> Tensor:
     """
     try:
         image = denoiser.jvp(prediction, v)
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         reason = first_line(error)
         raise ValueError(
             f"network must be differentiable in forward mode for a Jacobian's covariance (got {reason!r}): set "
