@@ -20,14 +20,14 @@ from optcov.denoiser import Denoiser, Prediction
 from optcov.ranges import PositiveCount
 from optcov.sampler.noise import NoiseStream
 from optcov.schedule.base import NoiseSchedule
-from optcov.schedule.levels import NoiseLevels, per_sample
-from optcov.trajectory.base import GridTrajectory
+from optcov.schedule.levels import per_sample
+from optcov.trajectory.candidates import CandidateTrajectory
 from optcov.trajectory.power import PowerTrajectory
 from optcov.trajectory.shortest import ShortestPaths
 from optcov.variance.base import Clean, VarianceStrategy
 
 
-class LearnedTrajectory(GridTrajectory):
+class LearnedTrajectory(CandidateTrajectory):
     """Times learned from chains; they suit first-order and multistep solvers of the ODE, whatever ``var`` is.
 
     Args:
@@ -37,16 +37,13 @@ class LearnedTrajectory(GridTrajectory):
         ValueError: if there are fewer.
     """
 
+    option = "learned"
+
     def __init__(self, num_images: PositiveCount = 64, num_candidates: PositiveCount | None = 64) -> None:
         if num_images < 2:
             raise ValueError(f"trajectory.num_images must be at least 2 (got {num_images}): give such as 64")
-        if num_candidates is not None and num_candidates < 2:
-            raise ValueError(
-                f"trajectory.num_candidates must be at least 2 (got {num_candidates}): give more, or null for all times"
-            )
-        self.num_images, self.num_candidates = num_images, num_candidates
-        self._candidates = torch.empty(0, dtype=torch.long)
-        self._paths: ShortestPaths | None = None
+        super().__init__(num_candidates)
+        self.num_images = num_images
 
     def check(self, schedule: NoiseSchedule, num_steps: int) -> None:
         super().check(schedule, num_steps)
@@ -69,28 +66,19 @@ class LearnedTrajectory(GridTrajectory):
         predictions: list[Prediction] = []
         for t in range(len(times), 0, -1):
             predictions.append(denoiser(fine[-1], levels[t], clean.labels))
-            fine.append(_step(levels[t - 1], predictions[-1]))
+            fine.append(denoiser.diffuse(predictions[-1].x0, predictions[-1].eps, levels[t - 1]))
         fine.reverse()  # by candidate, 0 being the data
         predictions.reverse()
         spread = (levels.alpha**2 * fine[0].double().var(0).mean() + levels.sigma**2).sqrt()
         cost = torch.zeros(len(fine), len(fine), dtype=torch.float64, device=device)
         for t in range(1, len(fine)):
             for s in range(t):
-                off = _step(levels[s], predictions[t - 1]) - fine[s]
+                off = denoiser.diffuse(predictions[t - 1].x0, predictions[t - 1].eps, levels[s]) - fine[s]
                 cost[t, s] = off.double().flatten(1).norm(dim=1).mean() / spread[s]
         self._paths = ShortestPaths(cost.cpu())
-
-    def nodes(self, total: int, num_steps: int) -> Tensor:
-        if self._paths is None:
-            raise ValueError("trajectory=learned must be fitted before use: call its fit first")
-        return self._candidates[torch.tensor(self._paths.nodes(num_steps)) - 1]
 
     def _grid(self, total: int) -> Tensor:
         if self.num_candidates is None:
             return torch.arange(1, total + 1)
         candidates: Tensor = torch.unique(PowerTrajectory(2.0).nodes(total, min(total, self.num_candidates)))
         return candidates
-
-
-def _step(s: NoiseLevels, prediction: Prediction) -> Tensor:
-    return per_sample(s.alpha, prediction.x0) * prediction.x0 + per_sample(s.sigma, prediction.eps) * prediction.eps

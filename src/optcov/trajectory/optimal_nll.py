@@ -10,7 +10,6 @@ as metric=nll does.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from optcov.denoiser import Denoiser
@@ -18,13 +17,13 @@ from optcov.likelihood.variational import VariationalBound
 from optcov.ranges import PositiveCount
 from optcov.sampler.noise import NoiseStream
 from optcov.schedule.base import NoiseSchedule
-from optcov.trajectory.base import GridTrajectory
+from optcov.trajectory.candidates import CandidateTrajectory
 from optcov.trajectory.even import EvenTrajectory
 from optcov.trajectory.shortest import ShortestPaths
 from optcov.variance.base import Clean, VarianceStrategy
 
 
-class OptimalNLLTrajectory(GridTrajectory):
+class OptimalNLLTrajectory(CandidateTrajectory):
     """The path to N with the lowest bound through evenly spaced candidate times.
 
     Args:
@@ -36,6 +35,8 @@ class OptimalNLLTrajectory(GridTrajectory):
         ValueError: if there are fewer than two candidates, or no images.
     """
 
+    option = "optimal_nll"
+
     def __init__(
         self, num_images: PositiveCount = 128, num_candidates: PositiveCount | None = 100, clip_x0: bool = True
     ) -> None:
@@ -43,13 +44,8 @@ class OptimalNLLTrajectory(GridTrajectory):
             raise ValueError(
                 f"trajectory.num_images must be at least 1 (got {num_images}): give how many images to measure on"
             )
-        if num_candidates is not None and num_candidates < 2:
-            raise ValueError(
-                f"trajectory.num_candidates must be at least 2 (got {num_candidates}): give more, or null for all times"
-            )
-        self.num_images, self.num_candidates, self.clip_x0 = num_images, num_candidates, clip_x0
-        self._candidates = torch.empty(0, dtype=torch.long)
-        self._paths: ShortestPaths | None = None
+        super().__init__(num_candidates)
+        self.num_images, self.clip_x0 = num_images, clip_x0
 
     def check(self, schedule: NoiseSchedule, num_steps: int) -> None:
         super().check(schedule, num_steps)
@@ -78,8 +74,3 @@ class OptimalNLLTrajectory(GridTrajectory):
                 terms = [bound.decoder(noised), *(bound.transition(noised, levels[j]) for j in range(i))]
                 cost[i + 1, : i + 1] += torch.stack(terms).sum(1).cpu()
         self._paths = ShortestPaths(cost / count)
-
-    def nodes(self, total: int, num_steps: int) -> Tensor:
-        if self._paths is None:
-            raise ValueError("trajectory=optimal_nll must be fitted before use: call its fit first")
-        return self._candidates[torch.tensor(self._paths.nodes(num_steps)) - 1]
