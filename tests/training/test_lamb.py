@@ -6,11 +6,10 @@ import sys
 import pytest
 import torch
 from lightning import Trainer
+from line import Line
 from torch.testing import assert_close
 
-from optcov.denoiser import Denoiser
-from optcov.schedule import LinearSchedule
-from optcov.training import PiecewiseRate, Stage, StageSettings
+from optcov.training import PiecewiseRate, StageSettings
 from optcov.training.lamb import lamb
 
 
@@ -35,26 +34,8 @@ def test_a_step_is_in_proportion_to_the_size_of_a_weight():
 def test_the_rate_of_the_mean_network_is_piecewise_linear():
     """SGD on a loss of slope 1 moves by its learning rates, so that the weight's path shows them."""
 
-    class Line(Stage):
-        name = "mean"
-
-        def __init__(self) -> None:
-            super().__init__(
-                Denoiser(torch.nn.Identity(), LinearSchedule()),
-                StageSettings(lambda weights: torch.optim.SGD(weights, lr=2.0)),
-            )
-            self.weight = torch.nn.Parameter(torch.zeros(()))
-            self.path: list[float] = []
-
-        def per_sample_loss(self, *_: object) -> torch.Tensor:
-            raise NotImplementedError
-
-        def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
-            self.path.append(self.weight.item())
-            return self.weight
-
     def moved(name: str) -> torch.Tensor:
-        stage = Line()
+        stage = Line(StageSettings(lambda weights: torch.optim.SGD(weights, lr=2.0)))
         stage.name = name  # type: ignore[assignment]
         trainer = Trainer(
             accelerator="cpu", max_steps=6, logger=False, enable_checkpointing=False, enable_progress_bar=False,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Trainer
+from line import Line
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -16,7 +17,7 @@ from optcov.model import UNet
 from optcov.parameterization import X0
 from optcov.sampler import DDIMSampler, DDPMSampler, Sampler
 from optcov.schedule import LinearSchedule
-from optcov.training import MeanStage, SampleStore, SamplingStage, Stage, StageSettings
+from optcov.training import MeanStage, SampleStore, SamplingStage, StageSettings
 from optcov.training.modules import learning_rate_factor
 from optcov.trajectory import EvenTrajectory
 from optcov.variance.base import VarianceStrategy
@@ -120,21 +121,7 @@ def test_the_learning_rate_rises_stays_and_falls_to_zero():
 def test_a_stage_steps_at_the_learning_rate_of_its_cooldown():
     """SGD on a loss of slope 1 moves by its learning rates, so that the weight's path shows them."""
 
-    class Line(Stage):
-        def __init__(self) -> None:
-            denoiser = Denoiser(torch.nn.Identity(), LinearSchedule())
-            super().__init__(denoiser, StageSettings(partial(torch.optim.SGD, lr=1.0), cooldown=1.0))
-            self.weight = torch.nn.Parameter(torch.zeros(()))
-            self.path: list[float] = []
-
-        def per_sample_loss(self, *_: object) -> torch.Tensor:
-            raise NotImplementedError
-
-        def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
-            self.path.append(self.weight.item())
-            return self.weight
-
-    stage = Line()
+    stage = Line(StageSettings(partial(torch.optim.SGD, lr=1.0), cooldown=1.0))
     trainer = Trainer(
         accelerator="cpu", max_steps=4, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
