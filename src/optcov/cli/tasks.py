@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from optcov.cli.build import Run, assemble
 from optcov.cli.evaluate import draw, evaluate_run, write_variance_profile
 from optcov.cli.fit import fit_all, fit_steps, make_callbacks
-from optcov.errors import ConfigError, config_errors, must
+from optcov.errors import ConfigError, config_errors, must, sentence
 from optcov.files import write_atomically
 from optcov.foreign import sealed_json
 from optcov.keys import Config
@@ -135,11 +135,15 @@ def _evaluate(run: Run, loggers: list[Logger], started: float, seconds: dict[str
     if rank_zero():
         write_config(run.folder, run.config)
         results["wall_time_s"] |= seconds | {"total": time.monotonic() - started}
+        row = {key: results[key] for key in ("num_steps", "nfe", "ne") if key in results} | results["metrics"]
+        for logger in loggers:  # before results.json, with which nothing is left to do
+            if isinstance(logger, MetricsCSV):
+                logger.log_results(row, run.config.trainer["max_steps"])
         write_results(run.folder, results)
         delete_partial_samples(run.folder)
-        row = {key: results[key] for key in ("num_steps", "nfe", "ne") if key in results} | results["metrics"]
         for logger in loggers:
-            logger.log_metrics(row, run.config.trainer["max_steps"])
+            if not isinstance(logger, MetricsCSV):
+                logger.log_metrics(row, run.config.trainer["max_steps"])
             if isinstance(logger, WandbRun):
                 logger.log_run(results, run.folder)
         show_run(results)
@@ -200,15 +204,24 @@ def _restore(task: str, config: Config, parts: Parts | None) -> Run:
 @contextmanager
 def _logging(config: Config) -> Iterator[list[Logger]]:
     """The loggers of a run, which are told how it ends."""
-    loggers, status = _loggers(config), "failed"
+    loggers = _loggers(config)
     try:
         yield loggers
-        status = "success"
-    finally:
+    except BaseException:
         for logger in loggers:
-            logger.finalize(status)
-            if isinstance(logger, WandbRun):
-                logger.close(failed=status == "failed")
+            try:
+                _end(logger, "failed")
+            except Exception as error:  # such as the full disk that ended the run; the user is told why that ended
+                log.warning("%s: %s", type(logger).__name__, sentence(error))
+        raise
+    for logger in loggers:
+        _end(logger, "success")
+
+
+def _end(logger: Logger, status: str) -> None:
+    logger.finalize(status)
+    if isinstance(logger, WandbRun):
+        logger.close(failed=status == "failed")
 
 
 def _loggers(config: Config) -> list[Logger]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optcov.foreign import plotted
+from optcov.report.picture import save_png
 from optcov.report.table import scores
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def plot(runs: pd.DataFrame, metric: str, path: Path) -> None:
     figure.axes[0].set_ylabel(plotted(metric))
     figure.suptitle(plotted(found.heading), fontsize="medium")
     _legend_below(figure)
-    figure.savefig(path, dpi=150)
+    save_png(figure, path)
 
 
 def plot_variance(curves: Mapping[str, pd.DataFrame], path: Path) -> None:
@@ -96,7 +97,7 @@ def plot_variance(curves: Mapping[str, pd.DataFrame], path: Path) -> None:
         axes.minorticks_off()  # minor ticks would take half of the drawing time
         axes.grid(alpha=0.3)
     _legend_below(figure)
-    figure.savefig(path, dpi=150)
+    save_png(figure, path)
 
 
 def _ticks_at(axes: Axes, values: Iterable[int]) -> None:
