@@ -34,9 +34,9 @@ log = logging.getLogger(__name__)
 
 
 def register_resolvers() -> None:
-    """Register ``optcov_unique`` (four hex digits, fixed within a process) and ``optcov_report_dir`` (`report_dir`)."""
+    """Register ``optcov_unique`` (eight hex digits, one value a process) and ``optcov_report_dir`` (`report_dir`)."""
     OmegaConf.register_new_resolver("optcov_report_dir", report_dir, replace=True)
-    OmegaConf.register_new_resolver("optcov_unique", lambda: os.urandom(2).hex(), use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("optcov_unique", lambda: os.urandom(4).hex(), use_cache=True, replace=True)
 
 
 def report_dir(runs: Any, otherwise: str) -> str:
