@@ -56,6 +56,8 @@ def _sentence(error: Exception) -> str:
         return str(error)
     if isinstance(error, RuntimeError) and ("inline_container" in str(error) or "iostream" in str(error)):
         return "a file could not be written completely (disk full?): free space, or set hydra.run.dir or cache_dir"
+    if type(error).__name__ == "DistBackendError" or (isinstance(error, RuntimeError) and "/gloo/" in str(error)):
+        return "another process of this job has ended, and its own words say why: repeat the command to go on"
     if (disk := of_the_disk(error)) is not None:
         error = disk
         remedy = "free space, correct its permissions, or set hydra.run.dir or cache_dir"
