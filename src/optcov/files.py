@@ -22,6 +22,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     _tidy(path.parent.absolute())
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)  # in a folder from a stranger it may be a link
     try:
         yield partial
         with partial.open("rb+") as file:

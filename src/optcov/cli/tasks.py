@@ -25,7 +25,7 @@ from optcov.lock import locked
 from optcov.parts import Parts
 from optcov.report.export import write_npz, write_pngs
 from optcov.report.write import show_run
-from optcov.run_folder import open_run_folder, write_config, write_results
+from optcov.run_folder import open_run_folder, refuse_links, write_config, write_results
 from optcov.training.csv_log import MetricsCSV
 from optcov.training.machine import Machine, configure_machine
 from optcov.training.plan import plan_fits
@@ -170,6 +170,7 @@ def _alone(run: Run) -> Iterator[None]:
         yield
         return
     run.folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(run.folder)
     with locked(run.folder / ".lock", f"output_dir = {run.folder}", run.config.wait):
         yield
 
