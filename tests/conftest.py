@@ -1,19 +1,15 @@
 """Shared ground: one thread, schedules, a correlated mixture and exact denoisers of it in float64, and real data."""
 
-import copy
 import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import hypothesis
+import options
 import pytest
 import torch
-from hydra._internal.config_repository import ConfigRepository
-from hydra.core.object_type import ObjectType
 
-from optcov.cli.main import CONF
 from optcov.denoiser import Denoiser
 from optcov.oracle import GaussianMixture, OracleNetwork
 from optcov.parameterization import Parameterization
@@ -36,24 +32,17 @@ def pytest_collection_finish() -> None:
     """Take modules and tests, which live to the end, out of the collector's rounds: they are a tenth of the time."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(100_000)
+
+
+options.read_once()
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _options_are_read_once() -> Iterator[None]:
-    """Hydra parses some thirty files for each command, the same ones in every test: a third of a tiny run's time."""
-    load, kept = ConfigRepository.load_config, dict[tuple[str, str], Any]()
-
-    def load_once(self: ConfigRepository, config_path: str) -> Any:
-        source = self._find_object_source(config_path=config_path, object_type=ObjectType.CONFIG)
-        if source is None or source.path not in (str(CONF), f"file://{CONF}", "hydra.conf"):  # a test's own options
-            return load(self, config_path)
-        key = (source.path, config_path)
-        if key not in kept:
-            kept[key] = load(self, config_path)
-        return copy.deepcopy(kept[key])
-
+def _do_not_wait_for_the_disk() -> Iterator[None]:
+    """No test cuts the power."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ConfigRepository, "load_config", load_once)
+        patch.setattr(os, "fsync", lambda descriptor: None)
         yield
 
 
