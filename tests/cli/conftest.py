@@ -1,17 +1,20 @@
 """Fixtures of the command line's tests."""
 
+import copy
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import CLI, contents
 from hydra.core.singleton import Singleton
+from lightning.fabric.utilities import registry
+from omegaconf import DictConfig
 from PIL import Image
 
-from optcov.cli import evaluate
+from optcov.cli import evaluate, restore
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -27,10 +30,21 @@ def drawn_curves() -> Iterator[Callable[..., None]]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _no_plugins_of_lightning() -> Iterator[None]:
-    """Each Trainer looks through all installed packages for callbacks: a sixth of a tiny run's time."""
+def _repeat_no_search() -> Iterator[None]:
+    """What is the same in every test: the options of a run as defined here, and Lightning's search for plugins."""
+    compose, kept = restore.compose, dict[tuple[str, ...], DictConfig]()
+
+    def compose_once(name: str, overrides: Sequence[str]) -> DictConfig:
+        key = (name, *overrides)
+        if any("searchpath" in each for each in overrides):  # a test's own options
+            return compose(name, list(overrides))
+        if key not in kept:
+            kept[key] = compose(name, list(overrides))
+        return copy.deepcopy(kept[key])
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning.fabric.utilities.registry.entry_points", lambda **group: ())
+        patch.setattr(restore, "compose", compose_once)
+        patch.setattr("lightning.fabric.utilities.registry.entry_points", cache(registry.entry_points))
         yield
 
 
