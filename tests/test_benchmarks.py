@@ -22,7 +22,6 @@ import optcov
 from benchmarks import (
     budget,
     correlations,
-    covbench,
     data_loading,
     denoising_diffusion,
     gpu,
@@ -39,7 +38,6 @@ from optcov.denoiser import Denoiser
 from optcov.inverse import Mask
 from optcov.labels import cycle_labels
 from optcov.model import UNet
-from optcov.oracle import GaussianMixture
 from optcov.schedule import LinearSchedule
 
 TINY = Settings(
@@ -329,38 +327,3 @@ def test_the_budget_war_goes_on_where_it_was_and_ranks_methods(monkeypatch):
     assert found.count("\n| ") == 3
     assert "NE = 5" not in found
     assert budget.interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(2.484, abs=1e-3))
-
-
-@pytest.mark.parametrize("task", ["gaussian_field/v1", "finite_digits/v1/planted"])
-def test_covbench_gives_the_truth_no_excess_and_others_some(task: str, monkeypatch):
-    monkeypatch.setattr(covbench, "TIMES", (0.2, 0.6))
-    bench = covbench.Bench.of(task, 6)
-    excess = {}
-    for name in ("exact", "exact_diagonal", "analytic_imperfect"):
-        settings = {"num_times": 4, "num_images": 8} if name == "analytic_imperfect" else None
-        estimator = covbench.ESTIMATORS[name] if settings is None else covbench.fitted(name, **settings)
-        scores = list(bench.scores(estimator(bench.denoiser, bench.images)))
-        assert [each["t"] for each in scores] == [0.2, 0.6]
-        excess[name] = sum(each["excess"] for each in scores)
-        if name == "exact":
-            assert max(each["frobenius"] for each in scores) < 1e-12
-    assert excess["exact"] == pytest.approx(0, abs=1e-9)
-    assert 0.01 < excess["exact_diagonal"] < excess["analytic_imperfect"] + 1e-9
-
-
-def test_the_paths_of_covbench_know_an_exact_chain():
-    """A Gaussian's reverse steps are Gaussian: the full C leaves nothing, its diagonal something of slope -1."""
-    bench = covbench.Bench.of("gaussian_field/v1", 32)
-    assert bench.path(covbench.Exact(bench.denoiser), 4) == (pytest.approx(0, abs=1e-8), pytest.approx(0, abs=1e-8))
-    diagonal = {str(k): list(bench.path(covbench.Exact(bench.denoiser, True), k)) for k in (4, 8)}
-    assert -2 < covbench.slope(diagonal) < -0.5
-
-
-def test_blurred_points_are_the_mixture_that_they_are():
-    points = torch.randn(5, 64, generator=torch.Generator().manual_seed(0)).double()
-    alpha, sigma = torch.tensor(0.7).double(), torch.tensor(0.6).double()
-    x_t = alpha * points[:3] + 0.1
-    blurred, mixture = covbench.Blurred(points, 0.01), GaussianMixture(points, [0.01] * 5)
-    for found, exact in zip(blurred.posterior(x_t, alpha, sigma), mixture.posterior(x_t, alpha, sigma), strict=True):
-        torch.testing.assert_close(found, exact)
-    torch.testing.assert_close(blurred.log_density(x_t, alpha, sigma), mixture.log_density(x_t, alpha, sigma))
