@@ -84,6 +84,9 @@ def test_paths_know_an_exact_chain(monkeypatch: pytest.MonkeyPatch):
     full, diagonal = (scores.path_excess(bench, Exact(bench.denoiser, each)) for each in (False, True))
     assert full == {steps: (pytest.approx(0, abs=1e-8), pytest.approx(0, abs=1e-8)) for steps in (4, 8)}
     assert -2 < scores.slope({steps: value for steps, (value, _) in diagonal.items()}) < -0.5
+    planted = Bench(task_of("gaussian_field/v1/planted"), 2, 2)
+    assert max(value for value, _ in scores.floor(planted, 3).values()) < 1e-9  # the mean's error is no part of it
+    assert min(value for value, _ in scores.path_excess(planted, Exact(planted.denoiser)).values()) > 0.1
     assert math.isnan(scores.slope({32: 0.0, 64: 0.0}))
     assert scores.slope({steps: 3 / steps**2 for steps in (32, 64, 128)}) == pytest.approx(-2)
 

@@ -40,7 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--seed", type=int, default=0)
     add("--fresh", action="store_true", help="measure again what FOLDER has")
     given = parser.parse_args(arguments)
-    sys.path.insert(0, "")  # a module beside the reader, where this is not started by python -m
     try:
         rows = run(
             given.tasks,
