@@ -147,7 +147,8 @@ def counted(made_for: list[VarianceStrategy]) -> covbench.Estimator:
     return beta
 
 
-def test_a_run_continues_where_it_was(tmp_path: Path):
+def test_a_run_continues_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cells, "write_report", lambda folder, found: None)
     strategies: list[VarianceStrategy] = []
     entries = {"mine": counted(strategies)}
     tiny = TINY | {"output": tmp_path}
@@ -195,7 +196,8 @@ def test_infinite_scores_survive_json(tmp_path: Path):
         **TINY | {"output": tmp_path},
     )  # fmt: skip
     excess = [row["value"] for row in rows if row["score"] == "excess"]
-    assert excess == [math.inf, math.inf]
+    assert excess == [row["value"] for row in rows if row["score"] == "residual"] == [math.inf, math.inf]
+    assert {row["value"] for row in rows if row["score"] == "c95"} == {0.0}
 
     def refused(constant: str) -> None:
         raise AssertionError(constant)

@@ -6,7 +6,7 @@ At each time, about the network's mean m' (`Node.about_the_mean` is C here, and 
     excess                NLL of N(m', C') less that of N(m', C), in nats per dimension, in closed form; infinite where
                           C' has no density
     c50 c90 c95           coverage of the intervals of x_0, pixel by pixel, in %
-    residual              mean of (x_0 - m')^2 / C'_ii, which is 1 for the exact C
+    residual              mean of (x_0 - m')^2 / C'_ii, which is 1 for the exact C; infinite where a variance is 0
     pit                   histogram of ten bins of Phi((x_0 - m') / sqrt(C'_ii)): all 0.1 if pixels are Gaussian
     ne, seconds           of a covariance with its draw, beside the prediction
 
@@ -88,7 +88,7 @@ def compared(found: Tensor, exact: Tensor) -> dict[str, Measured]:
 
 def calibration(residual: Tensor, variance: Tensor) -> dict[str, Any]:
     """Coverage, residuals and PIT of residuals for variances, both ``[B, d]``."""
-    z = residual / variance.clamp(min=1e-300).sqrt()
+    z = residual / variance.sqrt()
     counts = torch.histc(torch.special.ndtr(z), 10, 0, 1)
     return {
         **{name: measured(100 * (z.abs() <= bound).double().mean(1)) for name, bound in LEVELS.items()},
