@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from optcov.inverse import BlockAverage, Blur, Mask, MatrixOperator, Operator, PairOperator
+from optcov.inverse import BlockAverage, Blur, Mask, MatrixOperator, Operator, PairOperator, ReflectedBlur
 
 EVENT = (2, 4, 6)
 KERNEL = torch.tensor([[0.1, 0.2, 0.0], [0.3, 0.1, 0.3]])  # not symmetric
@@ -22,6 +22,7 @@ OPERATORS: dict[str, Operator] = {
     "block average": BlockAverage(EVENT, 2),
     "blur": Blur(EVENT, KERNEL),
     "strided blur": Blur(EVENT, std=0.8, stride=2),
+    "reflected blur": ReflectedBlur(EVENT, std=0.8),
     "matrix": MatrixOperator.random(EVENT, 5),
     "pair": PairOperator(EVENT, rows),
     "functions": PairOperator(EVENT, rows, lambda y: torch.nn.functional.pad(3 * y, (0, 4))),
@@ -58,6 +59,16 @@ def test_a_blur_convolves_around_the_centre_of_its_kernel() -> None:
     assert_close(image[1, 1], torch.tensor([0.0, 0, 0, 0, 0.1, 0.2]).double(), rtol=0, atol=1e-7)
     assert_close(image[0], torch.zeros_like(image[0]), rtol=0, atol=1e-12)
     assert_close(Blur(EVENT, std=2.0)(torch.ones_like(x)), torch.ones_like(x))
+
+
+def test_a_reflected_blur_convolves_what_a_mirror_continues() -> None:
+    kernel = torch.tensor([[0.1, 0.2, 0.1], [0.3, 0.5, 0.3], [0.1, 0.2, 0.1]]).double()
+    x = normal(3, *EVENT)
+    wide = torch.cat([x[..., :1], x, x[..., -1:]], -1)  # a mirror shows the outermost pixels twice
+    wide = torch.cat([wide[..., :1, :], wide, wide[..., -1:, :]], -2)
+    wanted = torch.nn.functional.conv2d(wide.flatten(0, 1)[:, None], kernel[None, None]).reshape(x.shape)
+    assert_close(ReflectedBlur(EVENT, kernel)(x), wanted, rtol=1e-12, atol=1e-12)
+    assert_close(ReflectedBlur(EVENT, std=3.0)(torch.ones_like(x)), torch.ones_like(x))
 
 
 def test_a_mask_takes_images_and_values() -> None:
@@ -97,6 +108,9 @@ def test_physics_of_a_library_is_a_pair() -> None:
         (lambda: Blur(EVENT, stride=0), "stride must divide"),
         (lambda: Blur(EVENT, std=0), r"std must be positive \(got 0\)"),
         (lambda: Blur(EVENT, torch.ones(5, 5)), r"kernel must have shape \[h, w\], at most 4 x 6"),
+        (lambda: ReflectedBlur(EVENT, std=-1), r"std must be positive \(got -1\)"),
+        (lambda: ReflectedBlur(EVENT, torch.ones(2, 3)), r"kernel must have shape \[h, w\] with odd sides"),
+        (lambda: ReflectedBlur(EVENT, torch.eye(3)), "kernel must be the same with its rows or its columns reversed"),
         (lambda: MatrixOperator(EVENT, torch.ones(3, 40)), r"matrix must have shape \[m, 48\]"),
         (lambda: MatrixOperator.random(EVENT, 0), r"count must be at least 1 \(got 0\)"),
         (lambda: PairOperator(EVENT, rows, lambda y: torch.nn.functional.pad(y, (0, 4))), "adjoint must satisfy"),

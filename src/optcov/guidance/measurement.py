@@ -28,6 +28,7 @@ from optcov.covariance.base import Noise
 from optcov.denoiser import Denoiser, Prediction
 from optcov.guidance.base import Guidance, GuidedPrediction
 from optcov.inverse import Operator, condition
+from optcov.inverse.conditioning import TOLERANCE
 from optcov.kernel import ReverseKernel
 from optcov.schedule.levels import per_sample
 from optcov.variance.base import CovarianceModel, VarianceStrategy
@@ -66,7 +67,9 @@ class MeasurementGuidance(Guidance):
             Poisson noise, which is then approximated by a Gaussian.  Infinity stands for no measurement.
         estimate: ``sample`` to keep the noise of the last draw, which posterior samples need; ``mean`` to return the
             mean of the last step, as a reconstruction.
-        solver_steps: of `optcov.inverse.innovation`.
+        solver_steps: number of Lanczos steps, which equal conjugate gradients, where a solution has no closed form and
+            more than 512 measurements, or C is matrix-free: see `optcov.inverse.innovation`.  A chain warns if a
+            relative residual is then above `optcov.inverse.conditioning.TOLERANCE`.
     Raises:
         ValueError: if an argument is out of range, or y does not fit the operator.
     """
@@ -75,6 +78,7 @@ class MeasurementGuidance(Guidance):
     needs_labels = False
     y: Tensor
     variance: Tensor
+    unsolved: Tensor  # the largest relative residual of a chain's solutions so far, 0-dimensional
 
     def __init__(
         self,
@@ -111,6 +115,7 @@ class MeasurementGuidance(Guidance):
             raise ValueError(f"solver_steps must be at least 1 (got {solver_steps}): give such as 50")
         self.register_buffer("y", self.operator.accept(y), persistent=False)
         self.register_buffer("variance", noise**2, persistent=False)
+        self.register_buffer("unsolved", torch.zeros((), dtype=torch.float64), persistent=False)
         self.is_blind = math.isinf(float(noise.min()))
         self.keeps_noise, self.solver_steps = KEEPS_NOISE[estimate], solver_steps
 
@@ -139,7 +144,9 @@ class MeasurementGuidance(Guidance):
         prior = strategy.bounded_covariance(denoiser, own)
         with torch.autocast(own.x0.device.type, enabled=False):  # matrices A in half precision would not be A
             residual = y - self.operator(own.x0)
-            shift, covariance = condition(prior, residual, self.operator, self.variance, self.solver_steps)
+            found = condition(prior, residual, self.operator, self.variance, self.solver_steps)
+            shift = found.shift
+            self.unsolved = torch.maximum(self.unsolved, found.residual.max())
             x0 = own.x0 + shift
             left = y - self.operator(x0)
         eps = own.eps - per_sample(own.level.alpha / own.level.sigma, shift) * shift  # (x_t - alpha m') / sigma
@@ -153,7 +160,7 @@ class MeasurementGuidance(Guidance):
             own.features,
             own.condition,
             start=own,
-            covariance=covariance,
+            covariance=found.covariance,
             residual=left,
         )
 
@@ -175,7 +182,20 @@ class MeasurementGuidance(Guidance):
         if not isinstance(prediction, MeasuredPrediction):
             return x_0
         self.compare_noise(prediction)
+        self.compare_tolerance()
         return x_0 + prediction.covariance.draw(noise) if self.keeps_noise else x_0
+
+    def compare_tolerance(self) -> None:
+        """Warn where a solution of the chain that ends was not exact, and start anew."""
+        left = float(self.unsolved)
+        self.unsolved = torch.zeros_like(self.unsolved)
+        if left > TOLERANCE:
+            warnings.warn(
+                f"solver_steps should be above {self.solver_steps} (got relative residuals of up to {left:.2g}, with a "
+                f"tolerance of {TOLERANCE:g}): raise it to come closer to the posterior of N(m, C), "
+                "at the cost of as many products with C",
+                stacklevel=2,
+            )
 
     def compare_noise(self, prediction: MeasuredPrediction) -> None:
         """Warn where the residual at the lowest noise level contradicts the noise that was stated."""
