@@ -14,7 +14,7 @@ from optcov.data.pixels import to_uint8
 from optcov.data_range import DataRange
 from optcov.denoiser import Denoiser, device_of
 from optcov.guidance.measurement import MeasurementGuidance, OperatorFactory
-from optcov.inverse import Operator
+from optcov.inverse import ForwardModel, Operator
 from optcov.registry import resolve, settings_of
 from optcov.report.picture import tile
 from optcov.sampler import NoiseStream, Sampler, State, batches
@@ -40,7 +40,7 @@ class Restoration:
 
     samples: Tensor
     event_ndim: int
-    operator: Operator
+    operator: ForwardModel
     y: Tensor
     data_range: DataRange
 
@@ -57,6 +57,9 @@ class Restoration:
     def picture(self, path: str | Path, truth: Tensor | None = None, count: int = 4) -> None:
         """Draw a PNG with a row for each measurement: truth, measurement, mean, standard deviation and samples.
 
+        A measurement is shown as ``A^T y / A^T A 1``, black where nothing is measured; one by a non-linear function is
+        shown as it is if it has the shape of an image, else it is left black.
+
         Args:
             path: the PNG to write.
             truth: images ``[*event]`` or ``[n, *event]``; None to leave them out.
@@ -69,14 +72,22 @@ class Restoration:
             raise ValueError(f"data must be images of 1 or 3 channels for a picture (got shape {tuple(shape)})")
         samples = self.samples.reshape(len(self.y), -1, *shape)
         y = self.y.to(samples)
-        seen = self.operator.adjoint(self.operator(torch.ones(len(y), *shape)))
-        shown = torch.where(seen.abs() > 1e-6, self.operator.adjoint(y) / seen, self._unit(-1.0, samples))
         std = samples.std(1) / samples.std(1).amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
-        columns = [shown, samples.mean(1), self.data_range.from_unit(2 * std - 1), *samples[:, :count].unbind(1)]
+        deviation = self.data_range.from_unit(2 * std - 1)
+        columns = [self._shown(y), samples.mean(1), deviation, *samples[:, :count].unbind(1)]
         if truth is not None:
             columns = [truth.reshape(-1, *shape).to(samples), *columns]
         levels = [to_uint8(self.data_range.to_unit(column)) for column in columns]
         tile(torch.stack(levels, 1), line=True).save(path)
+
+    def _shown(self, y: Tensor) -> Tensor:
+        """Measurements ``[n, *measurement]`` as images."""
+        operator, ones = self.operator, y.new_ones(len(y), *self.operator.event_shape)
+        black = self._unit(-1.0, ones[:, None])
+        if not isinstance(operator, Operator):
+            return y if y.shape[1:] == operator.event_shape else black
+        seen = operator.adjoint(operator(ones))
+        return torch.where(seen.abs() > 1e-6, operator.adjoint(y) / seen, black)
 
     def _unit(self, level: float, like: Tensor) -> Tensor:
         """Map a level on [-1, 1] to the range of the data, in the shape of images."""
@@ -87,7 +98,7 @@ def restore(
     denoiser: Denoiser,
     strategy: VarianceStrategy | str,
     y: Tensor,
-    operator: Operator | OperatorFactory,
+    operator: ForwardModel | OperatorFactory,
     noise: float | Tensor = 0.05,
     count: int = 16,
     num_steps: int = 25,
@@ -132,7 +143,7 @@ def restore(
     sampler = resolve("sampler", sampler, **settings)
     assert isinstance(sampler, Sampler)
     sampler.check(strategy, denoiser.schedule)
-    operator = operator if isinstance(operator, Operator) else operator(denoiser.data_shape)
+    operator = operator if isinstance(operator, ForwardModel) else operator(denoiser.data_shape)
     y = torch.as_tensor(y)
     given = operator.accept(y)
     times = times_of(denoiser, strategy, trajectory, sampler.num_steps, seed, None)

@@ -23,9 +23,11 @@ class Basis(ABC):
 
     Attributes:
         event_shape: shape of the events and of their coefficients.
+        differs: whether the samples of a batch have different vectors.
     """
 
     event_shape: torch.Size
+    differs: bool = False
 
     @abstractmethod
     def analyse(self, x: Tensor) -> Tensor:
@@ -63,6 +65,7 @@ class DCT(Basis):
     def __init__(self, event_shape: torch.Size | tuple[int, ...], channels: Tensor | None = None) -> None:
         self.event_shape = torch.Size(event_shape)
         self.channels = channels
+        self.differs = channels is not None and channels.ndim == 3
         count = self.event_shape[0]
         if channels is not None and channels.shape[-2:] != (count, count):
             raise ValueError(

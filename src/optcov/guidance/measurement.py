@@ -10,7 +10,8 @@ data ``p(x_0 | x_t)`` is ``N(m, C)``, the update is Bayes' rule, every step is e
 ``p(x_t | y)`` and keeps its last draw returns the posterior ``p(x_0 | y)`` itself, in any number of steps.  For other
 data the step takes N(m, C)'s posterior; with a diagonal C, a mask tells unmeasured values nothing.
 
-No gradient of the network is needed, and no call but the mean's.
+No gradient of the network is needed, and no call but the mean's.  A non-linear function of x_0 is replaced by its
+first-order expansion around each step's m (`optcov.inverse.LinearizedOperator`).
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from optcov.covariance import Covariance
 from optcov.covariance.base import Noise
 from optcov.denoiser import Denoiser, Prediction
 from optcov.guidance.base import Guidance, GuidedPrediction
-from optcov.inverse import Operator, condition
+from optcov.inverse import ForwardModel, condition
 from optcov.inverse.conditioning import TOLERANCE
 from optcov.kernel import ReverseKernel
 from optcov.schedule.levels import per_sample
 from optcov.variance.base import CovarianceModel, VarianceStrategy
 from optcov.variance.fixed import BetaTilde
 
-OperatorFactory = Callable[[tuple[int, ...]], Operator]
+OperatorFactory = Callable[[tuple[int, ...]], ForwardModel]
 """``data_shape -> operator``."""
 KEEPS_NOISE = {"sample": True, "mean": False}
 NOT_THE_NOISE = 1.6  # ratio of the residual's size to the stated noise from which a chain says that they differ
@@ -85,14 +86,14 @@ class MeasurementGuidance(Guidance):
         denoiser: Denoiser,
         num_classes: int | None = None,
         *,
-        operator: Operator | OperatorFactory,
+        operator: ForwardModel | OperatorFactory,
         y: Tensor,
         noise: float | Tensor = 0.05,
         estimate: str = "sample",
         solver_steps: int = 50,
     ) -> None:
         super().__init__(denoiser, num_classes)
-        self.operator = operator if isinstance(operator, Operator) else operator(denoiser.data_shape)
+        self.operator = operator if isinstance(operator, ForwardModel) else operator(denoiser.data_shape)
         if self.operator.event_shape != denoiser.data_shape:
             raise ValueError(
                 f"operator must act on the data's shape {tuple(denoiser.data_shape)} (got one of "
@@ -144,7 +145,8 @@ class MeasurementGuidance(Guidance):
         prior = strategy.bounded_covariance(denoiser, own)
         with torch.autocast(own.x0.device.type, enabled=False):  # matrices A in half precision would not be A
             residual = y - self.operator(own.x0)
-            found = condition(prior, residual, self.operator, self.variance, self.solver_steps)
+            linear = self.operator.near(own.x0)
+            found = condition(prior, residual, linear, self.variance, self.solver_steps)
             shift = found.shift
             self.unsolved = torch.maximum(self.unsolved, found.residual.max())
             x0 = own.x0 + shift

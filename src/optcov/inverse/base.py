@@ -15,12 +15,48 @@ from torch import Tensor, nn
 from optcov.covariance.bases import Basis
 
 
-class Operator(nn.Module, ABC):
-    """A linear map from events to measurements; ``operator(x)`` is ``A x``, and ``operator.adjoint(y)`` is ``A^T y``.
+class ForwardModel(nn.Module, ABC):
+    """A map from events to measurements, linear or not.
 
     Args:
         event_shape: shape of x.
         measurement_shape: shape of y.
+    """
+
+    def __init__(self, event_shape: Sequence[int], measurement_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.event_shape, self.measurement_shape = torch.Size(event_shape), torch.Size(measurement_shape)
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """What would be measured of ``x``, ``[B, *event]``, without noise, ``[B, *measurement]``."""
+
+    @abstractmethod
+    def near(self, x: Tensor) -> Operator:
+        """The linear part of the map near ``x``, ``[B, *event]``."""
+
+    def accept(self, y: Tensor) -> Tensor:
+        """Return a user's measurement, ``[*measurement]`` or ``[n, *measurement]``, as a batch.
+
+        Raises:
+            ValueError: if it has another shape, or values that are not finite.
+        """
+        shape = self.measurement_shape
+        if y.shape == shape:
+            y = y[None]
+        if y.shape[1:] != shape or y.ndim != len(shape) + 1:
+            raise ValueError(
+                f"y must have shape {tuple(shape)}, or one more axis for several measurements (got {tuple(y.shape)}): "
+                "give a tensor of the shape that the operator returns for an image"
+            )
+        if not bool(torch.isfinite(y).all()):
+            raise ValueError("y must hold finite numbers (got nan or inf): use a mask for values that are missing")
+        return y
+
+
+class Operator(ForwardModel):
+    """A linear map from events to measurements; ``operator(x)`` is ``A x``, and ``operator.adjoint(y)`` is ``A^T y``.
+
     Attributes:
         selects: whether A only selects values, so that ``A A^T = I`` and ``A^T D A`` is diagonal for diagonal D.
         is_normal: whether ``A A^T = A^T A``, as for a circular blur without a stride.
@@ -29,13 +65,8 @@ class Operator(nn.Module, ABC):
     selects: bool = False
     is_normal: bool = False
 
-    def __init__(self, event_shape: Sequence[int], measurement_shape: Sequence[int]) -> None:
-        super().__init__()
-        self.event_shape, self.measurement_shape = torch.Size(event_shape), torch.Size(measurement_shape)
-
-    @abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
-        """``A x``, ``[B, *measurement]``, for ``x`` of shape ``[B, *event]``."""
+    def near(self, x: Tensor) -> Operator:
+        return self
 
     @abstractmethod
     def adjoint(self, y: Tensor) -> Tensor:
@@ -67,24 +98,6 @@ class Operator(nn.Module, ABC):
             g, float64 ``[*event]``, or None.
         """
         return None
-
-    def accept(self, y: Tensor) -> Tensor:
-        """Return a user's measurement, ``[*measurement]`` or ``[n, *measurement]``, as a batch.
-
-        Raises:
-            ValueError: if it has another shape, or values that are not finite.
-        """
-        shape = self.measurement_shape
-        if y.shape == shape:
-            y = y[None]
-        if y.shape[1:] != shape or y.ndim != len(shape) + 1:
-            raise ValueError(
-                f"y must have shape {tuple(shape)}, or one more axis for several measurements (got {tuple(y.shape)}): "
-                "give a tensor of the shape that the operator returns for an image"
-            )
-        if not bool(torch.isfinite(y).all()):
-            raise ValueError("y must hold finite numbers (got nan or inf): use a mask for values that are missing")
-        return y
 
     def matrix(self, like: Tensor) -> Tensor:
         """A as a matrix ``[m, d]``, with the precision and device of ``like``."""

@@ -91,9 +91,7 @@ def innovation(
         if own is not None:
             return DiagonalCovariance(own + variance)
     if shape.numel() <= EXACT_UP_TO and not is_matrix_free(covariance):
-        units = unit_vectors(like)
-        rows = [operator(covariance.matvec(operator.adjoint(unit))).flatten(1) for unit in units]
-        gram = torch.stack(rows, 1).double()
+        gram = _gram(covariance, like, operator).double()
         return FullCovariance((gram + gram.mT) / 2 + variance.double().expand(shape).flatten().diag(), shape)
     isotropic = variance if variance.ndim == 0 else None
 
@@ -102,6 +100,24 @@ def innovation(
         return image if isotropic is not None else image + variance * v
 
     return MatrixFreeCovariance(product, like, min(steps, shape.numel()), shift=isotropic)
+
+
+def _gram(covariance: Covariance, like: Tensor, operator: Operator) -> Tensor:
+    """``A C A^T``, ``[B, m, m]``, with one transform of A for all samples if they share a basis."""
+    inner = _in_basis(covariance)
+    if inner is None or inner.basis.differs:
+        units = unit_vectors(like)
+        return torch.stack([operator(covariance.matvec(operator.adjoint(unit))).flatten(1) for unit in units], 1)
+    matrix = operator.matrix(like)  # [m, d], or one for each sample
+    seen = inner.basis.analyse(matrix.reshape(-1, *operator.event_shape)).reshape(matrix.shape)
+    return (seen * inner.variance.flatten(1)[:, None]) @ seen.mT
+
+
+def _in_basis(covariance: Covariance) -> BasisCovariance | None:
+    """A covariance in a basis, also where a bound changed nothing; None for another."""
+    if isinstance(covariance, CongruentCovariance) and isinstance(covariance.inner, BasisCovariance):
+        return covariance.inner if covariance.is_plain else None
+    return covariance if isinstance(covariance, BasisCovariance) else None
 
 
 def _spectrum(covariance: Covariance, operator: Operator, variance: Tensor) -> tuple[Basis, Tensor, Tensor] | None:
@@ -117,11 +133,10 @@ def _spectrum(covariance: Covariance, operator: Operator, variance: Tensor) -> t
             return None
         white = covariance.variance.reshape(-1, *(1 for _ in operator.measurement_shape))
         return found[0], white, found[1].to(white)
-    inner = covariance.inner if isinstance(covariance, CongruentCovariance) else covariance
-    gain = operator.response(inner.basis) if isinstance(inner, BasisCovariance) else None
-    if gain is None or (isinstance(covariance, CongruentCovariance) and not covariance.is_plain):
+    inner = _in_basis(covariance)
+    gain = None if inner is None else operator.response(inner.basis)
+    if inner is None or gain is None:
         return None
-    assert isinstance(inner, BasisCovariance)
     return inner.basis, inner.variance, gain.to(inner.variance) ** 2
 
 
