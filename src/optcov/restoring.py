@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optcov.data.pixels import to_uint8
+from optcov.data.pixels import from_uint8, to_uint8
 from optcov.data_range import DataRange
 from optcov.denoiser import Denoiser, device_of
+from optcov.files import write_atomically
 from optcov.guidance.measurement import MeasurementGuidance, OperatorFactory
 from optcov.inverse import ForwardModel, Operator
 from optcov.registry import resolve, settings_of
-from optcov.report.picture import tile
+from optcov.report.picture import picture, tile
 from optcov.sampler import NoiseStream, Sampler, State, batches
 from optcov.sampler.base import drawn_in_batches
 from optcov.trajectory import Trajectory
 from optcov.variance.base import VarianceStrategy
 from optcov.verbs import fitted, times_of
 
-__all__ = ["Restoration", "restore"]
+__all__ = ["Restoration", "restore", "write_restored"]
+
+MOST_ROWS = 16  # of a picture of files
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,51 @@ class Restoration:
         return self.data_range.from_unit(torch.full_like(like[:, 0], level))
 
 
+def write_restored(
+    samples: Iterable[Tensor], guidance: MeasurementGuidance, data_range: DataRange, folder: Path
+) -> None:
+    """Write the results for each measurement of a guidance, named after it.
+
+    ``restored/NAME.png`` is the mean of its samples, ``restored.png`` has a row for each of the first measurements (see
+    `Restoration.picture`), and ``measurements.csv`` says to which measurement a sample belongs.
+
+    Args:
+        samples: uint8 ``[b, C, H, W]`` with 1 or 3 channels, in order.
+        guidance: with names.
+        data_range: the range of the network's data.
+        folder: where to write.
+    """
+    (folder / "restored").mkdir(exist_ok=True)
+    stems = [Path(name).stem for name in guidance.names]
+    names = stems if len(set(stems)) == len(stems) else guidance.names
+    first: list[Tensor] = []
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(["sample", "measurement"])
+    for i, group in enumerate(_grouped(samples, guidance.count)):
+        unit = from_uint8(group)
+        picture(to_uint8(unit.mean(0, keepdim=True)), folder / "restored" / f"{names[i]}.png", scale=1)
+        rows.writerows([i * len(group) + j, guidance.names[i]] for j in range(len(group)))
+        if i < MOST_ROWS:
+            first.append(data_range.from_unit(unit))
+    shown = Restoration(torch.stack(first), 3, guidance.operator.cpu(), guidance.y[: len(first)].cpu(), data_range)
+    shown.picture(folder / "restored.png")
+    write_atomically(folder / "measurements.csv", table.getvalue())
+
+
+def _grouped(samples: Iterable[Tensor], count: int | None) -> Iterator[Tensor]:
+    """Yield ``count`` samples at a time; None for all of them."""
+    left: list[Tensor] = []
+    for chunk in samples:
+        left.append(chunk)
+        while count is not None and sum(map(len, left)) >= count:
+            joined = torch.cat(left)
+            yield joined[:count]
+            left = [joined[count:]]
+    if count is None:
+        yield torch.cat(left)
+
+
 def restore(
     denoiser: Denoiser,
     strategy: VarianceStrategy | str,
@@ -148,20 +198,15 @@ def restore(
     given = operator.accept(y)
     times = times_of(denoiser, strategy, trajectory, sampler.num_steps, seed, None)
 
-    def guidance(rows: Tensor) -> MeasurementGuidance:
-        return MeasurementGuidance(
-            denoiser, operator=operator, y=rows, noise=noise, estimate=estimate, solver_steps=solver_steps
-        )
-
-    guidance(given[:1]).check(strategy)
-    if count < 1:
-        raise ValueError(f"count must be at least 1 (got {count}): give the number of samples")
+    guidance = MeasurementGuidance(
+        denoiser, operator=operator, y=given, noise=noise, estimate=estimate, solver_steps=solver_steps, count=count
+    ).to(device)
+    guidance.check(strategy)
     total = len(given) * count
 
     def chain(indices: range) -> Iterator[State]:
-        rows = given[torch.tensor(indices).clamp(max=total - 1) // count]  # the last batch may be padded
         stream = NoiseStream(seed, indices, denoiser.data_shape, device)
-        return sampler.steps(denoiser, strategy, times, stream, guidance=guidance(rows).to(device))
+        return sampler.steps(denoiser, strategy, times, stream, guidance=guidance.of(indices))
 
     updates = sampler.num_updates(denoiser.schedule, times)
     samples = drawn_in_batches(chain, batches(total, batch_size), updates, (total, *denoiser.data_shape), progress)

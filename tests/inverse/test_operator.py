@@ -88,7 +88,7 @@ def test_a_mask_takes_images_and_values() -> None:
     operator, image = OPERATORS["mask of one row"], normal(*EVENT)
     assert torch.equal(operator.accept(image), image[None, ..., :3].flatten(1))
     assert torch.equal(operator.accept(image[None]), operator.accept(image[..., :3].flatten()))
-    with pytest.raises(ValueError, match=r"y must have shape \(24,\), or one more axis .* \(got \(2, 5\)\)"):
+    with pytest.raises(ValueError, match=r"y must have shape \(24,\) or \(2, 4, 6\), or .* \(got \(2, 5\)\)"):
         operator.accept(normal(2, 5))
     with pytest.raises(ValueError, match="y must hold finite numbers"):
         operator.accept(image / 0)

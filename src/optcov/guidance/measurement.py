@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -63,11 +64,15 @@ class MeasurementGuidance(Guidance):
         denoiser: the mean network.
         num_classes: K, the number of classes of the data; labels, if any, go to the network.
         operator: A, or what makes it from the shape of the data.
-        y: measurements, as `Operator.accept` takes them: one for all samples of a batch, or one for each.
+        y: measurements, as `ForwardModel.accept` takes them: one for all samples of a batch, or one for each; with a
+            ``count``, those of all samples.
         noise: s, positive, in the unit of y: a number, or one for each value of y, such as sqrt(y) of counts with
             Poisson noise, which is then approximated by a Gaussian.  Infinity stands for no measurement.
         estimate: ``sample`` to keep the noise of the last draw, which posterior samples need; ``mean`` to return the
             mean of the last step, as a reconstruction.
+        count: number of samples of each measurement, so that sample i belongs to measurement ``i // count`` of y (see
+            `of`); None if y has those of a batch.
+        names: what each measurement is called.
         solver_steps: number of Lanczos steps, which equal conjugate gradients, where a solution has no closed form and
             more than 512 measurements, or C is matrix-free: see `optcov.inverse.innovation`.  A chain warns if a
             relative residual is then above `optcov.inverse.conditioning.TOLERANCE`.
@@ -91,6 +96,8 @@ class MeasurementGuidance(Guidance):
         noise: float | Tensor = 0.05,
         estimate: str = "sample",
         solver_steps: int = 50,
+        count: int | None = None,
+        names: Sequence[str] = (),
     ) -> None:
         super().__init__(denoiser, num_classes)
         self.operator = operator if isinstance(operator, ForwardModel) else operator(denoiser.data_shape)
@@ -114,11 +121,31 @@ class MeasurementGuidance(Guidance):
             raise ValueError(f"estimate must be one of {', '.join(KEEPS_NOISE)} (got {estimate!r}): give sample")
         if solver_steps < 1:
             raise ValueError(f"solver_steps must be at least 1 (got {solver_steps}): give such as 50")
-        self.register_buffer("y", self.operator.accept(y), persistent=False)
+        if count is not None and count < 1:
+            raise ValueError(f"count must be at least 1 (got {count}): give the number of samples of a measurement")
+        self.register_buffer("y", self.operator.accept(y))  # persistent, so that it is part of what identifies samples
         self.register_buffer("variance", noise**2, persistent=False)
         self.register_buffer("unsolved", torch.zeros((), dtype=torch.float64), persistent=False)
         self.is_blind = math.isinf(float(noise.min()))
         self.keeps_noise, self.solver_steps = KEEPS_NOISE[estimate], solver_steps
+        self.count, self.names = count, tuple(names)
+
+    def check_count(self, num_samples: int) -> None:
+        if self.count is not None and num_samples != len(self.y) * self.count:
+            raise ValueError(
+                f"num_samples must be {len(self.y) * self.count}, for {len(self.y)} measurements with guidance.count = "
+                f"{self.count} samples each (got {num_samples}): set num_samples={len(self.y) * self.count}"
+            )
+
+    def of(self, indices: Sequence[int]) -> Guidance:
+        """The guidance of these samples; indices beyond the last sample, with which batches are filled, go with it."""
+        if self.count is None:
+            return self
+        found = copy(self)  # shares everything but the measurements
+        rows = (torch.tensor(list(indices), device=self.y.device) // self.count).clamp(max=len(self.y) - 1)
+        found._buffers = self._buffers | {"y": self.y[rows]}
+        found.count = None
+        return found
 
     def check(self, strategy: VarianceStrategy) -> None:
         if isinstance(strategy, BetaTilde) or not isinstance(strategy, CovarianceModel):

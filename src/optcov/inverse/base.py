@@ -35,9 +35,12 @@ class ForwardModel(nn.Module, ABC):
     def near(self, x: Tensor) -> Operator:
         """The linear part of the map near ``x``, ``[B, *event]``."""
 
-    def accept(self, y: Tensor) -> Tensor:
+    def accept(self, y: Tensor, name: str = "y") -> Tensor:
         """Return a user's measurement, ``[*measurement]`` or ``[n, *measurement]``, as a batch.
 
+        Args:
+            y: the measurement.
+            name: what messages call it.
         Raises:
             ValueError: if it has another shape, or values that are not finite.
         """
@@ -46,12 +49,16 @@ class ForwardModel(nn.Module, ABC):
             y = y[None]
         if y.shape[1:] != shape or y.ndim != len(shape) + 1:
             raise ValueError(
-                f"y must have shape {tuple(shape)}, or one more axis for several measurements (got {tuple(y.shape)}): "
-                "give a tensor of the shape that the operator returns for an image"
+                f"{name} must have shape {self.shapes()}, or one more axis for several measurements (got "
+                f"{tuple(y.shape)}): give what the operator returns for an image"
             )
         if not bool(torch.isfinite(y).all()):
-            raise ValueError("y must hold finite numbers (got nan or inf): use a mask for values that are missing")
+            raise ValueError(f"{name} must hold finite numbers (got nan or inf): use a mask for missing values")
         return y
+
+    def shapes(self) -> str:
+        """The shapes that `accept` takes, for messages."""
+        return f"{tuple(self.measurement_shape)}"
 
 
 class Operator(ForwardModel):

@@ -64,12 +64,15 @@ class Mask(Operator):
     def gram(self, variance: Tensor) -> Tensor:
         return self.forward(variance)
 
-    def accept(self, y: Tensor) -> Tensor:
+    def accept(self, y: Tensor, name: str = "y") -> Tensor:
         """As in `Operator`; images ``[*event]`` or ``[n, *event]`` are accepted too, and their values selected."""
         images = y[None] if y.shape == self.event_shape else y
         if images.shape[1:] == self.event_shape and images.ndim == len(self.event_shape) + 1:
             y = self.forward(images)
-        return super().accept(y)
+        return super().accept(y, name)
+
+    def shapes(self) -> str:
+        return f"{tuple(self.measurement_shape)} or {tuple(self.event_shape)}"
 
 
 class BlockAverage(Operator):
