@@ -38,7 +38,14 @@ RIVALS: dict[str, Method] = {  # conjugate gradients break down on a learned Jac
 
 
 def theirs(
-    denoiser: Denoiser, operator: Operator, y: Tensor, method: Method, count: int, steps: int = CALLS, seed: int = 0
+    denoiser: Denoiser,
+    operator: Operator,
+    y: Tensor,
+    method: Method,
+    count: int,
+    steps: int = CALLS,
+    seed: int = 0,
+    noise: float = NOISE,
 ) -> Tensor:
     """Draw samples ``[n, count, *event]`` with a rival, whose products are backward passes.
 
@@ -48,6 +55,7 @@ def theirs(
         y: measurements, ``[n, *measurement]``.
         method: the rival.
         count, steps, seed: number of samples for each measurement, of steps, and the seed.
+        noise: standard deviation of the noise in y.
     """
     high = denoiser.data_range.high
     assert isinstance(high, float)
@@ -68,7 +76,7 @@ def theirs(
             return float(t.sigma**2 / t.alpha) * image.flatten(1)  # type: ignore[attr-defined]
 
         step = Step(
-            x.flatten(1), prediction.x0.flatten(1), product, t, s, last, matrix, gram, rows, NOISE, generator, high
+            x.flatten(1), prediction.x0.flatten(1), product, t, s, last, matrix, gram, rows, noise, generator, high
         )
         x = method(step).reshape(shape).float()
     return x.reshape(len(y), count, *denoiser.data_shape)
