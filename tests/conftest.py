@@ -2,10 +2,11 @@
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
+import options
 import pytest
 import torch
 
@@ -31,6 +32,18 @@ def pytest_collection_finish() -> None:
     """Take modules and tests, which live to the end, out of the collector's rounds: they are a tenth of the time."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(100_000)
+
+
+options.read_once()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _do_not_wait_for_the_disk() -> Iterator[None]:
+    """No test cuts the power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 SCHEDULES = [

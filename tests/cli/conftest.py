@@ -1,17 +1,20 @@
 """Fixtures of the command line's tests."""
 
+import copy
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import CLI, contents
 from hydra.core.singleton import Singleton
+from lightning.pytorch.trainer.connectors import callback_connector
+from omegaconf import DictConfig
 from PIL import Image
 
-from optcov.cli import evaluate
+from optcov.cli import evaluate, restore
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -24,6 +27,27 @@ def drawn_curves() -> Iterator[Callable[..., None]]:
         patch.setattr(evaluate, "num_profile_images", lambda dimensions: 8)
         patch.setattr(evaluate, "variance_profile", partial(evaluate.variance_profile, num_times=4))
         yield drawing
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _repeat_no_search() -> Iterator[None]:
+    """What is the same in every test: the options of a run as defined here, and Lightning's search for plugins."""
+    compose, kept = restore.compose, dict[tuple[str, ...], DictConfig]()
+
+    def compose_once(name: str, overrides: Sequence[str]) -> DictConfig:
+        key = (name, *overrides)
+        if any("searchpath" in each for each in overrides):  # a test's own options
+            return compose(name, list(overrides))
+        if key not in kept:
+            kept[key] = compose(name, list(overrides))
+        return copy.deepcopy(kept[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(restore, "compose", compose_once)
+        patch.setattr(
+            callback_connector, "_load_external_callbacks", cache(callback_connector._load_external_callbacks)
+        )
+        yield
 
 
 @pytest.fixture(autouse=True)

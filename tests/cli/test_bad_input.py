@@ -136,8 +136,8 @@ def test_flags_and_options_of_another_kind(run: CLI, arguments: list[str], parts
 def test_what_the_config_alone_shows_is_refused_before_pytorch_is_imported(tmp_path: Path, untouched: Path):
     """One sentence with the near names, of a process that has imported no PyTorch and no Lightning at its end."""
     code = (
-        "import gc, sys; from optcov.cli.main import main\n"
-        "gc.freeze()\n"
+        "import gc, sys, options; from optcov.cli.main import main\n"
+        "gc.freeze(); gc.set_threshold(100_000); options.read_once()\n"
         "for task, *arguments in {commands!r}:\n"
         "    sys.argv = [task, *arguments]\n"
         "    try:\n"
@@ -153,7 +153,7 @@ def test_what_the_config_alone_shows_is_refused_before_pytorch_is_imported(tmp_p
     commands += [("evaluate", f"runs={value}") for value in ("null", "[]", "[null]", "3", "{a:1}", "")]
     done = subprocess.run(
         [sys.executable, "-c", code.format(commands=commands)],
-        cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT / "tests")}, capture_output=True, text=True,
     )  # fmt: skip
     *sentences, imported = done.stdout.splitlines()
     assert imported == "set()"

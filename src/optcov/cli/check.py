@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -76,4 +77,10 @@ def check(cfg: DictConfig, hydra: Any, task: str) -> Config:
 
 def settings(overrides: Sequence[str]) -> dict[str, str]:
     """The values that overrides set, by key; the value of a group is an option."""
-    return {each.key_or_group: str(each.value()) for each in OverridesParser.create().parse_overrides(list(overrides))}
+    return dict(map(_setting, overrides))
+
+
+@cache
+def _setting(override: str) -> tuple[str, str]:
+    (parsed,) = OverridesParser.create().parse_overrides([override])
+    return parsed.key_or_group, str(parsed.value())

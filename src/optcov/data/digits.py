@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,9 +27,15 @@ class DigitsData(DataSource):
 
     @staticmethod
     def _split(what: str, split: Split) -> Tensor:
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
-
         parts = {"train": slice(1500), "test": slice(1500, None)}
         if split not in parts:
             raise ValueError(f"data=digits has no {split} split: it has train and test")
-        return torch.from_numpy(load_digits()[what][parts[split]])
+        return torch.tensor(_digits()[what][parts[split]])
+
+
+@cache
+def _digits() -> Any:
+    """scikit-learn's dictionary of arrays, whose text file takes longer to parse than a tiny run."""
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+
+    return load_digits()
