@@ -81,6 +81,16 @@ def test_strips_at_right_angles_are_sums_over_columns_and_rows() -> None:
     assert_close(strips[:, :, 0], pairs, rtol=1e-12, atol=1e-12)
     pairs = torch.nn.functional.avg_pool1d(torch.nn.functional.pad(x.sum(-1), (2, 2)), 2, 1)
     assert_close(strips[:, :, 1], pairs, rtol=1e-12, atol=1e-12)
+    odd = Strips((1, 3, 5), [0, 90])(x[:, :1, :3, :5])  # whose columns and rows are strips
+    assert_close(odd[:, 0, 0, 1:6], x[:, 0, :3, :5].sum(-2), rtol=1e-12, atol=1e-12)
+    assert_close(odd[:, 0, 1, 2:5], x[:, 0, :3, :5].sum(-1), rtol=1e-12, atol=1e-12)
+    # the pixel beside the centre lies 0.71 strips from the middle
+    beside = torch.zeros(1, 1, 3, 5, dtype=torch.float64)
+    beside[..., 1, 3] = 1
+    shares = Strips((1, 3, 5), [45])(beside)[0, 0, 0]
+    assert_close(
+        shares, torch.tensor([0, 0, 0, 1 - 0.5**0.5, 0.5**0.5, 0, 0], dtype=torch.float64), rtol=1e-12, atol=1e-12
+    )
     assert_close(strips.sum(-1), x.sum((-2, -1))[..., None].expand(3, 2, 3), rtol=1e-12, atol=1e-12)
 
 
