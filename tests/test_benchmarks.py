@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import types
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from benchmarks import (
     posterior,
     restored_cifar10,
     restored_digits,
+    roofline,
 )
 from benchmarks.__main__ import ROWS, listing, main, markdown, measured
 from benchmarks.networks import cifar10_network, flops_per_image
@@ -117,16 +119,42 @@ def test_a_group_that_fails_says_so_and_leaves_the_others_alone(monkeypatch: pyt
 def test_the_table_is_kept_and_a_failure_ends_with_status_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setitem(ROWS, "gamma", lambda settings: iter([Row("", 1 / 0)]))  # type: ignore[arg-type]
     monkeypatch.setitem(ROWS, "frechet", lambda settings: iter([Row("last", "", goal=">= 2")]))
-    command = ["benchmarks", "--quick", "--rows", "gamma", "frechet", "--output", str(tmp_path)]
+    command = ["benchmarks", "frechet", "gamma", "--quick", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "frechets"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "(got frechets): give frechet" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit, match="failed, see above: gamma"):
         main()
     table = (tmp_path / "table.md").read_text()
-    assert [line.split(" | ")[0] for line in table.splitlines()[-2:]] == ["| gamma", "| last"]
+    assert [line.split(" | ")[0] for line in table.splitlines()[-2:]] == ["| last", "| gamma"]
     told = json.loads((tmp_path / "table.json").read_text())
-    assert [row["name"] for row in told["rows"]] == ["gamma", "last"]
-    monkeypatch.setattr(sys, "argv", [*command[:3], *command[4:]])
+    assert [row["name"] for row in told["rows"]] == ["last", "gamma"]
+    monkeypatch.setattr(sys, "argv", [*command[:2], *command[3:]])
     main()  # returns: status 0
+
+
+def test_the_roofline_knows_every_layer_and_computes_the_same_in_every_form():
+    network = cifar10_network(32).eval()
+    layers = roofline.layers_of(network)
+    sums = sum(layer.flops * count for layer, count in layers.items())
+    assert 0.98 < sums / flops_per_image(network) <= 1  # the rest are linear layers of the time
+    norms = sum(count for layer, count in layers.items() if layer.kind == "norm")
+    attentions = sum(count for layer, count in layers.items() if layer.kind == "attention")
+    assert norms + attentions == sum(isinstance(each, nn.GroupNorm) for each in network.modules())
+    for layer in layers:
+        with torch.no_grad():
+            made = [form() for form in layer.forms(1, torch.float32, False).values()]
+        assert all(torch.allclose(each, made[0], atol=1e-4) for each in made[1:]), layer
+
+
+def test_the_networks_share_of_its_roofline():
+    network = cifar10_network(32).eval()
+    (row,) = roofline.network_rows(network, TINY, "fp32", 1, 0.0, Counter({"prepacked": 3}), 1e9, False)
+    assert row.ratio == 0.0
+    assert row.met is False
+    assert "3 prepacked" in row.note
 
 
 def test_rows_that_start_processes(monkeypatch: pytest.MonkeyPatch, capsys):
