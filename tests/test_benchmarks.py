@@ -29,6 +29,7 @@ from benchmarks import (
     guided_covariance,
     guided_digits,
     posterior,
+    restored_cifar10,
     restored_digits,
     roofline,
 )
@@ -319,6 +320,31 @@ def test_a_rival_with_backward_passes_keeps_what_is_measured():
     assert samples.shape == (2, 2, 1, 8, 8)
     assert float(samples[..., :4, :].abs().mean()) < float(samples[..., 4:, :].abs().mean()) / 2
     assert len(list(restored_digits.scores(torch.zeros(2, 1, 8, 8), samples, operator))) == 5
+
+
+def test_restored_photographs_are_scored_by_what_is_missing():
+    """Intervals of 8 samples of the truth's own law contain it in 90 %, and a budget holds whole steps."""
+    generator = torch.Generator().manual_seed(0)
+    images, samples = (torch.randn(*shape, 3, 32, 32, generator=generator) for shape in ((16,), (16, 8)))
+    task = restored_cifar10.Task.made("inpaint", images, 0)
+    scores = task.scores(samples)
+    assert int(task.scored.sum()) == 3 * 16 * 16
+    assert scores["c90"][0] == pytest.approx(90, abs=0.9)  # three standard errors
+    assert scores["crps"][0] == pytest.approx(1 / math.sqrt(math.pi), abs=0.03)
+    assert scores["psnr"][0] == pytest.approx(-10 * math.log10((1 + 1 / 8) / 4), abs=0.1)  # truth and mean of eight
+    samples[:, :, :, 8:24, 8:24] = images[:, None, :, 8:24, 8:24]
+    assert task.scores(samples)["crps"][0] == pytest.approx(0, abs=1e-6)
+    costs = restored_cifar10.OURS | {name: each[1] for name, each in restored_cifar10.RIVALS.items()}
+    steps = {(budget, name): steps for _, budget, name, steps in restored_cifar10.cells()}
+    assert steps[10, "npr_dpm"] == 10
+    assert steps[25, "pi_gdm"] == 8
+    assert all(2 * costs[name] <= steps[budget, name] * costs[name] <= budget for budget, name in steps)
+
+
+@pytest.mark.parametrize("task", ["inpaint", "superres"])
+def test_the_tables_of_restored_photographs_are_those_of_the_results(task: str):
+    known, page = json.loads(restored_cifar10.RESULTS.read_text()), restored_cifar10.PAGE.read_text()
+    assert f"<!-- cifar10 {task} -->\n{restored_cifar10.table(known, task)}\n<!-- end -->" in page
 
 
 def test_what_correlations_are_worth_is_measured():
