@@ -20,11 +20,13 @@ from optcov.cli.fit import fit_all, fit_steps, make_callbacks
 from optcov.errors import ConfigError, config_errors, must, sentence
 from optcov.files import write_atomically
 from optcov.foreign import sealed_json
+from optcov.guidance import MeasurementGuidance
 from optcov.keys import Config
 from optcov.lock import locked
 from optcov.parts import Parts
 from optcov.report.export import write_npz, write_pngs
 from optcov.report.write import show_run
+from optcov.restoring import write_restored
 from optcov.run_folder import open_run_folder, refuse_links, write_config, write_results
 from optcov.training.csv_log import MetricsCSV
 from optcov.training.machine import Machine, configure_machine
@@ -105,6 +107,10 @@ def _draw(run: Run, place: Path) -> None:
             if labels is not None:
                 rows = [f"{i:06d}.png,{label}" for i, label in enumerate(labels.tolist())]
                 write_atomically(folder / "labels.csv", "\n".join(["file,label", *rows]) + "\n")
+        guidance, shape = run.parts.guidance, run.parts.data.sample_shape
+        is_image = len(shape) == 3 and shape[0] in (1, 3) and shape == run.parts.denoiser.data_shape
+        if isinstance(guidance, MeasurementGuidance) and is_image:
+            write_restored(drawn, guidance, run.parts.denoiser.data_range, folder)
         log.info("%d samples in %.1f s: %s", len(drawn), drawn.seconds(), folder)
         write_atomically(record, sealed_json(ours))
         delete_partial_samples(folder)

@@ -261,8 +261,9 @@ class SamplingStage(LightningModule):
         began, before = now(), replace(self.denoiser.cost)
         noise = NoiseStream(self.seed, indices, self.denoiser.data_shape, self.device)
         labels = None if self.labels is None else self.labels[indices.start : indices.stop].to(self.device)
+        guidance = None if self.guidance is None else self.guidance.of(indices)
         states = self.sampler.steps(
-            self.denoiser, self.strategy, self.times, noise, guidance=self.guidance, condition=labels
+            self.denoiser, self.strategy, self.times, noise, guidance=guidance, condition=labels
         )
         for state in self.bar.watch(states, len(indices)):
             x_0 = state.x
