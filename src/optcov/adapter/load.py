@@ -217,7 +217,7 @@ def _complete(call: Any, known: Conventions) -> Conventions:
     missing = [name for name in ("shape", "prediction", "schedule", "time") if getattr(known, name) is None]
     if missing:
         say = {
-            "shape": "shape=(C, H, W)",
+            "shape": "shape=(C, H, W), (C, L) of sequences, or (C, frames, H, W) of videos",
             "prediction": 'prediction="eps", "x0", "v", "velocity", "score" or "edm"',
             "schedule": 'schedule="linear", "cosine", N betas or another',
             "time": 'time="n", "n-1", "1000t", "999t", "t", "log_snr" or "edm"',

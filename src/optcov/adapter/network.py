@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 LABELS = ("class_labels", "labels", "y", "label")  # what networks call their labels
+TIMES = ("timestep", "timesteps", "timestep_ratio", "t")  # what networks of diffusers call their time
 
 
 class AnswerError(ValueError):
@@ -231,4 +232,4 @@ def _stands_before(
     kind = type(module).__name__
     is_small = "Norm" in kind or kind in ("Dropout", "Dropout2d", "Identity", "SiLU", "Swish")
     is_small = is_small or type(module).__module__ == "torch.nn.modules.activation"
-    return is_small and answer.data_ptr() == latter[2].data_ptr() and given.shape == answer.shape
+    return is_small and answer.data_ptr() == latter[2].data_ptr() and given.shape == answer.shape == latter[2].shape
