@@ -144,9 +144,15 @@ def tensor_of(answer: Any) -> Tensor:
     if not isinstance(answer, Tensor):
         raise AnswerError(
             f"network must return a tensor, a tuple that starts with one, or an object with .sample (got "
-            f"{type(answer).__name__}): wrap it in a function that does"
+            f"{type(answer).__name__}{_keys(answer)}): wrap it in a function that does"
         )
     return answer
+
+
+def _keys(answer: Any) -> str:
+    """The first keys of a dictionary, or fields of a record."""
+    keys = list(answer if isinstance(answer, dict) else getattr(answer, "__dict__", ()))[:3]
+    return f" of {', '.join(map(str, keys))}" if keys else ""
 
 
 def _label_keyword(call: Callable[..., Any]) -> str | None:

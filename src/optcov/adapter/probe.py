@@ -192,7 +192,7 @@ def _unbound(network: AdaptedNetwork) -> str:
         return ""
     named = [each.name for each in taken if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
     known = {*named[:1], *TIMES, *network.bind, "return_dict", *(LABELS if network.num_classes else ())}
-    if not known & {*TIMES, *network.bind}:
+    if not set(named) & set(TIMES):
         known |= set(named[:2])
     others = [name for name in named if name not in known][:3]
     return f" (such as {', '.join(others)})" if others else ""
@@ -209,9 +209,11 @@ def _check_answer(network: AdaptedNetwork, answer: Tensor, learned_sigma: bool |
         )
     wanted = doubled if network.learned_sigma else (2, channels, *rest)
     if answer.shape != wanted:
+        remedy = "give the shape of its data, or wrap it"
+        if answer.ndim == 0:
+            remedy = "give the network inside of what computes a loss, such as diffusion.model"
         raise ValueError(
-            f"network must return [2, {', '.join(map(str, wanted[1:]))}] (got {list(answer.shape)}): give the "
-            "shape of its data, or wrap it"
+            f"network must return [2, {', '.join(map(str, wanted[1:]))}] (got {list(answer.shape)}): {remedy}"
         )
     if answer.is_meta:
         raise ValueError("network must have numbers for weights (got a network on the meta device): load its weights")
