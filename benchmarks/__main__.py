@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib.metadata
 import json
 import logging
@@ -25,7 +26,6 @@ from rich.table import Table
 
 from benchmarks import (
     budget,
-    covbench,
     data_loading,
     denoising_diffusion,
     foreign,
@@ -36,6 +36,7 @@ from benchmarks import (
     metrics,
     precision,
     reference,
+    roofline,
     sampling,
     scaling,
     startup,
@@ -58,10 +59,10 @@ ROWS: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "threads": scaling.threads,
     "sizes": scaling.sizes,
     "gpu": gpu.gpu,
+    "roofline": roofline.roofline,
 }
 ALONE = {
     "budget oracle|RUN": budget,
-    "covbench": covbench,
     "foreign FOLDER": foreign,
     "guided_covariance": guided_covariance,
     "guided_digits FILE ...": guided_digits,
@@ -134,6 +135,15 @@ def listing() -> str:
     return "\n".join(lines)
 
 
+def row_name(given: str) -> str:
+    if given not in ROWS:
+        near = difflib.get_close_matches(given, ROWS, 1)
+        raise argparse.ArgumentTypeError(
+            f"ROW must be one of {', '.join(ROWS)} (got {given}): give {(near or ['one'])[0]}"
+        )
+    return given
+
+
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m benchmarks",
@@ -142,7 +152,7 @@ def parsed() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     default, add = Settings(), parser.add_argument
-    add("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help="which of the rows below to measure")
+    add("rows", nargs="*", type=row_name, metavar="ROW", help="which of the rows below to measure; default: all")
     add("--quick", action="store_true", help="check in two minutes that every row works, with one small round")
     add("--rounds", type=int, default=default.rounds, help="number of turns of each contender, at least 3")
     add("--seconds", type=float, default=default.seconds, help="no round after the third begins later than this")
@@ -203,7 +213,7 @@ def main() -> None:
     console = Console()
     console.print(", ".join(f"{key} {value}" for key, value in found.items()), highlight=False)
     output.mkdir(parents=True, exist_ok=True)
-    for name in arguments.rows:
+    for name in arguments.rows or ROWS:
         for row in measured(name, settings, failed):
             rows.append(row)
             console.print(" | ".join(filter(None, cells(row))), highlight=False, soft_wrap=True)

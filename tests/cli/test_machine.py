@@ -22,9 +22,9 @@ def _threads_of_tests(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(1)
 
 
-def settled(*arguments: str) -> Denoiser:
+def settled(*arguments: str, channels: int = 8) -> Denoiser:
     config = composed(*([] if any("num_threads" in each for each in arguments) else ["num_threads=1"]), *arguments)
-    denoiser = Denoiser(UNet((3, 8, 8), channels=8), LinearSchedule(100))
+    denoiser = Denoiser(UNet((3, 8, 8), channels=channels), LinearSchedule(100))
     configure_machine(config, denoiser, Machine.of(config))
     return denoiser
 
@@ -48,6 +48,14 @@ def test_memory_format_follows_the_config(changes: list[str], expected: bool):
     assert is_channels_last(denoiser) == expected
     features = denoiser(torch.randn(2, 3, 8, 8), denoiser.levels(torch.tensor(0.5))).features
     assert features.is_contiguous() != expected  # the format of the weights is that of the maps
+
+
+@pytest.mark.parametrize(("amx", "channels", "expected"), [(True, 64, True), (True, 8, False), (False, 64, False)])
+def test_in_bfloat16_the_format_follows_the_processor(
+    amx: bool, channels: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(machine, "has_amx", lambda: amx)
+    assert is_channels_last(settled("trainer.precision=bf16-mixed", channels=channels)) == expected
 
 
 def test_what_was_chosen_is_told_in_one_line(caplog: pytest.LogCaptureFixture):

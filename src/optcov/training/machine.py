@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -107,13 +107,15 @@ def configure_machine(config: Config, denoiser: Denoiser, machine: Machine) -> N
         torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # otherwise Lightning sets its own when it starts processes
     on_cpu, precision = machine.device.type == "cpu", config.trainer["precision"]
-    # in bfloat16, channels-last gains nothing forward and costs a tenth backward; on GPUs, norms would undo it
-    auto = on_cpu and precision in ("32-true", 32, "32")
+    # in bfloat16, channels-last gains only with AMX, and in narrow networks loses a tenth backward even there; on GPUs,
+    # norms would undo it
+    wide = denoiser.feature_channels >= 64
+    auto = on_cpu and (precision in ("32-true", 32, "32") or (precision == "bf16-mixed" and wide and has_amx()))
     channels_last = auto if config.channels_last == "auto" else config.channels_last
     if channels_last:
         denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     sampling, hint = config.sampling_precision, ""
-    if on_cpu and sampling != "bf16-mixed" and denoiser.feature_channels >= 64 and has_bfloat16():
+    if on_cpu and sampling != "bf16-mixed" and wide and has_bfloat16():
         hint = " (sample_precision=bf16-mixed is faster on this CPU)"
     layout = "channels last" if channels_last else "channels first"
     kind = machine.device.type
@@ -128,5 +130,13 @@ def available_threads(processes: int = 1) -> int:
 
 def has_bfloat16() -> bool:
     """Whether this CPU computes in bfloat16; other CPUs emulate it, which is slower than float32."""
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # from PyTorch 2.12
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return has_amx() or bool(_capabilities().get("avx512_bf16"))
+
+
+def has_amx() -> bool:
+    """Whether this CPU multiplies tiles of bfloat16 matrices."""
+    return bool(_capabilities().get("amx_bf16"))
+
+
+def _capabilities() -> Mapping[str, Any]:
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # from PyTorch 2.12
