@@ -26,7 +26,6 @@ from rich.table import Table
 
 from benchmarks import (
     budget,
-    covbench,
     data_loading,
     denoising_diffusion,
     foreign,
@@ -64,7 +63,6 @@ ROWS: dict[str, Callable[[Settings], Iterator[Row]]] = {
 }
 ALONE = {
     "budget oracle|RUN": budget,
-    "covbench": covbench,
     "foreign FOLDER": foreign,
     "guided_covariance": guided_covariance,
     "guided_digits FILE ...": guided_digits,

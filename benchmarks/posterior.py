@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks import rivals
 from benchmarks.rivals import Method, Step
 from optcov.covariance import Covariance, DiagonalCovariance, FullCovariance, LowRankCovariance
-from optcov.data import DigitsData
+from optcov.covbench.truths import digits_mixture
 from optcov.data_range import DataRange
 from optcov.denoiser import Denoiser, Prediction
 from optcov.guidance import MeasurementGuidance
@@ -40,7 +40,6 @@ from optcov.variance.base import Closed
 SIDE, DIM, NOISE = 8, 64, 0.1
 SCHEDULE = LinearSchedule(1000)
 CALLS = (10, 25, 50)  # network equivalents
-RIDGE = 0.01  # variance added to each pixel of a class
 
 
 class OneLevelMixture(GaussianMixture):
@@ -153,12 +152,8 @@ def _quantile(ordered: Tensor, level: float) -> Tensor:
 
 def digits() -> OneLevelMixture:
     """Make the mixture of this benchmark."""
-    data = DigitsData()
-    images, labels = data.normalize(data.load("train")).flatten(1).double(), data.labels("train")
-    classes = [images[labels == label] for label in range(10)]
-    covariances = torch.stack([each.T.cov() + RIDGE * torch.eye(DIM) for each in classes])
-    weights = torch.tensor([float(len(each)) for each in classes])
-    return OneLevelMixture(torch.stack([each.mean(0) for each in classes]), covariances, weights)
+    made = digits_mixture()
+    return OneLevelMixture(made.means, made.covariances, made.weights)
 
 
 def exact(mixture: GaussianMixture) -> Denoiser:

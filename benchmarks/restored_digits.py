@@ -25,7 +25,7 @@ from benchmarks.posterior import against
 from benchmarks.rivals import Method, Step
 from optcov.data import DigitsData
 from optcov.denoiser import Denoiser
-from optcov.inverse import Mask
+from optcov.inverse import Mask, Operator
 from optcov.trajectory import QuadraticTrajectory
 
 NOISE, CALLS = 0.1, 10
@@ -37,13 +37,34 @@ RIVALS: dict[str, Method] = {  # conjugate gradients break down on a learned Jac
 }
 
 
-def theirs(denoiser: Denoiser, operator: Mask, y: Tensor, method: Method, count: int) -> Tensor:
-    """Draw samples ``[n, count, *event]`` with a rival, whose products are backward passes."""
-    times = QuadraticTrajectory().times(denoiser.schedule, CALLS)
+def theirs(
+    denoiser: Denoiser,
+    operator: Operator,
+    y: Tensor,
+    method: Method,
+    count: int,
+    steps: int = CALLS,
+    seed: int = 0,
+    noise: float = NOISE,
+) -> Tensor:
+    """Draw samples ``[n, count, *event]`` with a rival, whose products are backward passes.
+
+    Args:
+        denoiser: its data lie between a number and its negative.
+        operator: A, with ``A A^T`` a multiple of the identity.
+        y: measurements, ``[n, *measurement]``.
+        method: the rival.
+        count, steps, seed: number of samples for each measurement, of steps, and the seed.
+        noise: standard deviation of the noise in y.
+    """
+    high = denoiser.data_range.high
+    assert isinstance(high, float)
+    times = QuadraticTrajectory().times(denoiser.schedule, steps)
     levels, data = denoiser.levels(times).flip(), denoiser.levels(times.new_zeros(()))
-    generator, rows = torch.Generator().manual_seed(0), y.repeat_interleave(count, 0)
+    generator, rows = torch.Generator().manual_seed(seed), y.flatten(1).repeat_interleave(count, 0)
     x = torch.randn(len(rows), *denoiser.data_shape, generator=generator)
     matrix, shape = operator.matrix(x), x.shape
+    gram = float(matrix[0].square().sum())
     for i in range(len(times)):
         last = i == len(times) - 1
         t, s = levels[i], data if last else levels[i + 1]
@@ -55,7 +76,7 @@ def theirs(denoiser: Denoiser, operator: Mask, y: Tensor, method: Method, count:
             return float(t.sigma**2 / t.alpha) * image.flatten(1)  # type: ignore[attr-defined]
 
         step = Step(
-            x.flatten(1), prediction.x0.flatten(1), product, t, s, last, matrix, 1.0, rows, NOISE, generator, 1.0
+            x.flatten(1), prediction.x0.flatten(1), product, t, s, last, matrix, gram, rows, noise, generator, high
         )
         x = method(step).reshape(shape).float()
     return x.reshape(len(y), count, *denoiser.data_shape)

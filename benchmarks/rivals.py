@@ -81,11 +81,18 @@ class Step:
 Method = Callable[[Step], Tensor]
 
 
-def pi_gdm(step: Step) -> Tensor:
-    """Pi-GDM with its r for data with variance 1."""
-    r_sq = step.t.sigma**2 / (step.t.alpha**2 + step.t.sigma**2)
-    solved = step.residual / (r_sq * step.gram + step.noise**2)
-    return step.moved(step.m + step.product(solved @ step.matrix))
+def pi_gdm_for(variance: float) -> Method:
+    """Pi-GDM with its r for data with this variance, which its paper takes for 1 on [-1, 1]."""
+
+    def method(step: Step) -> Tensor:
+        r_sq = variance * step.t.sigma**2 / (variance * step.t.alpha**2 + step.t.sigma**2)
+        solved = step.residual / (r_sq * step.gram + step.noise**2)
+        return step.moved(step.m + step.product(solved @ step.matrix))
+
+    return method
+
+
+pi_gdm = pi_gdm_for(1.0)
 
 
 def mmps(iterations: int | None) -> Method:

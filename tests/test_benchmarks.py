@@ -23,13 +23,13 @@ import optcov
 from benchmarks import (
     budget,
     correlations,
-    covbench,
     data_loading,
     denoising_diffusion,
     gpu,
     guided_covariance,
     guided_digits,
     posterior,
+    restored_cifar10,
     restored_digits,
     roofline,
 )
@@ -41,7 +41,6 @@ from optcov.denoiser import Denoiser
 from optcov.inverse import Mask
 from optcov.labels import cycle_labels
 from optcov.model import UNet
-from optcov.oracle import GaussianMixture
 from optcov.schedule import LinearSchedule
 
 TINY = Settings(
@@ -323,6 +322,31 @@ def test_a_rival_with_backward_passes_keeps_what_is_measured():
     assert len(list(restored_digits.scores(torch.zeros(2, 1, 8, 8), samples, operator))) == 5
 
 
+def test_restored_photographs_are_scored_by_what_is_missing():
+    """Intervals of 8 samples of the truth's own law contain it in 90 %, and a budget holds whole steps."""
+    generator = torch.Generator().manual_seed(0)
+    images, samples = (torch.randn(*shape, 3, 32, 32, generator=generator) for shape in ((16,), (16, 8)))
+    task = restored_cifar10.Task.made("inpaint", images, 0)
+    scores = task.scores(samples)
+    assert int(task.scored.sum()) == 3 * 16 * 16
+    assert scores["c90"][0] == pytest.approx(90, abs=0.9)  # three standard errors
+    assert scores["crps"][0] == pytest.approx(1 / math.sqrt(math.pi), abs=0.03)
+    assert scores["psnr"][0] == pytest.approx(-10 * math.log10((1 + 1 / 8) / 4), abs=0.1)  # truth and mean of eight
+    samples[:, :, :, 8:24, 8:24] = images[:, None, :, 8:24, 8:24]
+    assert task.scores(samples)["crps"][0] == pytest.approx(0, abs=1e-6)
+    costs = restored_cifar10.OURS | {name: each[1] for name, each in restored_cifar10.RIVALS.items()}
+    steps = {(budget, name): steps for _, budget, name, steps in restored_cifar10.cells()}
+    assert steps[10, "npr_dpm"] == 10
+    assert steps[25, "pi_gdm"] == 8
+    assert all(2 * costs[name] <= steps[budget, name] * costs[name] <= budget for budget, name in steps)
+
+
+@pytest.mark.parametrize("task", ["inpaint", "superres"])
+def test_the_tables_of_restored_photographs_are_those_of_the_results(task: str):
+    known, page = json.loads(restored_cifar10.RESULTS.read_text()), restored_cifar10.PAGE.read_text()
+    assert f"<!-- cifar10 {task} -->\n{restored_cifar10.table(known, task)}\n<!-- end -->" in page
+
+
 def test_what_correlations_are_worth_is_measured():
     """Strategies trained side by side, in the loop's own steps, and scored."""
     denoiser = Denoiser(UNet((1, 8, 8), channels=8), LinearSchedule(40)).eval()
@@ -357,38 +381,3 @@ def test_the_budget_war_goes_on_where_it_was_and_ranks_methods(monkeypatch):
     assert found.count("\n| ") == 3
     assert "NE = 5" not in found
     assert budget.interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(2.484, abs=1e-3))
-
-
-@pytest.mark.parametrize("task", ["gaussian_field/v1", "finite_digits/v1/planted"])
-def test_covbench_gives_the_truth_no_excess_and_others_some(task: str, monkeypatch):
-    monkeypatch.setattr(covbench, "TIMES", (0.2, 0.6))
-    bench = covbench.Bench.of(task, 6)
-    excess = {}
-    for name in ("exact", "exact_diagonal", "analytic_imperfect"):
-        settings = {"num_times": 4, "num_images": 8} if name == "analytic_imperfect" else None
-        estimator = covbench.ESTIMATORS[name] if settings is None else covbench.fitted(name, **settings)
-        scores = list(bench.scores(estimator(bench.denoiser, bench.images)))
-        assert [each["t"] for each in scores] == [0.2, 0.6]
-        excess[name] = sum(each["excess"] for each in scores)
-        if name == "exact":
-            assert max(each["frobenius"] for each in scores) < 1e-12
-    assert excess["exact"] == pytest.approx(0, abs=1e-9)
-    assert 0.01 < excess["exact_diagonal"] < excess["analytic_imperfect"] + 1e-9
-
-
-def test_the_paths_of_covbench_know_an_exact_chain():
-    """A Gaussian's reverse steps are Gaussian: the full C leaves nothing, its diagonal something of slope -1."""
-    bench = covbench.Bench.of("gaussian_field/v1", 32)
-    assert bench.path(covbench.Exact(bench.denoiser), 4) == (pytest.approx(0, abs=1e-8), pytest.approx(0, abs=1e-8))
-    diagonal = {str(k): list(bench.path(covbench.Exact(bench.denoiser, True), k)) for k in (4, 8)}
-    assert -2 < covbench.slope(diagonal) < -0.5
-
-
-def test_blurred_points_are_the_mixture_that_they_are():
-    points = torch.randn(5, 64, generator=torch.Generator().manual_seed(0)).double()
-    alpha, sigma = torch.tensor(0.7).double(), torch.tensor(0.6).double()
-    x_t = alpha * points[:3] + 0.1
-    blurred, mixture = covbench.Blurred(points, 0.01), GaussianMixture(points, [0.01] * 5)
-    for found, exact in zip(blurred.posterior(x_t, alpha, sigma), mixture.posterior(x_t, alpha, sigma), strict=True):
-        torch.testing.assert_close(found, exact)
-    torch.testing.assert_close(blurred.log_density(x_t, alpha, sigma), mixture.log_density(x_t, alpha, sigma))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from optcov.files import atomic_write
+from optcov.files import write_atomically
 from optcov.wording import first_line
 
 Kind = Literal["mean", "variance", "classifier"]
@@ -61,11 +60,8 @@ class Checkpoint:
         identity = json.dumps(self.identity, sort_keys=True)
         metadata = {"kind": self.kind, "identity": identity, "sha256": digest_of(weights)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with atomic_write(path) as partial:
-                save_file(weights, partial, metadata)
-        except SafetensorError as error:  # how safetensors reports a full disk
-            raise OSError(errno.EIO, f"could not be written: {error}", str(path)) from error
+        # its save_file makes a temporary file under another name, which would stay after SIGKILL, and of mode 600
+        write_atomically(path, save(weights, metadata))
 
     @staticmethod
     def identity_of(path: Path) -> Identity:

@@ -56,10 +56,20 @@ def _sentence(error: Exception) -> str:
         return str(error)
     if isinstance(error, RuntimeError) and ("inline_container" in str(error) or "iostream" in str(error)):
         return "a file could not be written completely (disk full?): free space, or set hydra.run.dir or cache_dir"
-    if isinstance(error, OSError) and error.errno is not None:
+    if type(error).__name__ == "DistBackendError" or (isinstance(error, RuntimeError) and "/gloo/" in str(error)):
+        return "another process of this job has ended, and its own words say why: repeat the command to go on"
+    if (disk := of_the_disk(error)) is not None:
+        error = disk
         remedy = "free space, correct its permissions, or set hydra.run.dir or cache_dir"
         return f"{error.filename or 'the output folder'} cannot be written or read ({error.strerror}): {remedy}"
     return _unforeseen(error)
+
+
+def of_the_disk(error: BaseException | None) -> OSError | None:
+    """The error of the file system that an exception is, or that caused it, if any."""
+    while error is not None and not (isinstance(error, OSError) and error.errno is not None):
+        error = error.__cause__
+    return error
 
 
 def _unforeseen(error: BaseException) -> str:

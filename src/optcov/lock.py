@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from optcov.errors import ConfigError
+from optcov.files import write_atomically
 from optcov.foreign import DamagedError, printable, read_json
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def locked(path: Path, what: str, wait: bool = True) -> Iterator[None]:
     try:
         with suppress(OSError):
             now = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-            holder.write_text(json.dumps(now))
+            write_atomically(holder, json.dumps(now))
         yield
     finally:
         with suppress(OSError):  # such as a folder in its place

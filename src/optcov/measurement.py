@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from optcov.data.decode import channels_first, decode
+from optcov.data.files import is_image
 from optcov.data.untrusted import read_array
 from optcov.denoiser import Denoiser
 from optcov.guidance.measurement import MeasurementGuidance, OperatorFactory
@@ -24,30 +25,61 @@ def from_file(
     noise: float = 0.05,
     estimate: str = "sample",
     solver_steps: int = 50,
+    count: int = 16,
 ) -> MeasurementGuidance:
-    """Make the guidance towards a measurement in a file, which is the same for all samples.
+    """Make the guidance towards a measurement in a file, or to each of those in a folder.
 
     Args:
         denoiser: the mean network.
         num_classes: K, the number of classes of the data; labels, if any, are passed to the network.
         operator: makes A from the shape of the data.
         measurement: an image, whose grey levels are mapped to the network's range, or a ``.npy`` array of bytes (grey
-            levels) or of floats in that range.
+            levels) or of floats in that range; or a folder of such files, which are taken in the order of their names.
         noise: the standard deviation of its noise in that range; on [-1, 1] this is twice the value on [0, 1].
         estimate, solver_steps: as in `MeasurementGuidance`.
+        count: number of samples for each file of a folder; all samples are for a single file.
     Raises:
-        ValueError: if there is no such file, or its shape does not fit.
+        ValueError: naming the file, if it does not exist, cannot be read or does not fit.
     """
     if measurement is None:
         raise ValueError(
-            "guidance.measurement must be a file (got none): give guidance.measurement=FILE, an image or a .npy array"
+            "guidance.measurement must be a file (got none): give guidance.measurement=FILE, an image or a .npy array, "
+            "or a folder of them"
         )
-    y = read(Path(measurement), "guidance.measurement", denoiser.data_shape)
-    if y.dtype == torch.uint8:
-        y = denoiser.data_range.from_unit(y[None].float() / 127.5 - 1)[0]
+    path, made = Path(measurement), operator(denoiser.data_shape)
+    several = path.is_dir()
+    files = _files(path) if several else [path]
+    rows = []
+    for file in files:
+        y = read(file, "guidance.measurement", denoiser.data_shape)
+        if y.dtype == torch.uint8:
+            y = denoiser.data_range.from_unit(y[None].float() / 127.5 - 1)[0]
+        rows.append(made.accept(y, f"y in {file}"))
+        if several and len(rows[-1]) != 1:
+            raise ValueError(f"y in {file} must be one measurement (got {len(rows[-1])}): split the file")
     return MeasurementGuidance(
-        denoiser, num_classes, operator=operator, y=y, noise=noise, estimate=estimate, solver_steps=solver_steps
+        denoiser,
+        num_classes,
+        operator=made,
+        y=torch.cat(rows),
+        noise=noise,
+        estimate=estimate,
+        solver_steps=solver_steps,
+        count=count if several else None,
+        names=[file.name for file in files],
     )
+
+
+def _files(folder: Path) -> list[Path]:
+    """The images and arrays in a folder, by name, without its subfolders."""
+    found = sorted(path for path in folder.iterdir() if path.is_file() and (is_image(path.name) or _is_array(path)))
+    if not found:
+        raise ValueError(f"guidance.measurement must be a folder with images or .npy arrays (got {folder}): add some")
+    return found
+
+
+def _is_array(path: Path) -> bool:
+    return path.suffix == ".npy" and not path.name.startswith(".")
 
 
 def inpaint(event_shape: tuple[int, ...], mask: str | None = None) -> Mask:

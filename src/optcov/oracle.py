@@ -101,9 +101,11 @@ class GaussianMixture:
             alpha, sigma: amplitudes, 0-dimensional or ``[B]``.
             components: component of each sample, int64 ``[B]`` in 0..K, where K means unknown; None if all are unknown.
         """
+        one_level = alpha.ndim == sigma.ndim == 0
         sigma = sigma.double().expand(len(x_t))
         responsibility, means, total = self._components(x_t, alpha, sigma, components)
         kept = sigma[:, None, None] ** 2 * self.variances.to(x_t.device) / total  # = s_k - alpha^2 s_k^2 / a_k
+        kept = kept[:1] if one_level else kept  # they depend on x_t by its level alone
         axes = self.axes.to(x_t.device)
         covariances = torch.einsum("kij,bkj,klj->bkil", axes, kept, axes)
         mean = torch.einsum("bk,bki->bi", responsibility, means)

@@ -27,6 +27,7 @@ from optcov.targets import nodes
 from optcov.upgrade import CHOICES, upgrade
 
 OF_A_COMMAND = {"run", "trust", "mode", "format", "overrides", "sweep"}  # keys of a command, not of the run
+CONFIG = ".hydra/config.yaml"
 OF_A_REPORT = ("variance.csv", "samples.png")  # files of a run that a report reads, beside its results
 
 
@@ -75,6 +76,8 @@ def _strange(values: dict[str, Any], choices: Any, overrides: list[Any]) -> Iter
             yield f"a defaults list in {label(key)}"
         if name.startswith("_") and name not in ("_target_", "_partial_"):  # Hydra's, such as _args_
             yield f"the key {label(key)}"
+        if name == "_partial_" and key.count(".") == 1 and not key.startswith(("optimizer.", "head.")):
+            yield f"the key {label(key)}"  # only parts of a group are made later
         if "${" in key or (isinstance(value, str) and "${" in value):
             yield f"an interpolation in {label(key)}"
         if value == "???":
@@ -113,7 +116,7 @@ def write_config(folder: Path, config: Config) -> None:
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
     """Write ``results.json``, which marks the run as finished, with its checksum and those of what a report reads."""
-    files = {name: folder / name for name in OF_A_REPORT if (folder / name).is_file()}
+    files = {name: folder / name for name in (*OF_A_REPORT, CONFIG) if (folder / name).is_file()}
     digests = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
     results["files"] = digests
     write_atomically(folder / "results.json", sealed_json(results, indent=2))
@@ -131,7 +134,7 @@ def open_run_folder(config: Config) -> dict[str, Any] | None:
         ConfigError: if the folder belongs to another run.
     """
     folder = Path(config.output_dir)
-    results, saved = folder / "results.json", folder / ".hydra" / "config.yaml"
+    results, saved = folder / "results.json", folder / CONFIG
     if saved.exists():
         free = PLACE if results.is_file() else PLACE | SCORE
         if config.run is not None and _run_of(saved) != Path(config.run).absolute():
@@ -145,6 +148,25 @@ def open_run_folder(config: Config) -> dict[str, Any] | None:
         return read_results(folder)
     write_config(folder, config)
     return None
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse links in a folder that is written to; in one from a stranger they could lead anywhere.
+
+    Raises:
+        ConfigError: naming the first link.
+    """
+    for path in sorted((*folder.glob("*"), *folder.glob(".hydra/*"), *folder.glob("checkpoints/*"))):
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            name = label(path.relative_to(folder))
+            raise ConfigError(
+                f"output_dir = {folder} cannot be used (its {name} is a link to elsewhere): remove the link, or choose "
+                "another hydra.run.dir"
+            )
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _run_of(saved: Path) -> Path | None:
@@ -178,6 +200,9 @@ def read_results(folder: Path) -> dict[str, Any]:
         found = read_json(folder / "results.json")
         if not isinstance(found, dict) or not isinstance(found.get("metrics"), dict):
             raise DamagedError("it holds no metrics")
+        said, config = _dict(found.get("files")).get(CONFIG), folder / CONFIG
+        if said is not None and said != hashlib.sha256(config.read_bytes()).hexdigest():
+            raise DamagedError("it is of another config")
         return dict(found)
     except DamagedError as error:
         what = f"output_dir = {folder} holds a damaged results.json, {error}"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from command_line import CLI, contents
 from hydra.core.singleton import Singleton
-from lightning.pytorch.trainer.connectors import callback_connector
+from lightning.fabric.utilities import registry
 from omegaconf import DictConfig
 from PIL import Image
 
@@ -44,9 +44,7 @@ def _repeat_no_search() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(restore, "compose", compose_once)
-        patch.setattr(
-            callback_connector, "_load_external_callbacks", cache(callback_connector._load_external_callbacks)
-        )
+        patch.setattr("lightning.fabric.utilities.registry.entry_points", cache(registry.entry_points))
         yield
 
 

@@ -16,10 +16,8 @@ from typing import Any
 import pytest
 import torch
 from command_line import CLI, ROOT, TINY, UNET, contents, files
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from optcov import checkpoint as store
 from optcov import run_folder
 from optcov.cli import build, fit
 from optcov.training.store import Checkpoint
@@ -405,11 +403,15 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_written(
     shutil.copytree(trained.parent, run.folder, dirs_exist_ok=True)
     before = contents(run.folder)
 
-    def save(weights: Any, path: Path, metadata: Any) -> None:
-        Path(path).write_bytes(b"half")
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    write = Path.write_bytes
 
-    monkeypatch.setattr(store, "save_file", save)
+    def write_half(path: Path, content: bytes) -> int:
+        if "safetensors" not in path.name:
+            return write(path, content)
+        write(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write_half)
     sentence = run.refused("var=npr_dpm", "hydra.run.dir=new")
     one_sentence(sentence, "variance.safetensors", "No space left", "free space")
     no_scraps(run.folder / "new")

@@ -1,6 +1,8 @@
 """A run's folder from a stranger: its config is data, and nothing in it runs code, reads the environment or writes."""
 
 import datetime
+import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from torch import nn
 from optcov.adapter.own import open_own
 from optcov.checkpoint import digest_of
 from optcov.registry import CONF
+from optcov.run_log import RunLog
 from optcov.signatures import Signature
 from optcov.targets import targets
 from optcov.trust import is_allowed
@@ -275,3 +278,43 @@ def test_a_signature_is_read_as_it_is_imported():
         assert read is not None
         assert (read.is_class, read.takes_any) == (imported.is_class, imported.takes_any)
         assert set(read.parameters) == set(imported.parameters)
+
+
+@pytest.mark.parametrize("name", ["train.log", "checkpoints"])
+def test_no_link_leads_out_of_a_folder_in_which_a_run_is_repeated(run: CLI, copy: Path, name: str):
+    (run.folder / "precious").write_text("precious")
+    shutil.rmtree(copy / name, ignore_errors=True)
+    (copy / name).unlink(missing_ok=True)
+    (copy / name).symlink_to(run.folder / "precious")
+    said = run.refused("var=sn_dpm", "hydra.run.dir=received")
+    assert name in said
+    assert (run.folder / "precious").read_text() == "precious"
+
+
+@pytest.mark.parametrize("link", ["hard", "FIFO"])
+def test_a_log_is_a_file_of_its_folder(tmp_path: Path, link: str):
+    path, other = tmp_path / "train.log", tmp_path / "precious"
+    if link == "hard":
+        other.write_text("precious\n")
+        path.hardlink_to(other)
+        RunLog(path).stream.close()
+        assert path.read_text() == "precious\n"
+        assert not path.samefile(other)
+    else:
+        os.mkfifo(path)
+        with pytest.raises(OSError, match=re.escape(str(path))):  # at once, not when someone reads it
+            RunLog(path)
+
+
+def test_no_group_as_a_whole_is_made_later(received: Callable[..., str]):
+    assert "it holds the key trainer._partial_" in received("trainer._partial_", True)
+
+
+def test_files_of_two_runs_are_not_mixed(run: CLI, copy: Path):
+    """Config, weights and results that are each intact."""
+    other = run("var=sn_dpm", "seed=1", "hydra.run.dir=other")
+    shutil.copy(other / ".hydra" / "config.yaml", copy / ".hydra" / "config.yaml")
+    said = run.refused("run=received", task="sample", tiny=False)
+    assert "received/checkpoints/mean.safetensors must be of run = received (got one trained with seed" in said
+    said = run.refused("var=sn_dpm", "seed=1", "hydra.run.dir=received")
+    assert "results.json, it is of another config" in said

@@ -21,6 +21,7 @@ from optcov.covariance import (
     Covariance,
     DiagonalCovariance,
     FullCovariance,
+    Hartley,
     IsotropicCovariance,
     KroneckerCovariance,
     LowRankCovariance,
@@ -163,7 +164,15 @@ events = pytest.mark.parametrize("event", EVENTS, ids=str)
 
 def test_every_kind_is_tested():
     offered = {getattr(optcov.covariance, name) for name in optcov.covariance.__all__}
-    assert offered == {Covariance, Basis, DCT, PCA, SkewedCovariance, *MAKERS}  # test_gms.py has the draws of the fifth
+    assert offered == {
+        Covariance,
+        Basis,
+        DCT,
+        Hartley,
+        PCA,
+        SkewedCovariance,
+        *MAKERS,
+    }  # test_gms.py draws
 
 
 class Given(NoiseStream):
@@ -600,11 +609,13 @@ def test_cosines_are_those_of_scipy(event: tuple[int, ...]):
     assert_close(DCT(event).synthesise(x), torch.from_numpy(scipy.idctn(x.numpy(), axes=axes, norm="ortho")), **EXACT)
 
 
-@pytest.mark.parametrize("name", ["dct", "dct of channels", "dct of a vector of channels", "pca"])
+@pytest.mark.parametrize("name", ["dct", "dct of channels", "dct of a vector of channels", "pca", "waves"])
 def test_bases_are_orthonormal(name: str):
     event = (5,) if "vector" in name else (3, 2, 2)
     channels = torch.linalg.qr(normal(event[0], event[0], seed=1))[0] if "channels" in name else None
-    basis = PCA.of(normal(40, *event, seed=2))[0] if name == "pca" else DCT(event, channels)
+    named: dict[str, Basis] = {"pca": PCA.of(normal(40, *event, seed=2))[0], "waves": Hartley((2, 3, 4))}
+    basis = named.get(name, DCT(event, channels))
+    event = tuple(basis.event_shape)
     vectors, variance = vectors_of(basis), uniform(1, *event, seed=3)
     assert_close(vectors.T @ vectors, eye(event), **EXACT)
     x = normal(BATCH, *event, seed=4)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from optcov.covariance import Covariance, FullCovariance
+from optcov.covariance import Covariance, FullCovariance, MatrixFreeCovariance
 from optcov.data_range import DataRange
 from optcov.denoiser import Denoiser, Prediction
 from optcov.guidance import MeasurementGuidance
@@ -37,6 +37,13 @@ class Exact(Closed):
         level = prediction.level
         matrix = denoiser.network.mixture.posterior(prediction.x_t, level.alpha, level.sigma)[1]
         return FullCovariance(matrix.to(prediction.x_t.dtype), denoiser.data_shape)
+
+
+class MatrixFree(Exact):
+    """The same, known by its products."""
+
+    def covariance(self, denoiser: Denoiser, prediction: Prediction) -> Covariance:
+        return MatrixFreeCovariance(super().covariance(denoiser, prediction).matvec, prediction.x_t, DIM)
 
 
 def exact(
@@ -147,6 +154,20 @@ def test_noise_of_another_unit_is_said() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         drawn(denoiser, MeasurementGuidance(denoiser, operator=operator, y=y, noise=0.2))
+
+
+def test_solutions_that_stop_early_are_said() -> None:
+    denoiser, operator = exact(), MatrixOperator.random((DIM,), 3)
+    matrix_free = MatrixFree(denoiser)
+    for steps in (1, 3):
+        guidance = MeasurementGuidance(denoiser, operator=operator, y=Y.new_zeros(3), noise=1.0, solver_steps=steps)
+        noise, times = NoiseStream(0, range(2), (DIM,), dtype=torch.float64), torch.tensor([0.3, 1.0]).double()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            DDPMSampler(2).sample(denoiser, matrix_free, times, noise, guidance=guidance)
+        found = [str(each.message) for each in said]
+        assert len(found) == (steps == 1)
+        assert all("solver_steps should be above 1 (got relative residuals of up to 0." in each for each in found)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,16 @@ from optcov.covariance import (
     MatrixFreeCovariance,
     SumCovariance,
 )
-from optcov.inverse import BlockAverage, Blur, ConditionedCovariance, Mask, Operator, condition, innovation
+from optcov.inverse import (
+    BlockAverage,
+    Blur,
+    ConditionedCovariance,
+    Mask,
+    Operator,
+    ReflectedBlur,
+    condition,
+    innovation,
+)
 
 EVENT, BATCH = (1, 4, 4), 3
 GENERATOR = torch.Generator().manual_seed(5)
@@ -36,6 +45,7 @@ KINDS: dict[str, Covariance] = {
     "wide": WIDE,
     "singular": LowRankCovariance(torch.zeros_like(VARIANCE), FACTOR),
     "basis": BasisCovariance(DCT(EVENT), VARIANCE),
+    "bounded": BasisCovariance(DCT(EVENT), VARIANCE).bounded(100.0),
     "full": FULL,
     "sum": SumCovariance([BasisCovariance(DCT(EVENT), VARIANCE), LowRankCovariance(VARIANCE, FACTOR)]),
     "matrix-free": MatrixFreeCovariance(FULL.matvec, VARIANCE, 16),
@@ -43,7 +53,9 @@ KINDS: dict[str, Covariance] = {
 OPERATORS: dict[str, Operator] = {
     "mask": Mask(EVENT, torch.arange(4) < 2),
     "blocks": BlockAverage(EVENT, 2),
-    "blur": Blur(EVENT, std=0.7),
+    "blur": Blur(EVENT, torch.tensor([[0.1, 0.2, 0.3], [0.1, 0.2, 0.1]])),
+    "strided blur": Blur(EVENT, std=0.7, stride=2),
+    "reflected blur": ReflectedBlur(EVENT, std=0.7),
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
 operators = pytest.mark.parametrize("name", OPERATORS)
@@ -85,7 +97,9 @@ def test_the_update_is_that_of_dense_matrices(kind: str, name: str) -> None:
     covariance, operator = KINDS[kind], OPERATORS[name]
     residual = normal(BATCH, *operator.measurement_shape)
     for variance in (torch.tensor(0.01, dtype=torch.float64), 0.1 + normal(*operator.measurement_shape) ** 2):
-        shift, after = condition(covariance, residual, operator, variance)
+        found = condition(covariance, residual, operator, variance)
+        shift, after = found.shift, found.covariance
+        assert float(found.residual.max()) < 1e-6
         wanted_shift, wanted = dense(covariance, operator, variance, residual)
         # Lanczos's 16 steps are exact up to the condition of S, some 1e4
         assert_close(shift.flatten(1), wanted_shift, rtol=1e-7, atol=1e-7)
@@ -109,6 +123,12 @@ def test_the_update_is_that_of_dense_matrices(kind: str, name: str) -> None:
         ("low rank", "blocks", LowRankCovariance, ConditionedCovariance),
         ("full", "blur", FullCovariance, FullCovariance),
         ("basis", "mask", FullCovariance, ConditionedCovariance),
+        ("isotropic", "blur", BasisCovariance, BasisCovariance),
+        ("isotropic", "strided blur", BasisCovariance, ConditionedCovariance),
+        ("isotropic", "reflected blur", BasisCovariance, BasisCovariance),
+        ("basis", "reflected blur", BasisCovariance, BasisCovariance),
+        ("bounded", "reflected blur", BasisCovariance, BasisCovariance),
+        ("basis", "blur", FullCovariance, ConditionedCovariance),  # cosines are no eigenvectors of a circulant
         ("matrix-free", "mask", MatrixFreeCovariance, ConditionedCovariance),
     ],
 )
@@ -116,14 +136,28 @@ def test_closed_forms_are_taken_where_there_are_any(kind: str, name: str, total:
     operator, variance = OPERATORS[name], torch.tensor(0.1)
     residual = normal(BATCH, *operator.measurement_shape)
     assert type(innovation(KINDS[kind], residual, operator, variance)) is total
-    assert type(condition(KINDS[kind], residual, operator, variance)[1]) is after
+    assert type(condition(KINDS[kind], residual, operator, variance).covariance) is after
+
+
+def test_a_solution_says_how_far_it_went() -> None:
+    """Steps that are too few leave the residual of conjugate gradients, which the true residual confirms."""
+    covariance, operator = KINDS["matrix-free"], OPERATORS["blur"]
+    residual, variance = normal(BATCH, *EVENT), torch.tensor(0.01, dtype=torch.float64)
+    last = torch.full((BATCH,), torch.inf, dtype=torch.float64)
+    for steps in (1, 4, 9):
+        found = condition(covariance, residual, operator, variance, steps)
+        solved = innovation(covariance, residual, operator, variance, steps).solve(residual)
+        true = operator(covariance.matvec(operator.adjoint(solved))) + variance * solved - residual
+        assert_close(found.residual, true.flatten(1).norm(dim=1) / residual.flatten(1).norm(dim=1), rtol=1e-6, atol=0)
+        assert bool((found.residual > 1e-9).all())
+    assert bool((found.residual < last).all())
 
 
 def test_a_conditioned_covariance_has_the_operations_of_full() -> None:
     operator, v = OPERATORS["blocks"], normal(BATCH, *EVENT)
     after = condition(
         KINDS["basis"], normal(BATCH, *operator.measurement_shape), operator, torch.tensor(0.5, dtype=torch.float64)
-    )[1]
+    ).covariance
     full = FullCovariance.of(after)
     assert type(after) is ConditionedCovariance
     for ours, theirs in ((after, full), (after.bounded(0.4), full.bounded(0.4))):
@@ -139,9 +173,11 @@ def test_limits_of_the_noise(name: str) -> None:
     """None leaves what was measured as it is measured; much changes nothing."""
     operator, covariance = OPERATORS[name], KINDS["full"]
     residual = normal(BATCH, *operator.measurement_shape)
-    shift, after = condition(covariance, residual, operator, torch.tensor(1e-12, dtype=torch.float64))
+    found = condition(covariance, residual, operator, torch.tensor(1e-12, dtype=torch.float64))
+    shift, after = found.shift, found.covariance
     assert_close(operator(shift), residual, rtol=1e-5, atol=1e-6)
     assert float(operator(after.draw(Counting(0))).abs().max()) < 1e-4
-    shift, after = condition(covariance, residual, operator, torch.tensor(1e14, dtype=torch.float64))
+    found = condition(covariance, residual, operator, torch.tensor(1e14, dtype=torch.float64))
+    shift, after = found.shift, found.covariance
     assert float(shift.abs().max()) < 1e-10
     assert_close(after.dense(), covariance.dense(), rtol=1e-9, atol=1e-9)

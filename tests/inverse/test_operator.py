@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from optcov.inverse import BlockAverage, Blur, Mask, MatrixOperator, Operator, PairOperator
+from optcov.inverse import BlockAverage, Blur, Mask, MatrixOperator, Operator, PairOperator, ReflectedBlur, Strips
 
 EVENT = (2, 4, 6)
 KERNEL = torch.tensor([[0.1, 0.2, 0.0], [0.3, 0.1, 0.3]])  # not symmetric
@@ -22,6 +22,8 @@ OPERATORS: dict[str, Operator] = {
     "block average": BlockAverage(EVENT, 2),
     "blur": Blur(EVENT, KERNEL),
     "strided blur": Blur(EVENT, std=0.8, stride=2),
+    "reflected blur": ReflectedBlur(EVENT, std=0.8),
+    "strips": Strips(EVENT, 3),
     "matrix": MatrixOperator.random(EVENT, 5),
     "pair": PairOperator(EVENT, rows),
     "functions": PairOperator(EVENT, rows, lambda y: torch.nn.functional.pad(3 * y, (0, 4))),
@@ -60,11 +62,43 @@ def test_a_blur_convolves_around_the_centre_of_its_kernel() -> None:
     assert_close(Blur(EVENT, std=2.0)(torch.ones_like(x)), torch.ones_like(x))
 
 
+def test_a_reflected_blur_convolves_what_a_mirror_continues() -> None:
+    kernel = torch.tensor([[0.1, 0.2, 0.1], [0.3, 0.5, 0.3], [0.1, 0.2, 0.1]]).double()
+    x = normal(3, *EVENT)
+    wide = torch.cat([x[..., :1], x, x[..., -1:]], -1)  # a mirror shows the outermost pixels twice
+    wide = torch.cat([wide[..., :1, :], wide, wide[..., -1:, :]], -2)
+    wanted = torch.nn.functional.conv2d(wide.flatten(0, 1)[:, None], kernel[None, None]).reshape(x.shape)
+    assert_close(ReflectedBlur(EVENT, kernel)(x), wanted, rtol=1e-12, atol=1e-12)
+    assert_close(ReflectedBlur(EVENT, std=3.0)(torch.ones_like(x)), torch.ones_like(x))
+
+
+def test_strips_at_right_angles_are_sums_over_columns_and_rows() -> None:
+    x = normal(3, *EVENT)
+    strips = Strips(EVENT, [0, 90, 30])(x)
+    assert strips.shape == (3, 2, 3, 7)  # the diagonal between centres is 5.8
+    # an even number of columns lies between the middles of an odd number of strips
+    pairs = torch.nn.functional.avg_pool1d(torch.nn.functional.pad(x.sum(-2), (1, 1)), 2, 1)
+    assert_close(strips[:, :, 0], pairs, rtol=1e-12, atol=1e-12)
+    pairs = torch.nn.functional.avg_pool1d(torch.nn.functional.pad(x.sum(-1), (2, 2)), 2, 1)
+    assert_close(strips[:, :, 1], pairs, rtol=1e-12, atol=1e-12)
+    odd = Strips((1, 3, 5), [0, 90])(x[:, :1, :3, :5])  # whose columns and rows are strips
+    assert_close(odd[:, 0, 0, 1:6], x[:, 0, :3, :5].sum(-2), rtol=1e-12, atol=1e-12)
+    assert_close(odd[:, 0, 1, 2:5], x[:, 0, :3, :5].sum(-1), rtol=1e-12, atol=1e-12)
+    # the pixel beside the centre lies 0.71 strips from the middle
+    beside = torch.zeros(1, 1, 3, 5, dtype=torch.float64)
+    beside[..., 1, 3] = 1
+    shares = Strips((1, 3, 5), [45])(beside)[0, 0, 0]
+    assert_close(
+        shares, torch.tensor([0, 0, 0, 1 - 0.5**0.5, 0.5**0.5, 0, 0], dtype=torch.float64), rtol=1e-12, atol=1e-12
+    )
+    assert_close(strips.sum(-1), x.sum((-2, -1))[..., None].expand(3, 2, 3), rtol=1e-12, atol=1e-12)
+
+
 def test_a_mask_takes_images_and_values() -> None:
     operator, image = OPERATORS["mask of one row"], normal(*EVENT)
     assert torch.equal(operator.accept(image), image[None, ..., :3].flatten(1))
     assert torch.equal(operator.accept(image[None]), operator.accept(image[..., :3].flatten()))
-    with pytest.raises(ValueError, match=r"y must have shape \(24,\), or one more axis .* \(got \(2, 5\)\)"):
+    with pytest.raises(ValueError, match=r"y must have shape \(24,\) or \(2, 4, 6\), or .* \(got \(2, 5\)\)"):
         operator.accept(normal(2, 5))
     with pytest.raises(ValueError, match="y must hold finite numbers"):
         operator.accept(image / 0)
@@ -97,6 +131,10 @@ def test_physics_of_a_library_is_a_pair() -> None:
         (lambda: Blur(EVENT, stride=0), "stride must divide"),
         (lambda: Blur(EVENT, std=0), r"std must be positive \(got 0\)"),
         (lambda: Blur(EVENT, torch.ones(5, 5)), r"kernel must have shape \[h, w\], at most 4 x 6"),
+        (lambda: ReflectedBlur(EVENT, std=-1), r"std must be positive \(got -1\)"),
+        (lambda: ReflectedBlur(EVENT, torch.ones(2, 3)), r"kernel must have shape \[h, w\] with odd sides"),
+        (lambda: ReflectedBlur(EVENT, torch.eye(3)), "kernel must be the same with its rows or its columns reversed"),
+        (lambda: Strips(EVENT, []), r"angles must be at least one finite angle in degrees \(got \[\]\)"),
         (lambda: MatrixOperator(EVENT, torch.ones(3, 40)), r"matrix must have shape \[m, 48\]"),
         (lambda: MatrixOperator.random(EVENT, 0), r"count must be at least 1 \(got 0\)"),
         (lambda: PairOperator(EVENT, rows, lambda y: torch.nn.functional.pad(y, (0, 4))), "adjoint must satisfy"),

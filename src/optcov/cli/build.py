@@ -131,6 +131,7 @@ def build(config: Config, given: Given | None = None) -> Parts:
         torch.manual_seed(derive_seed(config.seed, Stream.CLASSIFIER_WEIGHTS))
         guidance = _made(Guidance, "guidance", config.guidance, denoiser=denoiser, num_classes=num_classes)
         guidance.check(strategy)
+        guidance.check_count(config.num_samples)
         if guidance.uses_null_label and config.label_dropout == 0:
             raise ConfigError(
                 "label_dropout must be above 0 for guidance = classifier_free (got 0), which needs a trained null "

@@ -20,7 +20,7 @@ from optcov.cli.check import check
 from optcov.cli.explain import explain
 from optcov.cli.reference import by_name
 from optcov.cli.restore import CONF, restored, store_run
-from optcov.errors import ConfigError, config_errors, must, sentence
+from optcov.errors import ConfigError, config_errors, must, of_the_disk, sentence
 from optcov.foreign import printable
 from optcov.keys import Config
 from optcov.lock import InUseError
@@ -34,9 +34,9 @@ log = logging.getLogger(__name__)
 
 
 def register_resolvers() -> None:
-    """Register ``optcov_unique`` (four hex digits, fixed within a process) and ``optcov_report_dir`` (`report_dir`)."""
+    """Register ``optcov_unique`` (eight hex digits, one value a process) and ``optcov_report_dir`` (`report_dir`)."""
     OmegaConf.register_new_resolver("optcov_report_dir", report_dir, replace=True)
-    OmegaConf.register_new_resolver("optcov_unique", lambda: os.urandom(2).hex(), use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("optcov_unique", lambda: os.urandom(4).hex(), use_cache=True, replace=True)
 
 
 def report_dir(runs: Any, otherwise: str) -> str:
@@ -160,8 +160,7 @@ def _run(task: Task, arguments: Sequence[str]) -> None:
                     f"a job of the sweep ended without an answer ({said}): repeat the command with "
                     "hydra.sweep.dir=FOLDER, the folder of the sweep, which does what is missing"
                 ) from error
-            on_disk = isinstance(error, OSError) and error.errno is not None
-            if began or on_disk or isinstance(error, ConfigError):
+            if began or of_the_disk(error) is not None or isinstance(error, ConfigError):
                 raise
             raise ConfigError(explain(error, overrides, name, args.multirun)) from error
     if failed:

@@ -17,15 +17,17 @@ from lightning.pytorch.loggers import Logger
 from optcov.cli.build import Run, assemble
 from optcov.cli.evaluate import draw, evaluate_run, write_variance_profile
 from optcov.cli.fit import fit_all, fit_steps, make_callbacks
-from optcov.errors import ConfigError, config_errors, must
+from optcov.errors import ConfigError, config_errors, must, sentence
 from optcov.files import write_atomically
 from optcov.foreign import sealed_json
+from optcov.guidance import MeasurementGuidance
 from optcov.keys import Config
 from optcov.lock import locked
 from optcov.parts import Parts
 from optcov.report.export import write_npz, write_pngs
 from optcov.report.write import show_run
-from optcov.run_folder import open_run_folder, write_config, write_results
+from optcov.restoring import write_restored
+from optcov.run_folder import open_run_folder, refuse_links, write_config, write_results
 from optcov.training.csv_log import MetricsCSV
 from optcov.training.machine import Machine, configure_machine
 from optcov.training.plan import plan_fits
@@ -105,6 +107,10 @@ def _draw(run: Run, place: Path) -> None:
             if labels is not None:
                 rows = [f"{i:06d}.png,{label}" for i, label in enumerate(labels.tolist())]
                 write_atomically(folder / "labels.csv", "\n".join(["file,label", *rows]) + "\n")
+        guidance, shape = run.parts.guidance, run.parts.data.sample_shape
+        is_image = len(shape) == 3 and shape[0] in (1, 3) and shape == run.parts.denoiser.data_shape
+        if isinstance(guidance, MeasurementGuidance) and is_image:
+            write_restored(drawn, guidance, run.parts.denoiser.data_range, folder)
         log.info("%d samples in %.1f s: %s", len(drawn), drawn.seconds(), folder)
         write_atomically(record, sealed_json(ours))
         delete_partial_samples(folder)
@@ -135,11 +141,15 @@ def _evaluate(run: Run, loggers: list[Logger], started: float, seconds: dict[str
     if rank_zero():
         write_config(run.folder, run.config)
         results["wall_time_s"] |= seconds | {"total": time.monotonic() - started}
+        row = {key: results[key] for key in ("num_steps", "nfe", "ne") if key in results} | results["metrics"]
+        for logger in loggers:  # before results.json, with which nothing is left to do
+            if isinstance(logger, MetricsCSV):
+                logger.log_results(row, run.config.trainer["max_steps"])
         write_results(run.folder, results)
         delete_partial_samples(run.folder)
-        row = {key: results[key] for key in ("num_steps", "nfe", "ne") if key in results} | results["metrics"]
         for logger in loggers:
-            logger.log_metrics(row, run.config.trainer["max_steps"])
+            if not isinstance(logger, MetricsCSV):
+                logger.log_metrics(row, run.config.trainer["max_steps"])
             if isinstance(logger, WandbRun):
                 logger.log_run(results, run.folder)
         show_run(results)
@@ -166,6 +176,7 @@ def _alone(run: Run) -> Iterator[None]:
         yield
         return
     run.folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(run.folder)
     with locked(run.folder / ".lock", f"output_dir = {run.folder}", run.config.wait):
         yield
 
@@ -200,15 +211,24 @@ def _restore(task: str, config: Config, parts: Parts | None) -> Run:
 @contextmanager
 def _logging(config: Config) -> Iterator[list[Logger]]:
     """The loggers of a run, which are told how it ends."""
-    loggers, status = _loggers(config), "failed"
+    loggers = _loggers(config)
     try:
         yield loggers
-        status = "success"
-    finally:
+    except BaseException:
         for logger in loggers:
-            logger.finalize(status)
-            if isinstance(logger, WandbRun):
-                logger.close(failed=status == "failed")
+            try:
+                _end(logger, "failed")
+            except Exception as error:  # such as the full disk that ended the run; the user is told why that ended
+                log.warning("%s: %s", type(logger).__name__, sentence(error))
+        raise
+    for logger in loggers:
+        _end(logger, "success")
+
+
+def _end(logger: Logger, status: str) -> None:
+    logger.finalize(status)
+    if isinstance(logger, WandbRun):
+        logger.close(failed=status == "failed")
 
 
 def _loggers(config: Config) -> list[Logger]:

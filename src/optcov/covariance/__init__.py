@@ -1,7 +1,7 @@
 """Covariance objects: strategies return them, and samplers and likelihoods use them."""
 
 from optcov.covariance.base import Covariance
-from optcov.covariance.bases import DCT, PCA, Basis
+from optcov.covariance.bases import DCT, PCA, Basis, Hartley
 from optcov.covariance.basis import BasisCovariance
 from optcov.covariance.diagonal import DiagonalCovariance
 from optcov.covariance.full import FullCovariance
@@ -21,6 +21,7 @@ __all__ = [
     "Covariance",
     "DiagonalCovariance",
     "FullCovariance",
+    "Hartley",
     "IsotropicCovariance",
     "KroneckerCovariance",
     "LowRankCovariance",

@@ -2,6 +2,7 @@ r"""Orthonormal bases of events: the coefficients of x are ``Q^T x`` and have th
 
 DCT    cosines along each axis of an image or a vector: H_kn = s_k cos(pi (2 n + 1) k / (2 N)), s_0 = sqrt(1 / N),
        s_k = sqrt(2 / N) (Ahmed, Natarajan and Rao 1974, type II); channels may have a separate basis
+waves  cos + sin along the last two axes, a real basis in which symmetric circular convolutions are diagonal
 PCA    the principal axes of data, for few dimensions
 """
 
@@ -22,9 +23,11 @@ class Basis(ABC):
 
     Attributes:
         event_shape: shape of the events and of their coefficients.
+        differs: whether the samples of a batch have different vectors.
     """
 
     event_shape: torch.Size
+    differs: bool = False
 
     @abstractmethod
     def analyse(self, x: Tensor) -> Tensor:
@@ -62,6 +65,7 @@ class DCT(Basis):
     def __init__(self, event_shape: torch.Size | tuple[int, ...], channels: Tensor | None = None) -> None:
         self.event_shape = torch.Size(event_shape)
         self.channels = channels
+        self.differs = channels is not None and channels.ndim == 3
         count = self.event_shape[0]
         if channels is not None and channels.shape[-2:] != (count, count):
             raise ValueError(
@@ -108,6 +112,40 @@ class DCT(Basis):
         return (matrix.to(x.dtype) @ x.flatten(2) if x.ndim > 2 else (matrix.to(x.dtype) @ x[..., None])).reshape(
             x.shape
         )
+
+
+class Hartley(Basis):
+    """Waves ``cas(2 pi (k n / H + l m / W)) / sqrt(H W)`` with ``cas = cos + sin`` (Hartley 1942; Bracewell 1983).
+
+    The basis is real and its own inverse.  A variance that is the same at opposite frequencies is that of a circulant
+    covariance.
+
+    Args:
+        event_shape: ``(..., H, W)``, of which H and W are transformed.
+    """
+
+    def __init__(self, event_shape: torch.Size | tuple[int, ...]) -> None:
+        self.event_shape = torch.Size(event_shape)
+
+    def analyse(self, x: Tensor) -> Tensor:
+        waves: Tensor = torch.fft.fft2(x, norm="ortho")
+        return waves.real - waves.imag
+
+    def synthesise(self, coefficients: Tensor) -> Tensor:
+        return self.analyse(coefficients)
+
+    def spread(self, variance: Tensor) -> Tensor:
+        # cas^2 = 1 + sin of twice the angle
+        height, width = self.event_shape[-2:]
+        rows, columns = (2 * torch.arange(size, device=variance.device) % size for size in (height, width))
+        sines: Tensor = torch.fft.fft2(variance).imag[..., rows[:, None], columns]
+        return (variance.sum((-2, -1), keepdim=True) - sines) / (height * width)
+
+    def gather(self, variance: Tensor) -> Tensor:
+        return self.spread(variance)
+
+    def same(self, other: Basis) -> bool:
+        return isinstance(other, Hartley) and self.event_shape == other.event_shape
 
 
 class PCA(Basis):

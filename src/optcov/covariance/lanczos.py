@@ -32,12 +32,14 @@ class Krylov:
         norm: norm of the starting vector, ``[B]``.
         nodes: eigenvalues of T, float64 ``[B, k]``.
         vectors: its eigenvectors in columns, float64 ``[B, k, k]``.
+        beyond: norm of what ``A q`` has outside of the space, for its last vector q, ``[B]``; 0 once it is exhausted.
     """
 
     rows: Tensor
     norm: Tensor
     nodes: Tensor
     vectors: Tensor
+    beyond: Tensor
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         """``f(A) v``, flat, ``[B, d]``."""
@@ -48,6 +50,11 @@ class Krylov:
     def quadratic(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         """``v^T f(A) v``, float64 ``[B]``."""
         return self.norm.double() ** 2 * (self.vectors[:, 0] ** 2 * function(self.nodes)).sum(1)
+
+    def left_over(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """``||v - A f(A) v|| / ||v||`` for the approximate inverse f, ``[B]`` (Saad, Iterative Methods, Prop. 6.20)."""
+        inner = (self.vectors[:, -1] * function(self.nodes) * self.vectors[:, 0]).sum(1)
+        return self.beyond.double() * inner.abs()
 
 
 def lanczos(product: Product, v: Tensor, steps: int) -> Krylov:
@@ -72,11 +79,11 @@ def lanczos(product: Product, v: Tensor, steps: int) -> Krylov:
         # an exhausted space adds nodes of weight 0; place them where functions are finite
         first = diagonal[0] if diagonal else torch.where(alive, alpha.double(), 1.0)
         diagonal.append(torch.where(alive, alpha.double(), first))
-        if step == steps - 1:
-            break
         for _ in range(2):
             image = image - ((rows @ image[..., None]) * rows).sum(1)
         beta = image.norm(dim=1)
+        if step == steps - 1:
+            break
         size = torch.stack([each.abs() for each in diagonal + beside]).amax(0)
         alive = alive & (beta > tiny * size)
         beside.append(torch.where(alive, beta.double(), 0.0))
@@ -87,4 +94,4 @@ def lanczos(product: Product, v: Tensor, steps: int) -> Krylov:
         off = torch.stack(beside, 1)
         matrix = matrix + off.diag_embed(1) + off.diag_embed(-1)
     nodes, vectors = torch.linalg.eigh(matrix)
-    return Krylov(rows, norm, nodes, vectors)
+    return Krylov(rows, norm, nodes, vectors, torch.where(alive, beta, 0.0))

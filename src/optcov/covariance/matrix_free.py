@@ -140,7 +140,14 @@ class MatrixFreeCovariance(Covariance):
         return per_sample(self.scale, v) * self.product(v) + per_sample(self.shift, v) * v
 
     def solve(self, v: Tensor) -> Tensor:
-        return self._krylov(v).apply(lambda nodes: 1 / self._values(nodes)).reshape(v.shape)
+        return self.solve_within(v)[0]
+
+    def solve_within(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """``C^{-1} v`` after k products, and its relative residual ``||v - C solution|| / ||v||``, float64 ``[B]``."""
+        space = self._krylov(v)
+        solution = space.apply(lambda nodes: 1 / self._values(nodes)).reshape(v.shape)
+        scale = self.scale.double().reshape(-1)
+        return solution, scale * space.left_over(lambda nodes: 1 / self._values(nodes))
 
     def logdet(self) -> Tensor:
         return self.log_determinant()[0]

@@ -74,10 +74,11 @@ class CongruentCovariance(Covariance):
         return self.inner.inv_quad(v / self.scale)
 
     def inv_trace(self) -> Tensor:
-        return whole([self]).inv_trace() if self._is_plain else FullCovariance.of(self).inv_trace()
+        return whole([self]).inv_trace() if self.is_plain else FullCovariance.of(self).inv_trace()
 
     @cached_property
-    def _is_plain(self) -> bool:
+    def is_plain(self) -> bool:
+        """Whether S = I."""
         return bool((self.scale == 1).all())
 
 

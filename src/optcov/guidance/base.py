@@ -13,6 +13,7 @@ any distribution of x_0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -52,12 +53,14 @@ class Guidance(nn.Module):
         uses_null_label: whether the denoiser must have learned the null label.
         steers: whether predictions differ from the network's own.
         needs_labels: whether samples must have labels.
+        names: what each of the measurements that samples are drawn for is called; none if they have no names.
     """
 
     classifier: nn.Module | None
     uses_null_label: bool = False
     steers: bool = False
     needs_labels: bool = True
+    names: Sequence[str] = ()
 
     def __init__(self, denoiser: Denoiser | None = None, num_classes: int | None = None) -> None:
         super().__init__()
@@ -69,6 +72,17 @@ class Guidance(nn.Module):
         Raises:
             ValueError: in one sentence.
         """
+
+    def check_count(self, num_samples: int) -> None:
+        """Refuse a number of samples that this guidance is not for.
+
+        Raises:
+            ValueError: in one sentence.
+        """
+
+    def of(self, indices: Sequence[int]) -> Guidance:
+        """The guidance of the samples with these indices; the same for all samples, unless a subclass differs."""
+        return self
 
     def finish(self, x_0: Tensor, prediction: Prediction, noise: Noise) -> Tensor:
         """What a chain returns, ``[B, *event]``, from what its last step returned and the prediction of that step."""

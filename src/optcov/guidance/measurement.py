@@ -10,14 +10,16 @@ data ``p(x_0 | x_t)`` is ``N(m, C)``, the update is Bayes' rule, every step is e
 ``p(x_t | y)`` and keeps its last draw returns the posterior ``p(x_0 | y)`` itself, in any number of steps.  For other
 data the step takes N(m, C)'s posterior; with a diagonal C, a mask tells unmeasured values nothing.
 
-No gradient of the network is needed, and no call but the mean's.
+No gradient of the network is needed, and no call but the mean's.  A non-linear function of x_0 is replaced by its
+first-order expansion around each step's m (`optcov.inverse.LinearizedOperator`).
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -27,13 +29,14 @@ from optcov.covariance import Covariance
 from optcov.covariance.base import Noise
 from optcov.denoiser import Denoiser, Prediction
 from optcov.guidance.base import Guidance, GuidedPrediction
-from optcov.inverse import Operator, condition
+from optcov.inverse import ForwardModel, condition
+from optcov.inverse.conditioning import TOLERANCE
 from optcov.kernel import ReverseKernel
 from optcov.schedule.levels import per_sample
 from optcov.variance.base import CovarianceModel, VarianceStrategy
 from optcov.variance.fixed import BetaTilde
 
-OperatorFactory = Callable[[tuple[int, ...]], Operator]
+OperatorFactory = Callable[[tuple[int, ...]], ForwardModel]
 """``data_shape -> operator``."""
 KEEPS_NOISE = {"sample": True, "mean": False}
 NOT_THE_NOISE = 1.6  # ratio of the residual's size to the stated noise from which a chain says that they differ
@@ -61,12 +64,18 @@ class MeasurementGuidance(Guidance):
         denoiser: the mean network.
         num_classes: K, the number of classes of the data; labels, if any, go to the network.
         operator: A, or what makes it from the shape of the data.
-        y: measurements, as `Operator.accept` takes them: one for all samples of a batch, or one for each.
+        y: measurements, as `ForwardModel.accept` takes them: one for all samples of a batch, or one for each; with a
+            ``count``, those of all samples.
         noise: s, positive, in the unit of y: a number, or one for each value of y, such as sqrt(y) of counts with
             Poisson noise, which is then approximated by a Gaussian.  Infinity stands for no measurement.
         estimate: ``sample`` to keep the noise of the last draw, which posterior samples need; ``mean`` to return the
             mean of the last step, as a reconstruction.
-        solver_steps: of `optcov.inverse.innovation`.
+        count: number of samples of each measurement, so that sample i belongs to measurement ``i // count`` of y (see
+            `of`); None if y has those of a batch.
+        names: what each measurement is called.
+        solver_steps: number of Lanczos steps, which equal conjugate gradients, where a solution has no closed form and
+            more than 512 measurements, or C is matrix-free: see `optcov.inverse.innovation`.  A chain warns if a
+            relative residual is then above `optcov.inverse.conditioning.TOLERANCE`.
     Raises:
         ValueError: if an argument is out of range, or y does not fit the operator.
     """
@@ -75,20 +84,23 @@ class MeasurementGuidance(Guidance):
     needs_labels = False
     y: Tensor
     variance: Tensor
+    unsolved: Tensor  # the largest relative residual of a chain's solutions so far, 0-dimensional
 
     def __init__(
         self,
         denoiser: Denoiser,
         num_classes: int | None = None,
         *,
-        operator: Operator | OperatorFactory,
+        operator: ForwardModel | OperatorFactory,
         y: Tensor,
         noise: float | Tensor = 0.05,
         estimate: str = "sample",
         solver_steps: int = 50,
+        count: int | None = None,
+        names: Sequence[str] = (),
     ) -> None:
         super().__init__(denoiser, num_classes)
-        self.operator = operator if isinstance(operator, Operator) else operator(denoiser.data_shape)
+        self.operator = operator if isinstance(operator, ForwardModel) else operator(denoiser.data_shape)
         if self.operator.event_shape != denoiser.data_shape:
             raise ValueError(
                 f"operator must act on the data's shape {tuple(denoiser.data_shape)} (got one of "
@@ -109,10 +121,31 @@ class MeasurementGuidance(Guidance):
             raise ValueError(f"estimate must be one of {', '.join(KEEPS_NOISE)} (got {estimate!r}): give sample")
         if solver_steps < 1:
             raise ValueError(f"solver_steps must be at least 1 (got {solver_steps}): give such as 50")
-        self.register_buffer("y", self.operator.accept(y), persistent=False)
+        if count is not None and count < 1:
+            raise ValueError(f"count must be at least 1 (got {count}): give the number of samples of a measurement")
+        self.register_buffer("y", self.operator.accept(y))  # persistent, so that it is part of what identifies samples
         self.register_buffer("variance", noise**2, persistent=False)
+        self.register_buffer("unsolved", torch.zeros((), dtype=torch.float64), persistent=False)
         self.is_blind = math.isinf(float(noise.min()))
         self.keeps_noise, self.solver_steps = KEEPS_NOISE[estimate], solver_steps
+        self.count, self.names = count, tuple(names)
+
+    def check_count(self, num_samples: int) -> None:
+        if self.count is not None and num_samples != len(self.y) * self.count:
+            raise ValueError(
+                f"num_samples must be {len(self.y) * self.count}, for {len(self.y)} measurements with guidance.count = "
+                f"{self.count} samples each (got {num_samples}): set num_samples={len(self.y) * self.count}"
+            )
+
+    def of(self, indices: Sequence[int]) -> Guidance:
+        """The guidance of these samples; indices beyond the last sample, with which batches are filled, go with it."""
+        if self.count is None:
+            return self
+        found = copy(self)  # shares everything but the measurements
+        rows = (torch.tensor(list(indices), device=self.y.device) // self.count).clamp(max=len(self.y) - 1)
+        found._buffers = self._buffers | {"y": self.y[rows]}
+        found.count = None
+        return found
 
     def check(self, strategy: VarianceStrategy) -> None:
         if isinstance(strategy, BetaTilde) or not isinstance(strategy, CovarianceModel):
@@ -139,7 +172,10 @@ class MeasurementGuidance(Guidance):
         prior = strategy.bounded_covariance(denoiser, own)
         with torch.autocast(own.x0.device.type, enabled=False):  # matrices A in half precision would not be A
             residual = y - self.operator(own.x0)
-            shift, covariance = condition(prior, residual, self.operator, self.variance, self.solver_steps)
+            linear = self.operator.near(own.x0)
+            found = condition(prior, residual, linear, self.variance, self.solver_steps)
+            shift = found.shift
+            self.unsolved = torch.maximum(self.unsolved, found.residual.max())
             x0 = own.x0 + shift
             left = y - self.operator(x0)
         eps = own.eps - per_sample(own.level.alpha / own.level.sigma, shift) * shift  # (x_t - alpha m') / sigma
@@ -153,7 +189,7 @@ class MeasurementGuidance(Guidance):
             own.features,
             own.condition,
             start=own,
-            covariance=covariance,
+            covariance=found.covariance,
             residual=left,
         )
 
@@ -175,7 +211,20 @@ class MeasurementGuidance(Guidance):
         if not isinstance(prediction, MeasuredPrediction):
             return x_0
         self.compare_noise(prediction)
+        self.compare_tolerance()
         return x_0 + prediction.covariance.draw(noise) if self.keeps_noise else x_0
+
+    def compare_tolerance(self) -> None:
+        """Warn where a solution of the chain that ends was not exact, and start anew."""
+        left = float(self.unsolved)
+        self.unsolved = torch.zeros_like(self.unsolved)
+        if left > TOLERANCE:
+            warnings.warn(
+                f"solver_steps should be above {self.solver_steps} (got relative residuals of up to {left:.2g}, with a "
+                f"tolerance of {TOLERANCE:g}): raise it to come closer to the posterior of N(m, C), "
+                "at the cost of as many products with C",
+                stacklevel=2,
+            )
 
     def compare_noise(self, prediction: MeasuredPrediction) -> None:
         """Warn where the residual at the lowest noise level contradicts the noise that was stated."""

@@ -7,18 +7,24 @@ N is diagonal.  If the operator selects values (a mask) and ``C = D + U U^T``, t
     keep = N / (D + N) where a value is measured, 1 elsewhere
     C'   = keep D + (keep U) (I + U^T A^T (A D A^T + N)^{-1} A U)^{-1} (keep U)^T
 
+If C is diagonal in a basis Q in which A is diagonal with values g (`Operator.response`; for ``C = c I``, any basis in
+which ``A A^T`` has the diagonal p = g^2), S and C' have the diagonals ``p C + N`` and ``C N / (p C + N)`` there.
+
 Draws from other kinds use perturbation (Papandreou and Yuille 2010): for ``z ~ N(0, C)`` and ``n ~ N(0, N)``,
 ``x = z - C A^T S^{-1} (A z + n)`` has covariance C', at the cost of one solution with S.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from optcov.covariance import (
+    Basis,
+    BasisCovariance,
     CongruentCovariance,
     Covariance,
     DiagonalCovariance,
@@ -30,8 +36,26 @@ from optcov.covariance import (
 )
 from optcov.covariance.base import Noise, bounding_scale, unit_vectors
 from optcov.covariance.total import EXACT_UP_TO, LANCZOS_STEPS, CompositeCovariance
-from optcov.inverse.operator import Operator
+from optcov.inverse.base import Operator
 from optcov.schedule.levels import per_sample
+
+TOLERANCE = 0.01  # relative residual ||S v - r|| / ||r|| above which a solution is said to be inexact
+
+
+@dataclass(frozen=True)
+class Conditioned:
+    """The result of an update.
+
+    Args:
+        shift: ``m' - m``, ``[B, *event]``.
+        covariance: ``C'``.
+        residual: ``||S v - r|| / ||r||`` of the solution v for the innovation r, ``[B]``; 0 where it is exact up to
+            rounding.
+    """
+
+    shift: Tensor
+    covariance: Covariance
+    residual: Tensor
 
 
 def innovation(
@@ -40,9 +64,11 @@ def innovation(
     """``S = A C A^T + N``, the covariance of the measurements.
 
     It has a closed form if C is diagonal or low-rank and no two rows of the operator use the same value (a mask, block
-    averages).  Otherwise it is dense for up to `optcov.covariance.total.EXACT_UP_TO` measurements.  Beyond that, and
-    for a matrix-free C, it is known only by its products, and `solve` takes ``steps`` steps of Lanczos's method, which
-    in exact arithmetic gives the same as conjugate gradients.
+    averages), and if C is diagonal in a basis of the operator and the noise is the same for all measurements (a blur).
+    Otherwise it is dense for up to `optcov.covariance.total.EXACT_UP_TO` measurements.  Beyond that, and for a
+    matrix-free C, it is known only by its products, and `solve` takes ``steps`` steps of Lanczos's method, which in
+    exact arithmetic are steps of conjugate gradients.  No tolerance ends them early, because each test would wait for a
+    GPU; `Conditioned.residual` says how exact the solution is.
 
     Args:
         covariance: C.
@@ -52,6 +78,9 @@ def innovation(
         steps: number of products that a solution takes if there is no closed form.
     """
     shape = operator.measurement_shape
+    if (known := _spectrum(covariance, operator, variance)) is not None:
+        basis, prior, power = known
+        return BasisCovariance(basis, power * prior + variance)
     if covariance.is_diagonal or isinstance(covariance, LowRankCovariance):
         white = covariance.variance if isinstance(covariance, LowRankCovariance) else covariance.diagonal()
         own = operator.gram(white)
@@ -62,8 +91,7 @@ def innovation(
         if own is not None:
             return DiagonalCovariance(own + variance)
     if shape.numel() <= EXACT_UP_TO and not is_matrix_free(covariance):
-        rows = [covariance.matvec(operator.adjoint(unit)) for unit in unit_vectors(like)]
-        gram = torch.stack([operator(row).flatten(1) for row in rows], 1).double()
+        gram = _gram(covariance, like, operator).double()
         return FullCovariance((gram + gram.mT) / 2 + variance.double().expand(shape).flatten().diag(), shape)
     isotropic = variance if variance.ndim == 0 else None
 
@@ -74,29 +102,71 @@ def innovation(
     return MatrixFreeCovariance(product, like, min(steps, shape.numel()), shift=isotropic)
 
 
+def _gram(covariance: Covariance, like: Tensor, operator: Operator) -> Tensor:
+    """``A C A^T``, ``[B, m, m]``, with one transform of A for all samples if they share a basis."""
+    inner = _in_basis(covariance)
+    if inner is None or inner.basis.differs:
+        units = unit_vectors(like)
+        return torch.stack([operator(covariance.matvec(operator.adjoint(unit))).flatten(1) for unit in units], 1)
+    matrix = operator.matrix(like)  # [m, d], or one for each sample
+    seen = inner.basis.analyse(matrix.reshape(-1, *operator.event_shape)).reshape(matrix.shape)
+    return (seen * inner.variance.flatten(1)[:, None]) @ seen.mT
+
+
+def _in_basis(covariance: Covariance) -> BasisCovariance | None:
+    """A covariance in a basis, also where a bound changed nothing; None for another."""
+    if isinstance(covariance, CongruentCovariance) and isinstance(covariance.inner, BasisCovariance):
+        return covariance.inner if covariance.is_plain else None
+    return covariance if isinstance(covariance, BasisCovariance) else None
+
+
+def _spectrum(covariance: Covariance, operator: Operator, variance: Tensor) -> tuple[Basis, Tensor, Tensor] | None:
+    """A basis of measurements in which ``A C A^T`` is diagonal, with C's variances and the powers p; None if unknown.
+
+    The product of the two, each ``[B, *measurement]`` or broadcasting to it, is that diagonal.
+    """
+    if variance.ndim > 0:
+        return None
+    if isinstance(covariance, IsotropicCovariance):
+        found = operator.gram_in_basis()
+        if found is None:
+            return None
+        white = covariance.variance.reshape(-1, *(1 for _ in operator.measurement_shape))
+        return found[0], white, found[1].to(white)
+    inner = _in_basis(covariance)
+    gain = None if inner is None else operator.response(inner.basis)
+    if inner is None or gain is None:
+        return None
+    return inner.basis, inner.variance, gain.to(inner.variance) ** 2
+
+
 def condition(
     covariance: Covariance, residual: Tensor, operator: Operator, variance: Tensor, steps: int = 50
-) -> tuple[Tensor, Covariance]:
+) -> Conditioned:
     """Compute the Gaussian update in this module's docstring.
 
     Args:
         covariance: C, one per sample of a batch.
         residual: ``y - A m``, ``[B, *measurement]``.
         operator, variance, steps: as in `innovation`.
-    Returns:
-        ``m' - m``, ``[B, *event]``, and ``C'``.
     """
     variance = variance.to(residual)
     total = innovation(covariance, residual, operator, variance, steps)
-    solved = _solved(total, residual)
+    if isinstance(total, MatrixFreeCovariance):
+        solved, left = total.solve_within(residual)
+    else:
+        solved, left = _solved(total, residual), residual.new_zeros(len(residual), dtype=torch.float64)
     shift = covariance.matvec(operator.adjoint(solved))
-    return shift, _conditioned(covariance, residual, operator, variance, total)
+    return Conditioned(shift, _conditioned(covariance, residual, operator, variance, total), left)
 
 
 def _conditioned(
     covariance: Covariance, like: Tensor, operator: Operator, variance: Tensor, total: Covariance
 ) -> Covariance:
     """C', in closed form if there is one."""
+    if operator.is_normal and (known := _spectrum(covariance, operator, variance)) is not None:
+        basis, prior, power = known
+        return BasisCovariance(basis, prior * variance / (power * prior + variance))
     if operator.selects and covariance.is_diagonal:
         white = covariance.diagonal()
         return DiagonalCovariance(_kept(white, operator, variance) * white)

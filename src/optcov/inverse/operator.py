@@ -2,82 +2,22 @@ r"""Linear operators A of inverse problems ``y = A x_0 + noise``, each with its 
 
 mask            keeps some of the values (inpainting); A A^T = I
 block average   averages blocks of k x k pixels (super-resolution); no two rows use the same value
-blur            a circular convolution by FFT; with a stride k, it keeps every k-th pixel (super-resolution)
 matrix          any matrix, such as random projections
 pair            any function and its adjoint, such as those of a physics library
 
-An operator is made for events ``[*event]`` and acts on batches.  Units are those of the network's data: y is A applied
-to images in the network's own range, such as [-1, 1], and the noise has the units of y.
+Blurs are in `optcov.inverse.blur`.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-class Operator(nn.Module, ABC):
-    """A linear map from events to measurements; ``operator(x)`` is ``A x``, and ``operator.adjoint(y)`` is ``A^T y``.
-
-    Args:
-        event_shape: shape of x.
-        measurement_shape: shape of y.
-    Attributes:
-        selects: whether A only selects values, so that ``A A^T = I`` and ``A^T D A`` is diagonal for diagonal D.
-    """
-
-    selects: bool = False
-
-    def __init__(self, event_shape: Sequence[int], measurement_shape: Sequence[int]) -> None:
-        super().__init__()
-        self.event_shape, self.measurement_shape = torch.Size(event_shape), torch.Size(measurement_shape)
-
-    @abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
-        """``A x``, ``[B, *measurement]``, for ``x`` of shape ``[B, *event]``."""
-
-    @abstractmethod
-    def adjoint(self, y: Tensor) -> Tensor:
-        """``A^T y``, ``[B, *event]``, for ``y`` of shape ``[B, *measurement]``."""
-
-    def gram(self, variance: Tensor) -> Tensor | None:
-        """The diagonal of ``A diag(variance) A^T``, ``[B, *measurement]``, if that matrix is diagonal for any variance.
-
-        Args:
-            variance: ``[B, *event]``.
-        Returns:
-            the diagonal, or None for an operator that has two rows with a value in common.
-        """
-        return None
-
-    def accept(self, y: Tensor) -> Tensor:
-        """Return a user's measurement, ``[*measurement]`` or ``[n, *measurement]``, as a batch.
-
-        Raises:
-            ValueError: if it has another shape, or values that are not finite.
-        """
-        shape = self.measurement_shape
-        if y.shape == shape:
-            y = y[None]
-        if y.shape[1:] != shape or y.ndim != len(shape) + 1:
-            raise ValueError(
-                f"y must have shape {tuple(shape)}, or one more axis for several measurements (got {tuple(y.shape)}): "
-                "give a tensor of the shape that the operator returns for an image"
-            )
-        if not bool(torch.isfinite(y).all()):
-            raise ValueError("y must hold finite numbers (got nan or inf): use a mask for values that are missing")
-        return y
-
-    def matrix(self, like: Tensor) -> Tensor:
-        """A as a matrix ``[m, d]``, with the precision and device of ``like``."""
-        count = self.measurement_shape.numel()
-        unit = torch.eye(count, dtype=like.dtype, device=like.device).reshape(count, *self.measurement_shape)
-        return self.adjoint(unit).reshape(count, -1)
+from optcov.inverse.base import Operator, image_shape
 
 
 class Mask(Operator):
@@ -124,12 +64,15 @@ class Mask(Operator):
     def gram(self, variance: Tensor) -> Tensor:
         return self.forward(variance)
 
-    def accept(self, y: Tensor) -> Tensor:
+    def accept(self, y: Tensor, name: str = "y") -> Tensor:
         """As in `Operator`; images ``[*event]`` or ``[n, *event]`` are accepted too, and their values selected."""
         images = y[None] if y.shape == self.event_shape else y
         if images.shape[1:] == self.event_shape and images.ndim == len(self.event_shape) + 1:
             y = self.forward(images)
-        return super().accept(y)
+        return super().accept(y, name)
+
+    def shapes(self) -> str:
+        return f"{tuple(self.measurement_shape)} or {tuple(self.event_shape)}"
 
 
 class BlockAverage(Operator):
@@ -160,56 +103,6 @@ class BlockAverage(Operator):
 
     def gram(self, variance: Tensor) -> Tensor:
         return self.forward(variance) / self.factor**2
-
-
-class Blur(Operator):
-    """A circular convolution of each channel by FFT; with a stride, only every ``stride``-th row and column is kept.
-
-    Args:
-        event_shape: ``(C, H, W)``.
-        kernel: ``[h, w]``, no larger than the image; its centre is at ``(h // 2, w // 2)``.  None for a Gaussian.
-        std: standard deviation of the Gaussian, in pixels, positive; ignored if a kernel is given.
-        stride: 1 for a blur, more for super-resolution; it divides H and W.
-    Raises:
-        ValueError: if an argument is out of range, or events are not images.
-    """
-
-    spectrum: Tensor
-
-    def __init__(
-        self, event_shape: Sequence[int], kernel: Tensor | None = None, std: float = 1.0, stride: int = 1
-    ) -> None:
-        channels, height, width = image_shape(event_shape)
-        if stride < 1 or height % stride or width % stride:
-            raise ValueError(f"stride must divide the sides {height} and {width} of images (got {stride}): give 1 or 2")
-        if kernel is None:
-            if not 0 < std < math.inf:
-                raise ValueError(f"std must be positive (got {std}): give the width of the blur in pixels, such as 1")
-            kernel = _gaussian(height, std)[:, None] * _gaussian(width, std)
-        kernel = torch.as_tensor(kernel).double()
-        if kernel.ndim != 2 or kernel.shape[0] > height or kernel.shape[1] > width:
-            raise ValueError(
-                f"kernel must have shape [h, w], at most {height} x {width} (got {tuple(kernel.shape)}): crop it"
-            )
-        super().__init__((channels, height, width), (channels, height // stride, width // stride))
-        self.stride = stride
-        padded = torch.zeros(height, width, dtype=torch.float64)
-        padded[: kernel.shape[0], : kernel.shape[1]] = kernel
-        padded = padded.roll((-(kernel.shape[0] // 2), -(kernel.shape[1] // 2)), (0, 1))
-        self.register_buffer("spectrum", torch.fft.rfft2(padded), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._filter(x, self.spectrum)[..., :: self.stride, :: self.stride]
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        x = y.new_zeros(len(y), *self.event_shape)
-        x[..., :: self.stride, :: self.stride] = y
-        return self._filter(x, self.spectrum.conj())
-
-    def _filter(self, x: Tensor, spectrum: Tensor) -> Tensor:
-        spectrum = spectrum.to(torch.complex128 if x.dtype == torch.float64 else torch.complex64)
-        filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(x) * spectrum, s=self.event_shape[1:])
-        return filtered
 
 
 class MatrixOperator(Operator):
@@ -307,25 +200,3 @@ class PairOperator(Operator):
         with torch.enable_grad():
             product: Tensor = torch.func.vjp(self.function, zero)[1](y)[0]
         return product
-
-
-def image_shape(event_shape: Sequence[int]) -> tuple[int, int, int]:
-    """Return ``(C, H, W)`` for events that are images.
-
-    Raises:
-        ValueError: if events have other axes.
-    """
-    if len(event_shape) != 3:
-        raise ValueError(
-            f"data must be images (channels, height, width) for this operator (got shape {tuple(event_shape)}): use a "
-            "mask or a matrix"
-        )
-    channels, height, width = event_shape
-    return int(channels), int(height), int(width)
-
-
-def _gaussian(size: int, std: float) -> Tensor:
-    """A normalised Gaussian at each pixel of a side, float64 ``[size]``, centred at ``size // 2``."""
-    distance = torch.arange(size, dtype=torch.float64) - size // 2
-    weights = torch.exp(-(distance**2) / (2 * std**2))
-    return weights / weights.sum()

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from optcov.files import atomic_write
-from optcov.report.picture import picture
+from optcov.report.picture import tile
 
 
 def write_npz(
@@ -54,4 +54,6 @@ def write_pngs(chunks: Iterable[Tensor], count: int, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     images = (image for chunk in chunks for image in chunk)
     for i, image in enumerate(tqdm(images, desc="writing", total=count, unit="image", disable=None)):
-        picture(image[None], folder / f"{i:06d}.png", scale=1)
+        # not synced to disk one by one, which takes longer than to draw them; samples.json comes last
+        shown = image if len(image) == 3 else image[:1]
+        tile(shown[None, None], scale=1, line=False).save(folder / f"{i:06d}.png")

@@ -12,10 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from optcov.data import DataSource
-from optcov.files import write_atomically
+from optcov.files import atomic_write, write_atomically
 from optcov.parts import Parts
 from optcov.ranges import Count, PositiveCount
 from optcov.report import tile
+from optcov.report.picture import save_png
 from optcov.sampler import NoiseStream, invert, slerp
 from optcov.uncertainties import uncertainty
 
@@ -100,7 +101,7 @@ class Interpolation(Mode):
 
     def picture(self, parts: Parts, folder: Path, seed: int, device: torch.device) -> None:
         images = self.path(parts, self.ends(parts, seed, device), seed, device)
-        to_picture(images, parts.data).save(folder / "interpolation.png")
+        save_png(to_picture(images, parts.data), folder / "interpolation.png")
         log.info("%d rows of %d images: %s", self.rows, self.frames, folder / "interpolation.png")
 
 
@@ -136,7 +137,7 @@ class ImageInterpolation(Interpolation):
         encoded = invert(parts.denoiser, parts.denoiser.data_range.from_unit(images), parts.times, self.corrections)
         path = self.path(parts, (encoded[: self.rows], encoded[self.rows :]), seed, device)
         ends = torch.stack([images[: self.rows], images[self.rows :]], 1)
-        to_picture(torch.cat([ends[:, :1], path, ends[:, 1:]], 1), parts.data).save(folder / "interpolation.png")
+        save_png(to_picture(torch.cat([ends[:, :1], path, ends[:, 1:]], 1), parts.data), folder / "interpolation.png")
         error = float((path[:, [0, -1]] - ends).square().mean().sqrt()) * 127.5
         told = {"inversion_rmse_grey_levels": error, "images": 2 * self.rows, "corrections": self.corrections}
         write_atomically(folder / "interpolation.json", json.dumps(told, indent=2) + "\n")
@@ -165,10 +166,11 @@ class TrajectoryPicture(Mode):
         calls = parts.denoiser.data_range.to_unit(calls)
         shown = torch.linspace(0, len(calls) - 1, min(self.frames, len(calls))).round().long()
         seen_at = calls[shown.to(device)].permute(2, 1, 0, 3, 4, 5).flatten(0, 1)
-        to_picture(seen_at, parts.data).save(folder / "trajectory.png")
+        save_png(to_picture(seen_at, parts.data), folder / "trajectory.png")
         first, *others = [to_picture(call, parts.data) for call in calls]
         duration = [max(40, 3000 // len(calls))] * len(others) + [1500]  # ms; the last frame stays longer
-        first.save(folder / "trajectory.gif", save_all=True, append_images=others, duration=duration, loop=0)
+        with atomic_write(folder / "trajectory.gif") as partial:
+            first.save(partial, "GIF", save_all=True, append_images=others, duration=duration, loop=0)
         log.info("%d updates of %d samples: %s", len(seen), self.rows, folder / "trajectory.gif")
 
 
@@ -207,7 +209,7 @@ class UncertaintyPicture(Mode):
             told.append({"t": t, **widths, "mean_square": float(squares)})
             columns += [x_t, found.mean, *(self._dark(each) for each in ((clean - found.mean).abs(), found.std))]
         shown = [denoiser.data_range.to_unit(column[: self.rows]) for column in columns]
-        to_picture(torch.stack(shown, 1), data).save(folder / "uncertainty.png")
+        save_png(to_picture(torch.stack(shown, 1), data), folder / "uncertainty.png")
         write_atomically(folder / "uncertainty.json", json.dumps(told, indent=2) + "\n")
         log.info("what is unknown of %d images at %d times: %s", len(clean), len(told), folder / "uncertainty.png")
 

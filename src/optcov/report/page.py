@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,6 @@ def page(runs: Runs, by_metric: Mapping[str, Scores], pictures: Mapping[str, Pat
         pictures: PNG files by metric, and under ``variance`` and ``samples`` if these exist.
         folder: the page's folder, to which its links are relative.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     frame = runs.frame()
     settings = frame.iloc[:, 1 : frame.columns.get_loc("nfe")].drop(columns=["num_steps"])
     same = {str(key): settings[key].iloc[0] for key in settings if settings[key].nunique(dropna=False) == 1}
@@ -43,7 +42,8 @@ def page(runs: Runs, by_metric: Mapping[str, Scores], pictures: Mapping[str, Pat
         values = list(dict.fromkeys(_said(getattr(run.results, name)) for run in runs.ended))
         facts[name.replace("_", " ")] = " | ".join(filter(None, values))
     sections = [
-        {"name": name, "scores": _cells(each), "picture": _inlined(pictures[name])} for name, each in by_metric.items()
+        {"name": name, "scores": _cells(each), "picture": inlined(pictures[name].read_bytes())}
+        for name, each in by_metric.items()
     ]
     rows = []
     for run, label in zip(runs.ended, labels(frame), strict=True):
@@ -59,26 +59,34 @@ def page(runs: Runs, by_metric: Mapping[str, Scores], pictures: Mapping[str, Pat
                 "seconds": _rounded(results.wall_time_s.get("total")),
             }
         )
-    environment = Environment(
-        loader=PackageLoader("optcov.report", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: printable(value) if type(value) is str else value,  # not what a macro made
-    )
-    return environment.get_template("page.html").render(
+    return rendered(
+        "optcov.report",
         title=folder.resolve().name,
         count=len(runs.ended),
         seeds=sorted({run.results.seed for run in runs.ended}),
         same={key: value for key, value in same.items() if value not in (None, "None") and is_label(key)},
         facts={key: value for key, value in facts.items() if value},
         sections=sections,
-        others=[(name, _inlined(pictures[name]), CAPTIONS[name]) for name in CAPTIONS if name in pictures],
+        others=[(name, inlined(pictures[name].read_bytes()), CAPTIONS[name]) for name in CAPTIONS if name in pictures],
         metrics=list(by_metric),
         rows=rows,
         unfinished=[(link(place, folder), runs.name(place), words) for place, words in runs.unfinished],
     )
+
+
+def rendered(package: str, **values: Any) -> str:
+    """Render the ``page.html`` of a package, which extends ``base.html`` of this one; what is given is escaped."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader("optcov.report", ".")]),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # not what a macro made
+    )
+    return environment.get_template("page.html").render(values)
 
 
 def _cells(scores: Scores) -> dict[str, Any]:
@@ -87,10 +95,11 @@ def _cells(scores: Scores) -> dict[str, Any]:
     return {"heading": scores.heading, "columns": list(text.columns), "rows": rows}
 
 
-def _inlined(path: Path) -> dict[str, Any]:
-    with Image.open(path) as opened:
+def inlined(content: bytes) -> dict[str, Any]:
+    """A picture for a page that needs no other file: its source and width."""
+    with Image.open(BytesIO(content)) as opened:
         width = opened.width
-    return {"source": "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(), "width": width}
+    return {"source": "data:image/png;base64," + base64.b64encode(content).decode(), "width": width}
 
 
 def _with_error(values: Mapping[str, float], errors: Mapping[str, float], name: str) -> str:

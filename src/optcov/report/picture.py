@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional
+
+from optcov.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PICTURED = 64  # number of images in a picture
 MAX_PIXELS = 1 << 26  # pixels of the largest picture that is read
@@ -32,12 +37,27 @@ def picture(
         return
     images = images if images.shape[1] == 3 else images[:, :1]
     if labels is not None:
-        tile(by_class(images, labels, count), scale).save(path)
+        save_png(tile(by_class(images, labels, count), scale), path)
         return
     images = images[:count]
     columns = max(1, int(len(images) ** 0.5))
     images = images[: len(images) // columns * columns]
-    tile(images.reshape(-1, columns, *images.shape[1:]), scale, line=columns > 1).save(path)
+    save_png(tile(images.reshape(-1, columns, *images.shape[1:]), scale, line=columns > 1), path)
+
+
+def save_png(drawn: Image.Image | Figure, path: Path, dpi: int = 150) -> None:
+    """Write a picture or a figure as a PNG file, completely or not at all.
+
+    Args:
+        drawn: the picture, or a figure of matplotlib.
+        path: the file.
+        dpi: pixels per inch of a figure.
+    """
+    with atomic_write(path) as partial:
+        if isinstance(drawn, Image.Image):
+            drawn.save(partial, format="PNG")
+        else:
+            drawn.savefig(partial, format="png", dpi=dpi)
 
 
 def by_class(images: Tensor, labels: Tensor, count: int = PICTURED) -> Tensor:
@@ -90,7 +110,7 @@ def _scatter(vectors: Tensor, path: Path, labels: Tensor | None) -> None:
     x, y = (vectors[:, i].double() / 127.5 - 1 for i in (0, -1))
     axes.scatter(x, y, s=2, c=labels, cmap=None if labels is None else "tab10")
     axes.set(xlim=(-1, 1), ylim=(-1, 1), title=f"{len(vectors)} samples", aspect="equal")
-    figure.savefig(path, dpi=120)
+    save_png(figure, path, dpi=120)
 
 
 def first_samples(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optcov.foreign import plotted
+from optcov.report.picture import save_png
 from optcov.report.table import scores
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ def plot(runs: pd.DataFrame, metric: str, path: Path) -> None:
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel(plotted(metric))
     figure.suptitle(plotted(found.heading), fontsize="medium")
-    _legend_below(figure)
-    figure.savefig(path, dpi=150)
+    legend_below(figure)
+    save_png(figure, path)
 
 
 def plot_variance(curves: Mapping[str, pd.DataFrame], path: Path) -> None:
@@ -95,8 +96,8 @@ def plot_variance(curves: Mapping[str, pd.DataFrame], path: Path) -> None:
         axes.set(xlabel="t", xscale="log", yscale="log")
         axes.minorticks_off()  # minor ticks would take half of the drawing time
         axes.grid(alpha=0.3)
-    _legend_below(figure)
-    figure.savefig(path, dpi=150)
+    legend_below(figure)
+    save_png(figure, path)
 
 
 def _ticks_at(axes: Axes, values: Iterable[int]) -> None:
@@ -127,7 +128,7 @@ def _scale(axes: Axes, values: pd.DataFrame) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _legend_below(figure: Figure) -> None:
+def legend_below(figure: Figure) -> None:
     """Put one legend for all axes below them, so that it covers no curve."""
     handles, names = figure.axes[0].get_legend_handles_labels()
     width = 0.075 * max(map(len, names)) + 0.6  # inches per entry

@@ -16,7 +16,7 @@ from rich.table import Table
 from optcov.files import write_atomically
 from optcov.foreign import LIMIT, cell, file_name, markdown, printable, terminal
 from optcov.report.page import page
-from optcov.report.picture import first_samples, sample_grid
+from optcov.report.picture import first_samples, sample_grid, save_png
 from optcov.report.plot import plot, plot_variance
 from optcov.report.runs import Run, Runs
 from optcov.report.table import Scores, labels, metric_names, scores
@@ -93,7 +93,7 @@ def write_report(runs: Runs, folder: Path) -> None:
         plot_variance(curves, pictures["variance"])
     if cells := sample_cells(runs, frame):
         pictures["samples"] = folder / "samples.png"
-        sample_grid(cells).save(pictures["samples"])
+        save_png(sample_grid(cells), pictures["samples"])
     write_atomically(folder / "report.html", page(runs, by_metric, pictures, folder))
     log.info("report: %s", folder / "report.html")
 

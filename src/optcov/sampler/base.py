@@ -294,6 +294,7 @@ def sample(
     strategy.to(device).eval()
     if guidance is not None:
         guidance.check(strategy)
+        guidance.check_count(count)
     if labels is None and guidance is not None and guidance.needs_labels:
         raise ValueError("labels must be given with guidance (got None): give the class of each sample")
     if guidance is not None and guidance.uses_null_label and not denoiser.has_null_label:
@@ -310,7 +311,7 @@ def sample(
     def chain(indices: range) -> Iterator[State]:
         noise = NoiseStream(seed, indices, denoiser.data_shape, device)
         condition = None if labels is None else labels[indices.start : indices.stop]
-        return sampler.steps(denoiser, strategy, times, noise, guidance=guidance, condition=condition)
+        return sampler.steps(denoiser, strategy, times, noise, guidance=guidance.of(indices), condition=condition)
 
     updates = sampler.num_updates(denoiser.schedule, times)
     return drawn_in_batches(chain, parts, updates, (count, *denoiser.data_shape), progress)

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from optcov.ranges import BelowOne, NonNegative
+from optcov.training.checkpoint_io import CompleteFiles
 from optcov.training.csv_log import MetricsCSV
 
 log = logging.getLogger(__name__)
@@ -138,6 +140,11 @@ class ResumePoint(ModelCheckpoint):
         super().__init__(folder, "resume", every_n_train_steps=every_n_steps, enable_version_counter=False)
         self.path, self.before_cooldown = folder / "resume.ckpt", before_cooldown
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not a plugin that the user chose
+            trainer.strategy.checkpoint_io = CompleteFiles()
+
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         super().on_train_batch_end(trainer, *args)
         step = trainer.global_step
@@ -150,12 +157,21 @@ class ResumePoint(ModelCheckpoint):
             self.before_cooldown = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Leave out paths and the time already spent (trainer.max_time holds for each command); flush the logs."""
+        """Leave out paths and the time already spent (trainer.max_time holds for each command); write the log.
+
+        The log is on disk with the row of the step at hand before the checkpoint is, or else a command that ended
+        between the two would lose that row: Lightning logs a step after it has saved its checkpoint.
+        """
         kept, own = checkpoint.get("callbacks", {}), ("Timer", type(self).__name__)
         checkpoint["callbacks"] = {key: value for key, value in kept.items() if not key.startswith(own)}
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        logs_this_step = trainer.global_step % every == 0 or trainer.should_stop
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV):
-                logger.checkpointed()
+                if logs_this_step and trainer.logged_metrics:
+                    row = dict(trainer.logged_metrics) | {"epoch": trainer.current_epoch}
+                    logger.log_metrics(row, trainer.global_step - 1)
+                logger.save()
 
     def find(self) -> tuple[Path, int] | None:
         """The file from which an interrupted fit goes on, and its step; None if there is none that can be read."""

@@ -29,7 +29,7 @@ class MetricsCSV(Logger):
         super().__init__()
         self.path = Path(save_dir) / "metrics.csv"
         self._rows: list[dict[str, Any]] | None = None
-        self._written, self._due = 0, False
+        self._written = 0
 
     @property
     def name(self) -> str:
@@ -57,15 +57,19 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        self.rows.append({name: float(value) for name, value in metrics.items()} | {"step": step})
-        if self._due or len(self.rows) - self._written >= FLUSH:
-            self._due = False
+        row = {name: float(value) for name, value in metrics.items()} | {"step": step}
+        if self.rows and set(map(str, row.items())) <= set(map(str, self.rows[-1].items())):
+            return  # already written with a checkpoint; as text, so that NaN equals NaN
+        self.rows.append(row)
+        if len(self.rows) - self._written >= FLUSH:
             self.save()
 
-    def checkpointed(self) -> None:
-        """Write the rows so far, and the next one at once: Lightning logs a step after it has saved its checkpoint."""
+    @rank_zero_only
+    def log_results(self, row: Mapping[str, Any], step: int) -> None:
+        """Write the results of a run in the place of those that a run, killed before its end, may have written."""
+        self._rows = [each for each in self.rows if _of_a_fit(each)]
+        self.log_metrics(row, step)
         self.save()
-        self._due = True
 
     @rank_zero_only
     def resume(self, stage: str, step: int) -> None:
@@ -77,7 +81,7 @@ class MetricsCSV(Logger):
         """
 
         def stays(row: Mapping[str, Any]) -> bool:
-            names = [name for name, value in row.items() if value not in ("", None)]
+            names = _names(row)
             losses, tracked = (
                 any(name.startswith(prefix) for name in names) for prefix in (f"{stage}/", f"track/{stage}/")
             )
@@ -85,7 +89,7 @@ class MetricsCSV(Logger):
                 return int(row["step"]) < step  # logged by the number of steps before
             if tracked:
                 return int(row["step"]) <= step
-            return any("/" in name for name in names)  # no results of a finished run
+            return _of_a_fit(row)
 
         self._rows = [row for row in self.rows if stays(row)]
 
@@ -118,3 +122,12 @@ class MetricsCSV(Logger):
             pass
         log.warning("%s is damaged: it begins anew", self.path)
         return []
+
+
+def _names(row: Mapping[str, Any]) -> list[str]:
+    return [name for name, value in row.items() if value not in ("", None)]
+
+
+def _of_a_fit(row: Mapping[str, Any]) -> bool:
+    """Whether a row is of a fit, and not the results of a finished run."""
+    return any("/" in name for name in _names(row))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from optcov.guidance import Guidance
 from optcov.sampler import ImageBar, NoiseStream, Sampler
 from optcov.schedule.levels import NoiseLevels
 from optcov.seeds import Stream, derive_seed
-from optcov.training.sample_store import SampleStore
+from optcov.training.sample_store import SampleStore, now
 from optcov.training.store import Kind
 from optcov.variance.base import Trained, VarianceStrategy
 
@@ -259,13 +258,14 @@ class SamplingStage(LightningModule):
     @torch.inference_mode(mode=False)  # so that a strategy may turn gradients on
     @torch.no_grad()
     def _draw(self, indices: range) -> None:
-        began, before = time.time(), replace(self.denoiser.cost)
+        began, before = now(), replace(self.denoiser.cost)
         noise = NoiseStream(self.seed, indices, self.denoiser.data_shape, self.device)
         labels = None if self.labels is None else self.labels[indices.start : indices.stop].to(self.device)
+        guidance = None if self.guidance is None else self.guidance.of(indices)
         states = self.sampler.steps(
-            self.denoiser, self.strategy, self.times, noise, guidance=self.guidance, condition=labels
+            self.denoiser, self.strategy, self.times, noise, guidance=guidance, condition=labels
         )
         for state in self.bar.watch(states, len(indices)):
             x_0 = state.x
         images = self.finish(self.denoiser.data_range.to_unit(x_0)).cpu()
-        self.store.write(indices, images, began, time.time(), self.denoiser.cost.since(before))
+        self.store.write(indices, images, began, now(), self.denoiser.cost.since(before))

@@ -60,6 +60,8 @@ def plan_fits(config: Config, parts: Parts) -> FitPlan:
         given[kind] = checkpoint = Checkpoint.load(Path(path), kind, key)
         if not asked and kind == "variance" and checkpoint.identity.get("var") != expected["var"]:
             raise _not_of_the_run(config, parts, kind)
+        if not asked and kind == "mean":
+            _check_training(config, checkpoint, path)
         for name, problem in problems.items():
             theirs, ours = checkpoint.identity.get(name), expected[name]
             if theirs != ours:
@@ -119,6 +121,25 @@ def _own(config: Config, kind: Kind) -> Path | None:
     folder = Path(config.run) / "checkpoints"
     named = folder / f"{config.choices['var']}.safetensors"
     return named if kind == "variance" and named.is_file() else folder / f"{kind}.safetensors"
+
+
+def _check_training(config: Config, checkpoint: Checkpoint, path: str | Path) -> None:
+    """Refuse a mean network in the folder of a run that was trained in another way than the run's config says.
+
+    Raises:
+        CheckpointError: naming the first difference.
+    """
+    values = Saved.read(Path(str(config.run))).values
+    if values.get("mean_ckpt") is not None or checkpoint.identity.get("format") != FORMAT:
+        return
+    ours = select(values, lambda what: what & TRAINING)
+    for name in sorted((ours.keys() & checkpoint.identity.keys()) - {"data", "label_dropout"}):
+        if checkpoint.identity[name] != ours[name]:
+            differing = difference(name, checkpoint.identity[name], ours[name])
+            raise CheckpointError(
+                f"{path} must be of run = {config.run} (got one trained with {differing}): give mean_ckpt={path} if it "
+                "is the one that you mean"
+            )
 
 
 def _was_fitted(config: Config, kind: Kind) -> bool:

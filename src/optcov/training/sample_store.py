@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
@@ -34,7 +35,13 @@ log = logging.getLogger(__name__)
 PARTS = ".parts"  # the folder of samples in the folder of a run
 NAME = re.compile(r"\d{9,}-\d{9,}\.npz")
 SAMPLES_FORMAT = 2  # increase this when a code change alters sample i of a config
+BEGAN = time.time() - time.monotonic()  # when this machine's monotonic clock was 0, as far as this process knows
 COUNTS = tuple(field.name for field in fields(Cost))
+
+
+def now() -> float:
+    """Seconds by a clock that all processes share, and that nobody sets back while a process runs."""
+    return BEGAN + time.monotonic()
 
 
 class SampleStore:
@@ -76,7 +83,7 @@ class SampleStore:
         Args:
             indices: the indices of the samples, ``[B]``.
             images: ``[B, *shape]``, of the store's type.
-            began, ended: start and end in seconds, by a clock that all processes share.
+            began, ended: start and end in seconds, by `now`.
             cost: network calls that the batch took.
         Raises:
             OSError: if the file cannot be written; no partial file is left.

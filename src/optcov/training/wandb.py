@@ -20,6 +20,7 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 
+from optcov.files import write_atomically
 from optcov.keys import Config
 from optcov.report import collect, labels, metric_names
 from optcov.wording import first_line
@@ -250,7 +251,7 @@ def _id(folder: Path) -> str:
     made = secrets.token_hex(4)
     with suppress(OSError):  # what is not kept is another run next time
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(made)
+        write_atomically(path, made)
     return made
 
 

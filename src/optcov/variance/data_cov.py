@@ -60,4 +60,5 @@ class DataCovariance(Calibrated):
         variance = (
             posterior_variance(self.variance, per_event(prediction.level, x_t.ndim)).to(x_t.dtype).expand(x_t.shape)
         )
-        return BasisCovariance(PCA(self.axes, x_t.shape[1:]), variance)
+        axes = self.axes.to(x_t.dtype)  # here, because solutions take many products
+        return BasisCovariance(PCA(axes, x_t.shape[1:]), variance)

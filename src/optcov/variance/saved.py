@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialized
 from torch import nn
 
 from optcov.checkpoint import digest_of
 from optcov.denoiser import Denoiser
-from optcov.files import atomic_write, write_atomically
+from optcov.files import write_atomically
 from optcov.schedule import VPSDESchedule
 from optcov.variance.base import Closed, Traits, VarianceStrategy
 from optcov.wording import first_line
@@ -48,8 +49,7 @@ def save(folder: Path, denoiser: Denoiser | None, strategy: VarianceStrategy) ->
         "denoiser_sha256": None if denoiser is None else digest_of(dict(denoiser.network.state_dict())),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / WEIGHTS) as partial:
-        save_file(weights, partial)
+    write_atomically(folder / WEIGHTS, serialized(weights))
     write_atomically(folder / CONFIG, json.dumps(config, indent=1) + "\n")
 
 
