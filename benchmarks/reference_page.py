@@ -68,16 +68,19 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def by_steps(entries: list[Entry], sampler: str, count: int) -> str:
-    """A row a strategy, a column a number of steps, on even steps; the best of each column is bold."""
+    """A row a strategy, a column a number of steps, on even steps; the best of a column of three or more is bold."""
     found = scores(entries, score="fd_cifar", sampler=sampler, trajectory="even", count=count, clip_x0=None)
     cells = {(key[0], key[3]): group for key, group in found.items()}
+    names = [each for each in ORDER if any(each == row for row, _ in cells)]
+    steps = [each for each in STEPS if any(each == k for _, k in cells)]
     best = {
-        steps: min((mean(e["value"] for e in group), name) for (name, k), group in cells.items() if k == steps)[1]
-        for steps in {k for _, k in cells}
+        k: min((mean(e["value"] for e in cells[name, k]), name) for name in names if (name, k) in cells)[1]
+        if len({name for name, own in cells if own == k}) > 2
+        else None
+        for k in steps
     }
-    steps = [each for each in STEPS if each in best]
     rows = []
-    for name in (each for each in ORDER if any(each == row for row, _ in cells)):
+    for name in names:
         texts = [shown(cells[name, each]) if (name, each) in cells else "" for each in steps]
         rows.append(
             [name, *(f"**{t}**" if best[each] == name and t else t for each, t in zip(steps, texts, strict=True))]
