@@ -30,7 +30,7 @@ from filelock import FileLock
 from PIL import Image
 
 import optcov
-from benchmarks.reference_page import CHOICE_SEED, COUNT, write
+from benchmarks.reference_page import CHOICE_SEED, COUNT, MANY, write
 from optcov.checkpoint import Checkpoint
 from optcov.data import CIFAR10Data
 from optcov.data.pixels import from_uint8, to_uint8
@@ -54,10 +54,18 @@ CALIBRATED: dict[str, dict[str, Any]] = {
     "analytic_imperfect": {"num_images": 64, "num_times": 200},
     "analytic_diag": {"num_images": 512, "num_times": 50},
 }
-TRAINED = ("npr_dpm", "sn_dpm", "npr_dpm_simple", "sn_dpm_simple", "iddpm", "nll", "low_rank")
-SOLVERS = ("dpm_solver_pp", "unipc", "heun")
+SHIPPED = ("npr_dpm", "sn_dpm", "npr_dpm_simple", "sn_dpm_simple")  # heads that come with the network
+TRAINED: dict[str, dict[str, Any]] = {
+    "iddpm": {"steps": 400, "lr": 5e-3, "head": "complex"},
+    "nll": {"steps": 400, "lr": 5e-3, "head": "complex"},
+    "low_rank": {"steps": 400, "lr": 5e-3, "head": "complex", "rank": 8},
+}
+SOLVERS = ("dpm_solver_pp", "unipc", "ipndm", "deis", "heun")
 TRAJECTORIES = ("even", "quadratic", "log_snr", "karras")
 CLIPPED = ("dpm_solver_pp", "unipc")  # solvers that can clip the predicted x_0
+NOISY = ("dpm_solver_pp", "deis")  # solvers on whose means the covariances of `NOISES` are tried, in a balanced share
+NOISES = ("npr_dpm", "low_rank")
+SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,7 @@ class Cell:
         seed: of the samples, or of the noise of the bound.
         count: samples, or test images.
         clip_x0: whether a solver clips the predicted x_0; None for the sampler's default.
+        noise: the share of noise added to a multistep mean; None for a sampler without that choice, or its default.
     """
 
     score: str
@@ -81,6 +90,7 @@ class Cell:
     seed: int
     count: int
     clip_x0: bool | None = None
+    noise: str | None = None
 
 
 class Results:
@@ -99,8 +109,8 @@ class Results:
 
     def find(self, cell: Cell) -> dict[str, Any] | None:
         """The entry of a cell; None if it is not measured."""
-        wanted = asdict(cell)
-        return next((each for each in self.read()["cells"] if wanted.items() <= each.items()), None)
+        wanted = asdict(cell).items()
+        return next((each for each in self.read()["cells"] if all(each.get(key) == it for key, it in wanted)), None)
 
     def add(self, network: dict[str, Any], entry: dict[str, Any]) -> None:
         """Add an entry; those of another network are refused.
@@ -120,46 +130,53 @@ class Results:
             write_atomically(self.path, f'{head.rstrip()[:-2]},\n "cells": [\n{lines}\n ]\n}}\n')
 
 
-def plan(find: Callable[[Cell], dict[str, Any] | None], count: int) -> Iterator[Cell]:
-    """The cells in the order in which they are measured.
+def plan(find: Callable[[Cell], dict[str, Any] | None]) -> Iterator[Cell]:
+    """The cells in the order in which they are measured: `COUNT` samples, or `MANY` of each of `SEEDS` at few steps.
 
     Args:
         find: the entry of a cell that is measured, from which the settings of a solver are chosen.
-        count: samples of a score.
     """
-    fd = Cell("fd_cifar", "beta_tilde", "ddpm", "even", 10, 0, count)
+    fd = Cell("fd_cifar", "beta_tilde", "ddpm", "even", 10, 0, COUNT)
     bits = replace(fd, score="bits", sampler="nll", count=BOUND)
-    others = (*(name for name in CALIBRATED if name not in MAIN), *(name for name in TRAINED if name not in MAIN))
+    others = (
+        *(name for name in CALIBRATED if name not in MAIN),
+        *(name for name in SHIPPED if name not in MAIN),
+        *TRAINED,
+    )
 
-    def table(steps: int, names: Sequence[str], seed: int = 0) -> Iterator[Cell]:
+    def table(steps: int, names: Sequence[str], seed: int = 0, count: int = COUNT) -> Iterator[Cell]:
         for sampler in ("ddpm", "ddim"):
             for name in names:
                 if (name, sampler) != ("iddpm", "ddim"):  # a model of DDPM's step
-                    yield replace(fd, strategy=name, sampler=sampler, num_steps=steps, seed=seed)
+                    yield replace(fd, strategy=name, sampler=sampler, num_steps=steps, seed=seed, count=count)
 
-    def bounds(steps: int) -> Iterator[Cell]:
-        for name in MAIN:
+    def bounds(steps: int, names: Sequence[str] = MAIN) -> Iterator[Cell]:
+        for name in names:
             yield replace(bits, strategy=name, num_steps=steps)
         yield replace(bits, strategy="analytic", trajectory="optimal", num_steps=steps)
 
-    def rivals(steps: int) -> Iterator[Cell]:
+    def rivals(steps: int, count: int = COUNT, seeds: Sequence[int] = (0,)) -> Iterator[Cell]:
         for sampler in SOLVERS:
-            yield from best(replace(fd, sampler=sampler, num_steps=steps), find)
+            yield from best(replace(fd, sampler=sampler, num_steps=steps, count=count), find, seeds)
+        for sampler in NOISY:
+            for name in NOISES:
+                noisy = replace(fd, strategy=name, sampler=sampler, num_steps=steps, count=count, noise="balanced")
+                yield from best(noisy, find, seeds)
 
     yield from (*table(10, MAIN), *table(5, MAIN), *bounds(10), *bounds(25))
-    yield from rivals(10)
     yield from table(25, MAIN)
-    yield from rivals(5)
-    yield from (*bounds(50), *bounds(100))
-    for seed in (1, 2):
-        yield from (*table(10, MAIN, seed), *table(5, MAIN, seed))
-    yield from (*table(10, others), *table(5, others), *table(25, others))
-    yield from rivals(25)
-    yield from (*table(50, (*MAIN, *others)), *table(100, (*MAIN, *others)))
+    for seed in SEEDS:
+        yield from (*table(10, MAIN, seed, MANY), *table(5, MAIN, seed, MANY))
+        if seed == 0:
+            yield from (*rivals(10), *rivals(5), *table(10, others), *table(5, others))
+    yield from (*bounds(10, others), *bounds(50), *bounds(100), *table(25, others))
+    yield from (*rivals(5, MANY, SEEDS), *rivals(10, MANY, SEEDS), *rivals(25))
+    yield from (*table(50, MAIN), *table(100, MAIN))
+    yield from (*table(50, others), *table(100, others))
 
 
-def best(cell: Cell, find: Callable[[Cell], dict[str, Any] | None]) -> Iterator[Cell]:
-    """Trials of a solver's trajectories on another seed, then the score of the best."""
+def best(cell: Cell, find: Callable[[Cell], dict[str, Any] | None], seeds: Sequence[int] = (0,)) -> Iterator[Cell]:
+    """Trials of a solver's trajectories on another seed, then the scores of the best."""
     clips: tuple[bool | None, ...] = (True, False) if cell.sampler in CLIPPED else (None,)
     steps = (cell.num_steps + 1) // 2 if cell.sampler == "heun" else cell.num_steps  # Heun calls twice in a step
     trials = [
@@ -171,7 +188,7 @@ def best(cell: Cell, find: Callable[[Cell], dict[str, Any] | None]) -> Iterator[
     found = [(entry["value"], trial) for trial in trials if (entry := find(trial)) is not None]
     if len(found) == len(trials):
         trial = min(found, key=lambda each: each[0])[1]
-        yield replace(trial, seed=cell.seed, count=cell.count)
+        yield from (replace(trial, seed=seed, count=cell.count) for seed in seeds)
 
 
 class Bench:
@@ -196,16 +213,18 @@ class Bench:
     def strategy(self, name: str) -> VarianceStrategy:
         """A strategy, fitted: given with the package, found in the cache, or fitted now."""
         if name not in self.strategies:
-            if name in CALIBRATED:
+            settings = (CALIBRATED | TRAINED).get(name)
+            if settings is not None:
                 folder = self.cache / f"{self.network['sha256'][:16]}-{name}"
                 if (folder / "strategy.json").is_file():
                     self.strategies[name] = optcov.load_strategy(folder)
                 else:
-                    images = from_uint8(self.train[:: len(self.train) // 1000])
-                    fitted = optcov.fit(name, self.denoiser, images, progress=False, **CALIBRATED[name])
+                    every = len(self.train) // 1000 if name in CALIBRATED else 1
+                    images = from_uint8(self.train[::every])
+                    fitted = optcov.fit(name, self.denoiser, images, progress=False, **settings)
                     fitted.save_pretrained(folder)
                     self.strategies[name] = fitted
-            elif name in TRAINED:
+            elif name in SHIPPED:
                 self.strategies[name] = optcov.pretrained(NETWORK, name)[1]
             else:
                 self.strategies[name] = optcov.fit(name, self.denoiser)
@@ -221,7 +240,8 @@ class Bench:
         return {**asdict(cell), **found, **cost, "seconds": round(time.process_time() - began, 1)}
 
     def distance(self, cell: Cell, strategy: VarianceStrategy) -> dict[str, Any]:
-        settings: dict[str, Any] = {} if cell.clip_x0 is None else {"clip_x0": cell.clip_x0}
+        given = {"clip_x0": cell.clip_x0, "noise": cell.noise}
+        settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         samples = optcov.sample(
             self.denoiser,
             strategy,
@@ -297,7 +317,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
     def measured() -> bool:
         """Measure the most important missing cell; False if there is none."""
-        for cell in plan(results.find, arguments.count):
+        for cell in plan(results.find):
             if zlib.crc32(repr(cell).encode()) % parts != part or results.find(cell) is not None:
                 continue
             try:
@@ -321,7 +341,6 @@ def main() -> None:
     parser.add_argument("task", choices=("measure", "write", "picture"))
     parser.add_argument("--part", default="0/1", help="i/n: measure the i-th of n parts, from 0")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no cell after these")
-    parser.add_argument("--count", type=int, default=COUNT, help="samples of a score")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("OPTCOV_DATA", "data")))
     parser.add_argument("--cache", type=Path, default=Path("outputs/reference"))
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -336,7 +355,7 @@ def main() -> None:
         bench.picture(images / "cifar10.png")
         bench.curves(images / "cifar10_variance.png")
     else:
-        write(arguments.results, arguments.count)
+        write(arguments.results)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,11 @@ ORDER = (
     "nll",
     "low_rank",
 )
-NAMES = {"dpm_solver_pp": "DPM-Solver++(2M)", "unipc": "UniPC", "heun": "Heun", "ddpm": "DDPM", "ddim": "DDIM"}
+SOLVERS = {"dpm_solver_pp": "DPM-Solver++(2M)", "unipc": "UniPC", "ipndm": "iPNDM", "deis": "DEIS", "heun": "Heun"}
+NAMES = {"ddpm": "DDPM", "ddim": "DDIM", **SOLVERS}
 CHOICE_SEED = 100  # samples of this seed and above only choose settings
-COUNT = 1000  # samples of a score in the document
+COUNT = 1000  # samples of a score
+MANY = 5000  # samples of a score at few steps, of each of three seeds
 
 Entry = dict[str, Any]
 
@@ -42,12 +44,12 @@ def read(path: Path) -> list[Entry]:
 
 
 def scores(entries: Iterable[Entry], **wanted: Any) -> dict[tuple[Any, ...], list[Entry]]:
-    """Entries by strategy, sampler, trajectory, steps and count, of which only the seeds differ; without trials."""
+    """Entries by strategy, sampler, trajectory, steps, count, clipping and noise: a group differs in its seeds only."""
     found: dict[tuple[Any, ...], list[Entry]] = defaultdict(list)
     for entry in entries:
         if wanted.items() <= entry.items() and entry["seed"] < CHOICE_SEED:
-            key = ("strategy", "sampler", "trajectory", "num_steps", "count", "clip_x0")
-            found[tuple(entry[name] for name in key)].append(entry)
+            key = ("strategy", "sampler", "trajectory", "num_steps", "count", "clip_x0", "noise")
+            found[tuple(entry.get(name) for name in key)].append(entry)
     return found
 
 
@@ -66,16 +68,19 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def by_steps(entries: list[Entry], sampler: str, count: int) -> str:
-    """A row a strategy, a column a number of steps, on even steps; the best of each column is bold."""
+    """A row a strategy, a column a number of steps, on even steps; the best of a column of three or more is bold."""
     found = scores(entries, score="fd_cifar", sampler=sampler, trajectory="even", count=count, clip_x0=None)
     cells = {(key[0], key[3]): group for key, group in found.items()}
+    names = [each for each in ORDER if any(each == row for row, _ in cells)]
+    steps = [each for each in STEPS if any(each == k for _, k in cells)]
     best = {
-        steps: min((mean(e["value"] for e in group), name) for (name, k), group in cells.items() if k == steps)[1]
-        for steps in {k for _, k in cells}
+        k: min((mean(e["value"] for e in cells[name, k]), name) for name in names if (name, k) in cells)[1]
+        if len({name for name, own in cells if own == k}) > 2
+        else None
+        for k in steps
     }
-    steps = [each for each in STEPS if each in best]
     rows = []
-    for name in (each for each in ORDER if any(each == row for row, _ in cells)):
+    for name in names:
         texts = [shown(cells[name, each]) if (name, each) in cells else "" for each in steps]
         rows.append(
             [name, *(f"**{t}**" if best[each] == name and t else t for each, t in zip(steps, texts, strict=True))]
@@ -88,9 +93,9 @@ def solvers(entries: list[Entry], count: int) -> str:
     rows = []
     found = scores(entries, score="fd_cifar", count=count)
     for key, group in sorted(found.items(), key=lambda item: (round(item[1][0]["ne"]), item[0])):
-        if key[1] in ("dpm_solver_pp", "unipc", "heun"):
+        if key[1] in SOLVERS:
             clip = "" if key[5] is None else "yes" if key[5] else "no"
-            rows.append([NAMES[key[1]], f"{group[0]['ne']:.0f}", key[2], clip, shown(group)])
+            rows.append([named(key), f"{group[0]['ne']:.0f}", key[2], clip, shown(group)])
     return table(["sampler", "NE", "trajectory", "clipped x_0", "fd_cifar"], rows)
 
 
@@ -112,12 +117,21 @@ def bits(entries: list[Entry]) -> str:
     return table(["`var=`", "trajectory", *(f"{each} steps" for each in steps)], rows)
 
 
-def tables(entries: list[Entry], count: int) -> dict[str, str]:
+def named(key: tuple[Any, ...]) -> str:
+    """What is sampled with: a solver, with the covariance of the noise that it adds; or a sampler and its strategy."""
+    if key[1] in SOLVERS:
+        return SOLVERS[key[1]] + (f" + {key[0]}, {key[6]}" if key[6] else "")
+    return f"{NAMES[key[1]]} {key[0]}"
+
+
+def tables(entries: list[Entry]) -> dict[str, str]:
     """Every table of the document by name."""
     return {
-        "ddpm": by_steps(entries, "ddpm", count),
-        "ddim": by_steps(entries, "ddim", count),
-        "solvers": solvers(entries, count),
+        "ddpm, few steps": by_steps(entries, "ddpm", MANY),
+        "ddim, few steps": by_steps(entries, "ddim", MANY),
+        "ddpm": by_steps(entries, "ddpm", COUNT),
+        "ddim": by_steps(entries, "ddim", COUNT),
+        "solvers": solvers(entries, COUNT),
         "bits": bits(entries),
     }
 
@@ -136,12 +150,12 @@ def plot(entries: list[Entry], count: int, path: Path) -> None:
 
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullLocator
 
     lines: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for key, group in scores(entries, score="fd_cifar", count=count).items():
         values = [entry["value"] for entry in group]
-        name = f"{NAMES[key[1]]} {key[0]}" if key[1] in ("ddpm", "ddim") else NAMES[key[1]]
-        lines[name].append((group[0]["ne"], mean(values), stdev(values) if len(values) > 1 else 0.0))
+        lines[named(key)].append((group[0]["ne"], mean(values), stdev(values) if len(values) > 1 else 0.0))
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
     for axis, kind in zip(axes, ("DDPM", "DDIM"), strict=True):
         for name, points in sorted(lines.items()):
@@ -149,15 +163,20 @@ def plot(entries: list[Entry], count: int, path: Path) -> None:
                 x, y, error = zip(*sorted(points), strict=True)
                 axis.errorbar(x, y, error, marker="o", ms=3, lw=1, label=name.removeprefix(f"{kind} "))
         axis.set(xscale="log", yscale="log", xlabel="network equivalents", title=kind)
+        axis.set_xticks([each for each in STEPS if any(x >= each for points in lines.values() for x, *_ in points)])
+        axis.set_yticks([3, 4, 5, 7, 10, 14])
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_formatter("{x:g}")
+            side.set_minor_locator(NullLocator())
         axis.legend(fontsize=7)
     axes[0].set_ylabel("fd_cifar")
     figure.savefig(path, dpi=120, metadata={"Software": None})
     plt.close(figure)
 
 
-def write(results: Path, count: int = COUNT) -> None:
+def write(results: Path) -> None:
     """Write the tables and the plot."""
     entries = read(results)
-    PAGE.write_text(filled(PAGE.read_text(), tables(entries, count)))
-    plot(entries, count, PLOT)
+    PAGE.write_text(filled(PAGE.read_text(), tables(entries)))
+    plot(entries, COUNT, PLOT)
     print(f"{PAGE}, {PLOT}")

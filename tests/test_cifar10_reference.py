@@ -58,11 +58,11 @@ def test_network_and_heads_load_and_draw(name: str):
 
 def test_the_document_has_the_numbers_of_the_results():
     entries, page = reference_page.read(RESULTS), reference_page.PAGE.read_text()
-    made = reference_page.tables(entries, reference_page.COUNT)
+    made = reference_page.tables(entries)
     assert all(f"<!-- {name} -->\n" in page for name in made)
     assert reference_page.filled(page, made) == page
     changed = [entry | {"value": entry["value"] + 1} for entry in entries]
-    assert reference_page.filled(page, reference_page.tables(changed, reference_page.COUNT)) != page
+    assert reference_page.filled(page, reference_page.tables(changed)) != page
 
 
 def test_the_document_and_the_results_are_of_these_weights():

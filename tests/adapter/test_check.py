@@ -107,6 +107,21 @@ def test_a_wrong_time_or_reading_is_named(name: str):
     assert found.endswith("smaller than as stated: compare samples of both")
 
 
+OTHERS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {  # networks of others
+    "the sign": (lambda x, n: -exact()(x, n), "the negative of its output:"),
+    "the direction of time": (lambda x, n: exact()(x, 1001 - n), r"time=lambda level: 1001 - ... (it runs from"),
+    "both": (lambda x, n: -exact()(x, 1001 - n), r"the negative of its output and time=lambda level: 1001 - ..."),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_forgotten_sign_or_direction_of_time_is_named(name: str):
+    network, words = OTHERS[name]
+    found = warned(network, gaussian_images(16))
+    assert found is not None
+    assert f"these images better with {words}" in found
+
+
 def test_feeds_within_a_step_are_not_told_apart():
     found = warned(exact(), gaussian_images(16), time="n-1")
     assert found is not None

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -172,6 +173,12 @@ def classes(**stated: Any) -> Denoiser:
 
 
 REFUSED |= {
+    "a loss": (lambda: load(lambda x, n: x.mean()), r"network must return .*\(got \[\]\): give the network inside of"),
+    "a dictionary": (lambda: load(lambda x, n: {"eps": x}), r"must return a tensor, .*\(got dict of eps\): wrap it"),
+    "1 - alphas_cumprod for betas": (
+        lambda: load(schedule=1 - (1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0), prediction="x0"),
+        r"schedule must be betas, of which few are near 1 \(got 0\.72 on average, as of 1 - alphas_cumprod\)",
+    ),
     "no shape at all": (lambda: load(shape=8), r"shape must be positive integers, of one sample \(got 8\)"),
     "a range of a number": (lambda: load(data_range=1), r"data_range must be two ends, \(low, high\) \(got 1\)"),
     "a range of other channels": (
@@ -246,6 +253,14 @@ def test_it_is_refused_in_a_sentence(name: str):
         ask()
     assert "\n" not in str(caught.value)
     assert re.match(r"^[a-z]", str(caught.value))
+
+
+@pytest.mark.parametrize("part", [lambda net: net.forward, lambda net: partial(net), lambda net: partial(net.forward)])
+def test_a_part_of_a_network_puts_it_to_eval(part: Callable[[nn.Module], Any]):
+    network = Convolution()
+    denoiser = load(part(network))
+    assert not network.training
+    assert (denoiser.network.call is network) == (denoiser.network.features is not None)
 
 
 def test_a_network_in_training_mode_is_put_to_eval():

@@ -329,9 +329,13 @@ STATES: dict[str, tuple[dict[str, Any], str]] = {  # what a scheduler states: sc
     ),
     "EDMEulerScheduler": ({}, "VESchedule EDM -0.759"),
     "ScoreSdeVeScheduler": ({"num_train_timesteps": 1000}, "VESchedule Score 0.346"),
+    "IPNDMScheduler": ({}, "FunctionSchedule V 0.3"),
 }
 STATES_NOTHING: dict[str, tuple[dict[str, Any], str]] = {
-    "IPNDMScheduler": ({}, r"scheduler must state betas, or be of flow matching or EDM \(got IPNDMScheduler\)"),
+    "CMStochasticIterativeScheduler": (
+        {},
+        r"scheduler must state betas, or be of flow matching or EDM \(got CMStochasticIterativeScheduler\)",
+    ),
     "EDMDPMSolverMultistepScheduler": ({"prediction_type": "v_prediction"}, "must be epsilon, EDM's F"),
     "DDPMScheduler": ({"beta_schedule": "laplace"}, r"beta_schedule of DDPMScheduler must be .*\(got laplace\)"),
     "EulerDiscreteScheduler": ({"timestep_type": "continuous"}, "timestep_type of EulerDiscreteScheduler must be"),

@@ -72,6 +72,7 @@ def test_the_terminal_prints_a_name_as_it_is(tmp_path: Path, name: str):
     [
         {"num_steps": 0}, {"num_steps": 10**30}, {"nfe": float("nan")}, {"seed": -1}, {"var": None}, {"metrics": None},
         {"metrics": {"run": 1.0}}, {"metrics": {str(i): 1.0 for i in range(999)}}, {"metrics": {"fd": "1"}},
+        {"metrics": {"fd": float("inf")}}, {"metrics": {"fd": 1e308}}, {"nfe": 10**4000}, {"seed": 2**64}, {"var": ""},
         {"overrides": {"x": 3}}, {"data_shape": [1, -1, 8]}, {"data_shape": [10**9] * 3}, {"num_samples": True},
     ],
 )  # fmt: skip

@@ -48,6 +48,7 @@ class Convention:
         kind: how it differs from the stated convention, a key of `SMALLEST_GAIN`.
         words: the argument of `load` that states it.
         time, parameterization, data_range: as in `Denoiser`.
+        sign: factor of the network's output, 1 or -1.
     """
 
     kind: str
@@ -55,6 +56,7 @@ class Convention:
     time: TimeFeed
     parameterization: Parameterization
     data_range: DataRange
+    sign: int = 1
 
 
 def check_conventions(denoiser: Denoiser, images: Any = None, labels: Tensor | None = None) -> str | None:
@@ -157,7 +159,9 @@ class Trial:
             key = (name, convention.time, convention.data_range, meaning if meaning.c_in(level) is not None else None)
             if key not in self.asked:
                 self.asked[key] = asked(x_t, level, self.condition).output
-            error = ((eps - meaning.eps(x_t, self.asked[key], level)) ** 2).flatten(1).mean(1).double()
+            error = (
+                ((eps - meaning.eps(x_t, convention.sign * self.asked[key], level)) ** 2).flatten(1).mean(1).double()
+            )
             found[name] = error.nan_to_num(nan=1e6, posinf=1e6).clamp(max=1e6).cpu()
         return found
 
@@ -178,6 +182,8 @@ def _neighbours(denoiser: Denoiser, stated: Convention, known: bool) -> list[Con
             found.append(Convention("prediction", words, stated.time, meaning, stated.data_range))
     level = denoiser.levels(denoiser.schedule.grid())
     fed = stated.time(level)
+    negative = "the negative of its output"
+    found.insert(0, Convention("prediction", negative, stated.time, stated.parameterization, stated.data_range, -1))
     feeds: list[tuple[list[str], TimeFeed]] = []  # each with the names of those that are not told apart from it
     for name in FEEDS:
         feed = time_feed(name, denoiser.schedule)
@@ -196,6 +202,15 @@ def _neighbours(denoiser: Denoiser, stated: Convention, known: bool) -> list[Con
             if (low, high) != (stated.data_range.low, stated.data_range.high):
                 words, other = f"data_range=({low:g}, {high:g})", DataRange(low, high)
                 found.append(Convention("range", words, stated.time, stated.parameterization, other))
+    ends = float(fed[0] + fed[-1])
+    if known and math.isfinite(ends):  # others let time run from noise to data, and predict data minus noise
+
+        def backwards(level: NoiseLevels) -> Tensor:
+            return ends - stated.time(level)
+
+        for sign, words in ((1, "time="), (-1, "the negative of its output and time=")):
+            words += f"lambda level: {ends:g} - ... (it runs from noise to data)"
+            found.append(Convention("prediction", words, backwards, stated.parameterization, stated.data_range, sign))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -11,24 +12,44 @@ from torch import Tensor, nn
 
 from optcov.adapter.conventions import Conventions
 from optcov.adapter.files import read_json
+from optcov.adapter.network import TIMES
 from optcov.parameterization import EDM
-from optcov.schedule import BetaSchedule, CosineSchedule, FlowSchedule, NoiseLevels, NoiseSchedule, VESchedule
+from optcov.schedule import (
+    BetaSchedule,
+    CosineSchedule,
+    FlowSchedule,
+    FunctionSchedule,
+    NoiseLevels,
+    NoiseSchedule,
+    VESchedule,
+)
 from optcov.wording import first_line
 
 NETWORKS = ("unet", "transformer", "model")  # what pipelines call their network
 VARIANT = re.compile(r".+_model\.(?!safetensors$|bin$)(\w+?)(?:-\d+-of-\d+)?\.(?:safetensors|bin)$")
-OTHERS = ("CMStochastic", "IPNDM", "DDPMWuerstchen", "VQDiffusion", "Amused", "Karras")  # paths of their own
+OTHERS = ("CMStochastic", "DDPMWuerstchen", "VQDiffusion", "Amused", "Karras")  # paths of their own
+ENCODERS = ("vae", "vqvae", "movq", "vqgan")  # what pipelines of latents call theirs
+OF_UNIT_TIME = (  # flows that are fed t, where others are fed 1000 t
+    "AuraFlow", "BriaFibo2", "Chroma", "Flux", "Krea2", "LongCatImage", "NucleusMoE", "Ovis", "PRX", "QwenImage"
+)  # fmt: skip
+BACKWARDS = ("Lumina", "Mochi", "ZImage")  # flows whose time runs from noise to data
+WITH_FRAMES = ("3D", "Motion", "Temporal", "Video")  # whose `sample_size` leaves out the frames
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "velocity"}
 
 
 class Diffusers(nn.Module):
-    """A network of diffusers as ``(x, time, **keywords) -> tensor``."""
+    """A network of diffusers as ``(x, time, **keywords) -> tensor``.
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
+    Raises:
+        ValueError: if it is not a network that predicts its data from noisy ones; the message says what to give.
+    """
 
     label_keyword = "class_labels"
+
+    def __init__(self, network: nn.Module, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.network, self.time = network, _time_of(network)
+        _check_channels(type(network).__name__, config)
 
     @property
     def wrapped(self) -> nn.Module:
@@ -36,9 +57,53 @@ class Diffusers(nn.Module):
         return self.network
 
     def forward(self, x: Tensor, time: Tensor, **keywords: Any) -> Tensor:
-        """``x`` ``[B, C, H, W]`` and times ``[B]`` to the sample."""
-        answer: Tensor = self.network(x, time, return_dict=False, **keywords)[0]
+        """``x`` ``[B, C, ...]`` and times ``[B]`` to the sample."""
+        answer: Tensor = self.network(x, **{self.time: time}, return_dict=False, **keywords)[0]
         return answer
+
+
+def _time_of(network: nn.Module) -> str:
+    """What a network calls its time.
+
+    Raises:
+        ValueError: if it takes none, or does not predict; the message says what to give instead.
+    """
+    kind, taken = type(network).__name__, inspect.signature(network.forward).parameters
+    if "ControlNet" in kind or "Adapter" in kind:
+        raise ValueError(
+            f"source must be a network that predicts (got {kind}, which corrects another one): give a function "
+            "(x, time) that calls both"
+        )
+    name = next((name for name in TIMES if name in taken), None)
+    if name is not None:
+        return name
+    remedy = "give the network that predicts"
+    if hasattr(network, "encode") and hasattr(network, "decode"):
+        remedy = 'encode the data with it, and give the network of its latents with data_range="unbounded"'
+    elif "input_ids" in taken:
+        remedy = "its data are tokens, which have no Gaussian noise and no covariance"
+    raise ValueError(f"source must be a network that is fed a time (got {kind}, which is not): {remedy}")
+
+
+def _check_channels(kind: str, config: dict[str, Any]) -> None:
+    """Refuse a network that sees more than its data, and a UNet1DModel that diffusers itself cannot call."""
+    channels, out = config.get("in_channels"), config.get("out_channels")
+    if isinstance(channels, int) and isinstance(out, int) and out not in (channels, 2 * channels):
+        raise ValueError(
+            f"source must be a network of noisy data alone (got {kind} with {channels} channels for {out}): give a "
+            "function (x, time) that appends the others, such as a mask or an image"
+        )
+    first = (config.get("down_block_types") or ("",))[0]
+    if kind != "UNet1DModel" or first != "DownBlock1DNoSkip" or config.get("use_timestep_embedding"):
+        return
+    width = config.get("time_embedding_dim") or 2 * config["block_out_channels"][0]
+    extra = config.get("extra_in_channels")
+    if config.get("time_embedding_type") == "fourier" and extra != width:
+        raise ValueError(
+            f"extra_in_channels of UNet1DModel must be the {width} channels of its embedded time (got {extra}), or "
+            f"diffusers itself cannot call it: make it with extra_in_channels={width}"
+            f"{f' or time_embedding_dim={extra}' if extra else ''}"
+        )
 
 
 def of_object(source: Any) -> tuple[Any, Conventions]:
@@ -50,8 +115,15 @@ def of_object(source: Any) -> tuple[Any, Conventions]:
             f"source must have a unet or a transformer (got {type(source).__name__}): give its network with schedule="
         )
     config = {"_class_name": type(network).__name__} | dict(getattr(network, "config"))  # noqa: B009 (typed as a module)
-    said = _of_scheduler(dict(scheduler.config) | {"_class_name": type(scheduler).__name__}) if scheduler else {}
-    return Diffusers(network), _conventions(config, said)
+    made = Diffusers(network, config)
+    said = (
+        _of_scheduler(dict(scheduler.config) | {"_class_name": type(scheduler).__name__}, config) if scheduler else {}
+    )
+    if getattr(source, "transformer_2", None) is not None:
+        raise _of_two(type(source).__name__)
+    if any(getattr(source, name, None) is not None for name in ENCODERS):
+        said["data_range"] = "unbounded"
+    return made, _conventions(network, config, said)
 
 
 def of_folder(folder: Path) -> tuple[Any, Conventions]:
@@ -64,6 +136,8 @@ def of_folder(folder: Path) -> tuple[Any, Conventions]:
     if (folder / "model_index.json").is_file():
         home = next((folder / name for name in NETWORKS if (folder / name / "config.json").is_file()), folder)
         scheduler = folder / "scheduler" / "scheduler_config.json"
+        if (folder / "transformer_2" / "config.json").is_file():
+            raise _of_two(folder.name)
         if home == folder:
             raise ValueError(
                 f"source = {folder} must hold a unet or a transformer: give a pipeline of pixels or latents"
@@ -78,11 +152,31 @@ def of_folder(folder: Path) -> tuple[Any, Conventions]:
             "folder that save_pretrained made"
         )
     try:
-        network = kind.from_pretrained(home, local_files_only=True, low_cpu_mem_usage=False, **_files(home))
+        network = kind.from_pretrained(
+            home, local_files_only=True, low_cpu_mem_usage=False, **_files(home), **_mended(config)
+        )
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise ValueError(f"source = {folder} cannot be opened ({first_line(error)}): download it again") from error
-    said = _of_scheduler(read_json(scheduler)) if scheduler.is_file() else {}
-    return Diffusers(network), _conventions(config, said)
+    config = dict(network.config) | {"_class_name": kind.__name__}
+    made = Diffusers(network, config)
+    said = _of_scheduler(read_json(scheduler), config) if scheduler.is_file() else {}
+    if any((scheduler.parent.parent / name / "config.json").is_file() for name in ENCODERS):
+        said["data_range"] = "unbounded"
+    return made, _conventions(network, config, said)
+
+
+def _of_two(name: str) -> ValueError:
+    return ValueError(
+        f"source must have one network (got {name} with transformer and transformer_2, for different times): give a "
+        "function (x, time) that calls the right one"
+    )
+
+
+def _mended(config: dict[str, Any]) -> dict[str, Any]:
+    """What a config leaves out: older versions of diffusers fixed how wide Dance Diffusion's embedding of time is."""
+    old = config.get("_class_name") == "UNet1DModel" and config.get("time_embedding_dim", 0) == 0
+    extra = config.get("extra_in_channels")
+    return {"time_embedding_dim": extra} if old and extra and config.get("time_embedding_type") == "fourier" else {}
 
 
 def _files(folder: Path) -> dict[str, Any]:
@@ -93,14 +187,15 @@ def _files(folder: Path) -> dict[str, Any]:
     return {"use_safetensors": bool(safe) or not names, "variant": min(variants, default="") or None}
 
 
-def _conventions(config: dict[str, Any], said: dict[str, Any]) -> Conventions:
+def _conventions(network: nn.Module, config: dict[str, Any], said: dict[str, Any]) -> Conventions:
     """What the configs of a network and of its scheduler state."""
     kind, channels, size = str(config.get("_class_name", "")), config.get("in_channels"), config.get("sample_size")
     shape = None
-    if channels is not None and size is not None:
+    if channels is not None and size is not None and not any(word in kind for word in WITH_FRAMES):
         sides = size if not isinstance(size, int) else (size,) if kind.startswith("UNet1D") else (size, size)
         shape = (int(channels), *map(int, sides))
-    labels = config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
+    takes_labels = "class_labels" in inspect.signature(network.forward).parameters
+    labels = (config.get("num_class_embeds") or config.get("num_embeds_ada_norm")) if takes_labels else None
     out = config.get("out_channels") or channels
     return Conventions(
         shape=shape,
@@ -111,12 +206,20 @@ def _conventions(config: dict[str, Any], said: dict[str, Any]) -> Conventions:
     )
 
 
-def _of_scheduler(config: dict[str, Any]) -> dict[str, Any]:
-    """The schedule, prediction and time feed that a scheduler_config.json states."""
+def _of_scheduler(config: dict[str, Any], network: dict[str, Any]) -> dict[str, Any]:
+    """The schedule, prediction and time feed that a scheduler_config.json states for a network with a config."""
     name, kind = str(config.get("_class_name", "")), config.get("prediction_type", "epsilon")
-    schedule = schedule_of(config)
+    schedule, user = schedule_of(config), str(network.get("_class_name", ""))
     if isinstance(schedule, FlowSchedule):
-        return {"schedule": schedule, "prediction": "velocity", "time": "1000t"}
+        if user.startswith(BACKWARDS) or config.get("invert_sigmas"):
+            raise ValueError(
+                f"source must be a network whose time runs from data to noise (got {user}, where it runs back): give "
+                'lambda x, t: -network(x, 1 - t) with time="t", prediction="velocity" and schedule="flow"'
+            )
+        time = "t" if user.startswith(OF_UNIT_TIME) else "1000t"
+        return {"schedule": schedule, "prediction": "velocity", "time": time}
+    if name.startswith("IPNDM"):
+        return {"schedule": schedule, "prediction": "v", "time": "t"}
     if name.startswith("ScoreSdeVe"):
         return {"schedule": schedule, "prediction": "score", "time": _sigma}
     if isinstance(schedule, VESchedule):
@@ -141,6 +244,16 @@ def _sigma(level: NoiseLevels) -> Tensor:
     return level.sigma
 
 
+def _cosine(t: Tensor) -> Tensor:
+    """The signal of Dance Diffusion."""
+    return (t * torch.pi / 2).cos()
+
+
+def _sine(t: Tensor) -> Tensor:
+    """The noise of Dance Diffusion."""
+    return (t * torch.pi / 2).sin()
+
+
 def schedule_of(config: dict[str, Any]) -> NoiseSchedule:
     """Make the schedule of a scheduler's config.
 
@@ -152,6 +265,8 @@ def schedule_of(config: dict[str, Any]) -> NoiseSchedule:
         return FlowSchedule(count)
     if name.startswith(("EDM", "ScoreSdeVe")):
         return VESchedule(count, float(config["sigma_min"]), float(config["sigma_max"]))
+    if name.startswith("IPNDM") and config.get("trained_betas") is None:
+        return FunctionSchedule(_cosine, _sine, count)
     if name.startswith(OTHERS) or not {"beta_schedule", "trained_betas"} & config.keys():
         raise ValueError(
             f"scheduler must state betas, or be of flow matching or EDM (got {name or 'one of another kind'}): give "

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from optcov import foreign
 from optcov.adapter.conventions import Conventions
-from optcov.adapter.weights import load_weights
+from optcov.adapter.weights import is_lora, load_weights, lora
 from optcov.wording import first_line
 
 PICKLES = (".pkl", ".pickle", ".joblib")
@@ -44,12 +44,27 @@ def open_source(source: str | Path, network: nn.Module | None) -> tuple[Any, Con
             return open_own(path), Conventions()
     if path.suffix in PICKLES:
         content_of(path)  # says why not
+    if path.suffix == ".safetensors" and is_lora(_names(path)):
+        raise lora(path.name)
     if network is None:
+        if (path.parent / "config.json").is_file():
+            raise ValueError(
+                f"source must be the folder of a file that diffusers saved (got {path.name} alone): give {path.parent}"
+            )
         raise ValueError(
             f"network must be given for a file of weights, {path.name}: give the module to which they belong"
         )
     load_weights(network, content_of(path), path.name)
     return network, Conventions()
+
+
+def _names(path: Path) -> list[str]:
+    """The names of the tensors in a safetensors file; none if it is damaged, which `content_of` says."""
+    try:
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError):
+        return []
 
 
 def _of_folder(folder: Path) -> tuple[Any, Conventions]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,7 @@ def load(
     call, read = from_diffusers(source)
     found = _merged(read, found)
     known = _merged(stated, found)
+    call = _module_of(call)
     if isinstance(call, nn.Module) and isinstance(inner(call), nn.DataParallel | nn.parallel.DistributedDataParallel):
         call = inner(call).module
     if not callable(call):
@@ -176,6 +178,17 @@ def load(
     return denoiser
 
 
+def _module_of(call: Any) -> Any:
+    """The module whose ``forward`` a call is; the module of another method, or of a partial, is put to eval mode."""
+    owner = call.func if isinstance(call, partial) else getattr(call, "__self__", None)
+    owner = getattr(owner, "__self__", owner)
+    if isinstance(owner, nn.Module):
+        owner.eval()
+        if getattr(call, "__func__", None) is type(owner).forward:
+            return owner
+    return call
+
+
 def _shape(shape: Any) -> tuple[int, ...]:
     """The shape of a sample as integers."""
     try:
@@ -217,7 +230,7 @@ def _complete(call: Any, known: Conventions) -> Conventions:
     missing = [name for name in ("shape", "prediction", "schedule", "time") if getattr(known, name) is None]
     if missing:
         say = {
-            "shape": "shape=(C, H, W)",
+            "shape": "shape=(C, H, W), (C, L) of sequences, or (C, frames, H, W) of videos",
             "prediction": 'prediction="eps", "x0", "v", "velocity", "score" or "edm"',
             "schedule": 'schedule="linear", "cosine", N betas or another',
             "time": 'time="n", "n-1", "1000t", "999t", "t", "log_snr" or "edm"',
@@ -315,5 +328,15 @@ def to_schedule(schedule: Any) -> NoiseSchedule:
         raise ValueError(
             f"schedule must be betas, which grow from about 1e-4 (got {float(betas[0]):.4g} falling to "
             f"{float(betas[-1]):.4g}, as products of alphas do): give 1 - alphas_cumprod[n] / alphas_cumprod[n - 1]"
+        )
+    if (
+        betas.ndim == 1
+        and len(betas) > 9
+        and bool((betas.diff() >= 0).all())
+        and 0.3 < float(betas.mean()) < float(betas[-1]) < 1
+    ):
+        raise ValueError(
+            f"schedule must be betas, of which few are near 1 (got {float(betas.mean()):.2g} on average, as of "
+            "1 - alphas_cumprod): give 1 - alphas_cumprod[n] / alphas_cumprod[n - 1]"
         )
     return BetaSchedule(betas)

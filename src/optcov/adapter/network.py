@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 LABELS = ("class_labels", "labels", "y", "label")  # what networks call their labels
+TIMES = ("timestep", "timesteps", "timestep_ratio", "t")  # what networks of diffusers call their time
 
 
 class AnswerError(ValueError):
@@ -143,9 +144,15 @@ def tensor_of(answer: Any) -> Tensor:
     if not isinstance(answer, Tensor):
         raise AnswerError(
             f"network must return a tensor, a tuple that starts with one, or an object with .sample (got "
-            f"{type(answer).__name__}): wrap it in a function that does"
+            f"{type(answer).__name__}{_keys(answer)}): wrap it in a function that does"
         )
     return answer
+
+
+def _keys(answer: Any) -> str:
+    """The first keys of a dictionary, or fields of a record."""
+    keys = list(answer if isinstance(answer, dict) else getattr(answer, "__dict__", ()))[:3]
+    return f" of {', '.join(map(str, keys))}" if keys else ""
 
 
 def _label_keyword(call: Callable[..., Any]) -> str | None:
@@ -231,4 +238,4 @@ def _stands_before(
     kind = type(module).__name__
     is_small = "Norm" in kind or kind in ("Dropout", "Dropout2d", "Identity", "SiLU", "Swish")
     is_small = is_small or type(module).__module__ == "torch.nn.modules.activation"
-    return is_small and answer.data_ptr() == latter[2].data_ptr() and given.shape == answer.shape
+    return is_small and answer.data_ptr() == latter[2].data_ptr() and given.shape == answer.shape == latter[2].shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optcov.adapter.network import AdaptedNetwork, AnswerError, find_features, inner
+from optcov.adapter.network import LABELS, TIMES, AdaptedNetwork, AnswerError, find_features, inner
 from optcov.adapter.time import TimeFeed
 from optcov.denoiser import device_of
 from optcov.schedule import NoiseSchedule
@@ -177,8 +178,24 @@ def _first(
     asked = "(x, time)" if condition is None else "(x, time, labels)"
     raise ValueError(
         f"network must accept {asked} with x of [2, {', '.join(map(str, network.data_shape))}] (it failed: "
-        f"{first_line(reasons[0])}): give its shape, bind its other arguments, or wrap it in a function"
+        f"{first_line(reasons[0])}): give its shape, bind its other arguments{_unbound(network)}, or wrap it in a "
+        "function"
     ) from reasons[0]
+
+
+def _unbound(network: AdaptedNetwork) -> str:
+    """The first arguments that a network has beside x, time and labels, and that are not bound."""
+    call = inner(network.call)
+    try:
+        taken = inspect.signature(call.forward if isinstance(call, nn.Module) else call).parameters.values()
+    except (TypeError, ValueError):
+        return ""
+    named = [each.name for each in taken if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    known = {*named[:1], *TIMES, *network.bind, "return_dict", *(LABELS if network.num_classes else ())}
+    if not set(named) & set(TIMES):
+        known |= set(named[:2])
+    others = [name for name in named if name not in known][:3]
+    return f" (such as {', '.join(others)})" if others else ""
 
 
 def _check_answer(network: AdaptedNetwork, answer: Tensor, learned_sigma: bool | None) -> None:
@@ -192,9 +209,11 @@ def _check_answer(network: AdaptedNetwork, answer: Tensor, learned_sigma: bool |
         )
     wanted = doubled if network.learned_sigma else (2, channels, *rest)
     if answer.shape != wanted:
+        remedy = "give the shape of its data, or wrap it"
+        if answer.ndim == 0:
+            remedy = "give the network inside of what computes a loss, such as diffusion.model"
         raise ValueError(
-            f"network must return [2, {', '.join(map(str, wanted[1:]))}] (got {list(answer.shape)}): give the "
-            "shape of its data, or wrap it"
+            f"network must return [2, {', '.join(map(str, wanted[1:]))}] (got {list(answer.shape)}): {remedy}"
         )
     if answer.is_meta:
         raise ValueError("network must have numbers for weights (got a network on the meta device): load its weights")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ AVERAGED = ("ema_model", "ema_state_dict", "model_ema", "ema_params", "ema", "sh
 RAW = ("state_dict", "model_state_dict", "model", "module", "net", "network", "unet", "params")
 PREFERRED = {name: i for i, name in enumerate((*AVERAGED, *RAW))}
 IS_AVERAGED = re.compile(r"(?<![a-z])(ema|avg|average|averaged|averaging|shadow|swa|polyak)(?![a-z])")
+LORA = re.compile(r"lora_|lora\.|\.alpha$|\.dora_scale$")
 COMPILED = "_orig_mod."  # what torch.compile puts in front of names
 DEPTH = 8  # levels of dictionaries and lists
 
@@ -72,6 +73,8 @@ def load_weights(network: nn.Module, content: Any, name: str) -> None:
         if isinstance(content, Mapping):
             raise ValueError(f"{name} must hold weights (got only {got}): name its state")
         raise ValueError(f"{name} must hold a state dict (got {got}): save network.state_dict()")
+    if any(is_lora(tensors) for _, tensors in groups if isinstance(tensors, dict)) and not is_lora(own):
+        raise lora(name)
     readings = sorted(_readings(groups, own, set(parameters) or set(own)), key=lambda each: each.rank)
     lists = [
         Reading(place, i, listed=tensors)
@@ -98,6 +101,19 @@ def load_weights(network: nn.Module, content: Any, name: str) -> None:
             )
     _check(network, chosen_weights, own, name)
     network.load_state_dict({key: chosen_weights[_plain(key)] for key in network.state_dict()})
+
+
+def is_lora(names: Iterable[str]) -> bool:
+    """Whether all tensors are those of LoRA, by their names."""
+    return bool(found := [LORA.search(name) is not None for name in names]) and all(found)
+
+
+def lora(name: str) -> ValueError:
+    """What to say to such a file."""
+    return ValueError(
+        f"{name} must hold the weights of a network (got a LoRA, which changes those of another one): load that one, "
+        "merge the LoRA by pipeline.load_lora_weights(...) and pipeline.fuse_lora(), and give the pipeline"
+    )
 
 
 def _groups(content: Any, place: Names = ()) -> Iterator[tuple[Names, dict[str, Tensor] | list[Tensor]]]:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from optcov.foreign import DamagedError, printable, read_json, read_yaml
 from optcov.upgrade import CHOICES, upgrade
@@ -22,7 +22,8 @@ FORMAT = 1  # version of results.json; increase it when a key changes its meanin
 STANDARD_ERROR = "_se"  # suffix of a column with the standard errors of another
 COLUMNS = ("run", "num_steps", "nfe", "ne", "seed")  # every frame has these columns, so no metric may have their names
 MAX_METRICS, MAX_STEPS, MAX_SIDE = 200, 10**9, 10**6
-Count = Annotated[int | float, Field(ge=0, lt=float("inf"))]
+Count = Annotated[int | float, Field(ge=0, le=10**12)]  # what is larger overflows in tables, or on the axes of plots
+Score = Annotated[float, Field(ge=-1e100, le=1e100)]
 
 
 class Results(BaseModel):
@@ -37,22 +38,22 @@ class Results(BaseModel):
     """
 
     model_config = ConfigDict(extra="allow", strict=True)
-    metrics: Annotated[dict[str, float], Field(max_length=MAX_METRICS)]
-    standard_errors: dict[str, float] = {}
+    metrics: Annotated[dict[str, Score], Field(max_length=MAX_METRICS)]
+    standard_errors: dict[str, Score] = {}
     higher_is_better: list[str] = []
-    var: str
+    var: Annotated[str, Field(min_length=1)]
     num_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
     nfe: Count
     ne: Count | None = None
-    seed: NonNegativeInt
+    seed: Annotated[int, Field(ge=0, lt=2**64)]
     overrides: dict[str, str] = {}
     data_shape: list[Annotated[int, Field(ge=1, le=MAX_SIDE)]] | None = None
-    num_samples: PositiveInt | None = None
+    num_samples: Annotated[int, Field(ge=1, le=10**12)] | None = None
     files: dict[str, str] = {}
     labelled: bool = False
     reference: dict[str, str] | str | None = None
-    throughput_images_per_s: float | None = None
-    wall_time_s: dict[str, float] = {}
+    throughput_images_per_s: Score | None = None
+    wall_time_s: dict[str, Score] = {}
     git_revision: str | None = None
     versions: dict[str, str] = {}
     device: str | None = None
