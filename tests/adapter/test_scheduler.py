@@ -107,10 +107,8 @@ def test_a_loop_with_text_and_guidance_takes_a_table(denoiser: Denoiser):
     unet = made(UNet2DConditionModel, in_channels=2, out_channels=2, down_block_types=down, up_block_types=up, **more)
     text = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(1))
     scheduler = DDPMScheduler(num_train_timesteps=40, beta_end=0.3)
-    from optcov.adapter.diffusers import Diffusers
-
     known = {"shape": (2, 8, 8), "prediction": "eps", "schedule": scheduler, "time": "n-1", "data_range": "unbounded"}
-    latent = optcov.load(Diffusers(unet), **known, bind={"encoder_hidden_states": text}, check=False)
+    latent = optcov.load(unet, **known, bind={"encoder_hidden_states": text}, check=False)
     strategy = fitted(latent, "analytic_imperfect", num_images=4)
     ours = optcov.sample(latent, strategy, STEPS, 1, trajectory="linspace", progress=False)
     loop = OptCovScheduler.of(latent, strategy)
