@@ -8,6 +8,7 @@ nothing, is the time that no network of these layers falls below.  Forms take tu
 
 from __future__ import annotations
 
+import copy
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -84,21 +85,14 @@ class Layer:
             call = module
         module.eval().requires_grad_(False)
         found: dict[str, Contender] = {"contiguous": partial(call, x)}
-        if self.kind == "norm":
-            found["channels last"] = partial(call, last)
-        else:
-            found["channels last"] = partial(nn.Conv2d.forward, _channels_last(module), last)
+        if self.kind == "conv":
+            found["channels last"] = partial(copy.deepcopy(module).to(memory_format=torch.channels_last), last)  # type: ignore[call-overload]
             found["prepacked"] = partial(prepacked(module, last), last)
+        else:
+            found["channels last"] = partial(call, last)
         if compiled:
             found["compiled"] = partial(compile_alone(call), last)
         return found
-
-
-def _channels_last(module: nn.Module) -> nn.Conv2d:
-    made = nn.Conv2d(module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding)  # type: ignore[arg-type]
-    made.load_state_dict(module.state_dict())
-    made.to(module.weight.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload, arg-type]
-    return made.eval().requires_grad_(False)
 
 
 def prepacked(module: nn.Module, like: Tensor) -> Callable[[Tensor], Tensor]:

@@ -18,7 +18,7 @@ from optcov.covbench import scores
 from optcov.covbench.estimators import ESTIMATORS, Estimator, estimator_of, made
 from optcov.covbench.tasks import TASKS, Bench, Task, task_of
 from optcov.covbench.truths import Unavailable
-from optcov.covbench.write import read, rows_of, write_cells, write_report
+from optcov.covbench.write import Cell, read, rows_of, write_cells, write_report
 from optcov.errors import must
 from optcov.run_folder import provenance
 
@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 
 POINTS, PATH_POINTS = 32, 16
 MOST_NE = 4  # network equivalents of a C, above which its path is left out
-
-Cell = dict[str, Any]
 
 
 def run(
