@@ -30,6 +30,7 @@ import optcov
 from benchmarks import rivals
 from benchmarks.posterior import against
 from benchmarks.reference import NETWORK
+from benchmarks.reference_page import filled
 from benchmarks.restored_digits import NOISE, theirs
 from benchmarks.rivals import Method
 from optcov.data import CIFAR10Data
@@ -226,11 +227,9 @@ def table(known: dict[str, Any], task: str) -> str:
 
 def write() -> None:
     """Put the tables into the page."""
-    known, text = json.loads(RESULTS.read_text()), PAGE.read_text()
-    for task in ("inpaint", "superres"):
-        head, _, rest = text.partition(f"<!-- cifar10 {task} -->\n")
-        text = f"{head}<!-- cifar10 {task} -->\n{table(known, task)}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
-    PAGE.write_text(text)
+    known = json.loads(RESULTS.read_text())
+    made = {f"cifar10 {task}": table(known, task) for task in ("inpaint", "superres")}
+    PAGE.write_text(filled(PAGE.read_text(), made))
 
 
 def main() -> None:
