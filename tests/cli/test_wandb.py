@@ -17,7 +17,6 @@ from command_line import CLI, TINY, UNET, results
 from omegaconf import OmegaConf
 from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
-from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from optcov.cli import tasks
 from optcov.training import wandb as module
