@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--samples", type=int, default=SAMPLES, help="of each measurement (default: %(default)s)")
     add("--seed", type=int, default=0)
     add("--fresh", action="store_true", help="measure again what FOLDER has")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes of a core each (default: %(default)s)")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="threads of a core each (default: %(default)s)")
     given = vars(parser.parse_args(arguments))
     try:
         rows = run(**given)

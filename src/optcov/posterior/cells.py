@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def run(
         samples: number of samples of each, at least `optcov.posterior.scores.ENOUGH`.
         seed: of images, noise and samples.
         fresh: measure again what is in ``output``.
-        workers: number of processes; each computes on one core.
+        workers: number of threads, of a core each; 1 for torch's own threads.
         progress: whether to show a progress bar.
     Returns:
         The cells: one for each task, method and number of steps; a score is a pair, its mean over measurements and its
@@ -114,9 +113,16 @@ def _measured(missing: list[Cell], workers: int) -> Iterator[tuple[Cell, Cell]]:
     if workers == 1:
         yield from ((which, _scores(which)) for which in missing)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    threads, pool = (
+        torch.get_num_threads(),
+        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)),
+    )
+    try:
         jobs = {pool.submit(_scores, which): which for which in missing}
         yield from ((jobs[job], job.result()) for job in as_completed(jobs))
+    finally:
+        pool.shutdown(cancel_futures=True)  # also where the user stops it: cells that are written are kept
+        torch.set_num_threads(threads)
 
 
 def _scores(which: Cell) -> Cell:

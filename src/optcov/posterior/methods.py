@@ -35,7 +35,7 @@ class Drawn:
     Args:
         samples: ``[n, count, d]``.
         ne: network equivalents of a sample.
-        seconds: of a processor for a sample, without those that the exact network and its C take.
+        seconds: of the thread for a sample, without those that the exact network and its C take.
         choice: the constants that were chosen on other data, if there are any.
     """
 
@@ -63,7 +63,7 @@ class Truncated(Closed):
         truth: the distribution of its data.
         rank: r; 0 for the diagonal alone, None for all of C.
     Attributes:
-        seconds: of a processor, which all C took.
+        seconds: of this thread, which all C took.
     """
 
     def __init__(self, denoiser: Denoiser, truth: Truth, rank: int | None) -> None:
@@ -71,9 +71,9 @@ class Truncated(Closed):
         self.truth, self.rank, self.seconds = truth, rank, 0.0
 
     def covariance(self, denoiser: Denoiser, prediction: Prediction) -> Covariance:
-        began = time.process_time()
+        began = time.thread_time()
         found = self._covariance(denoiser, prediction)
-        self.seconds += time.process_time() - began
+        self.seconds += time.thread_time() - began
         return found
 
     def bounded_covariance(self, denoiser: Denoiser, prediction: Prediction) -> Covariance:
@@ -112,9 +112,9 @@ class Ours:
         times = QuadraticTrajectory().times(SCHEDULE, steps)
         noise = NoiseStream(seed, range(len(y)), (dim,), dtype=torch.float64)
         sampler, strategy = DDPMSampler(len(times), clip_x0=False, cut=None), Truncated(denoiser, task.truth, self.rank)
-        began = time.process_time()
+        began = time.thread_time()
         samples = sampler.sample(denoiser, strategy, times, noise, guidance=guidance)
-        taken = time.process_time() - began - strategy.seconds - network.seconds
+        taken = time.thread_time() - began - strategy.seconds - network.seconds
         ne = round(denoiser.cost.ne / len(y))
         return Drawn(samples.reshape(-1, count, dim), ne, taken / len(y))
 
@@ -197,11 +197,11 @@ class Rival:
                     return image
 
                 step = rivals.Step(x, m, times_c, t, s, is_last, matrix, gram, y, NOISE, generator)
-                began = time.process_time()
+                began = time.thread_time()
                 x = method(step)
                 if repeat < self.repeats - 1:
                     x = step.back(x)
-                seconds += time.process_time() - began
+                seconds += time.thread_time() - began
                 ne += 1 + 2 * step.products
         return Drawn(x.reshape(len(task.y), count, -1), ne, seconds / len(y))
 

@@ -82,7 +82,7 @@ class ExactNetwork(nn.Module):
     Args:
         truth: the distribution of the data, in ``dim`` dimensions.
     Attributes:
-        seconds: of a processor, which all calls took.
+        seconds: of the thread, which all calls took.
     """
 
     def __init__(self, truth: Truth, dim: int) -> None:
@@ -90,10 +90,10 @@ class ExactNetwork(nn.Module):
         self.truth, self.data_shape, self.feature_channels, self.seconds = truth, (dim,), dim, 0.0
 
     def forward(self, x_t: Tensor, network_time: Tensor) -> tuple[Tensor, Tensor]:
-        began = time.process_time()
+        began = time.thread_time()
         level = SCHEDULE.levels(network_time.double() / 1000)
         mean = self.truth.posterior_mean(x_t.double(), level.alpha, level.sigma)
-        self.seconds += time.process_time() - began
+        self.seconds += time.thread_time() - began
         return mean, mean
 
 

@@ -93,14 +93,14 @@ def at_budgets(cells: list[Cell], task: str, budgets: Iterable[int] = BUDGETS) -
 def within(cells: list[Cell], task: str, method: str, budget: int) -> Cell | None:
     """The cell of a method with the most steps that a budget allows; None where it allows no two."""
     own = [each for each in _rows(cells, task) if each["method"] == method]
-    cost = own[0]["ne"] // own[0]["steps"]
+    cost = round(own[0]["ne"] / own[0]["steps"])  # a trajectory may leave out a step
     return next((each for each in own if each["steps"] == budget // cost), None)
 
 
 def _rows(cells: list[Cell], task: str) -> list[Cell]:
-    """The cells of a task, in the order of `NAMES`."""
+    """The cells of a task, in the order of `NAMES` and of their steps."""
     own = [each for each in cells if each["task"] == task]
-    return sorted(own, key=lambda each: list(NAMES).index(each["method"]))
+    return sorted(own, key=lambda each: (list(NAMES).index(each["method"]), each["steps"]))
 
 
 def _energy(each: Cell) -> str:
