@@ -5,7 +5,7 @@ r"""Restores real held-out digits with a learned network, by fitted strategies a
 
 The lower half of 8 x 8 digits is missing, and the noise is 0.1.  All methods take ten quadratic DDPM steps with x_0
 clipped (except DiffPIR, which does not clip) and see the same measurements.  The missing pixels are scored; see
-`benchmarks.posterior` for the scores and for NE.
+`optcov.posterior.scores` for the scores and for NE.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 import optcov
-from benchmarks import rivals
 from benchmarks.correlations import STRATEGIES, fitted
 from benchmarks.picture import newest_run
-from benchmarks.posterior import against
-from benchmarks.rivals import Method, Step
 from optcov.data import DigitsData
 from optcov.denoiser import Denoiser
 from optcov.inverse import Mask, Operator
+from optcov.posterior import rivals
+from optcov.posterior.rivals import Method, Step
+from optcov.posterior.scores import against
 from optcov.trajectory import QuadraticTrajectory
 
 NOISE, CALLS = 0.1, 10

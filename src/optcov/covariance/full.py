@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ class FullCovariance(Covariance):
 
     Args:
         matrix: symmetric ``[B, d, d]``; `bounded` projects an indefinite estimate onto the positive semi-definite
-            matrices.
+            matrices.  One matrix that is expanded over the batch (`Tensor.expand`) is factored once for all samples.
         event_shape: shape of one sample, with d = prod(event_shape) dimensions.
     Raises:
         ValueError: if the shapes do not fit together, or d is above `optcov.covariance.base.DENSE_LIMIT`.
@@ -61,6 +63,9 @@ class FullCovariance(Covariance):
         return (self.matrix.to(v.dtype) @ v.flatten(1)[..., None]).reshape(v.shape)
 
     def solve(self, v: Tensor) -> Tensor:
+        if self._shared_factors is not None:
+            columns: Tensor = torch.linalg.lu_solve(*self._shared_factors, v.flatten(1).double().T)
+            return columns.T.reshape(v.shape).to(v.dtype)
         solved: Tensor = torch.linalg.solve_ex(self.matrix.to(v.dtype), v.flatten(1)[..., None])[0]
         return solved.reshape(v.shape)
 
@@ -87,3 +92,11 @@ class FullCovariance(Covariance):
 
     def dense(self) -> Tensor:
         return self.matrix
+
+    @cached_property
+    def _shared_factors(self) -> tuple[Tensor, Tensor] | None:
+        """The LU factors in float64 of the matrix of all samples; None if each has its own."""
+        if len(self.matrix) == 1 or self.matrix.stride(0) != 0:
+            return None
+        factors, pivots, _ = torch.linalg.lu_factor_ex(self.matrix[0].double())
+        return factors, pivots
