@@ -200,6 +200,7 @@ def test_an_error_of_our_own_is_one_line_that_says_how_to_see_more(run: CLI, mon
         (["num_samples=0"], ["num_samples", "0"]),
         (["num_samples=1"], ["num_samples", "1", "2"]),
         (["sample_batch_size=0"], ["sample_batch_size", "0"]),
+        (["+trainer.plugins={_target_:os.system}"], ["trainer must be made of classes", "(got os.system)"]),
         (["warmup_steps=-1"], ["warmup_steps", "-1"]),
         (["checkpoint_every=0"], ["checkpoint_every", "0"]),
         (["parameterization=noise"], ["parameterization", "noise", "eps"]),
