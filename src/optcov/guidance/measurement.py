@@ -233,7 +233,8 @@ class MeasurementGuidance(Guidance):
         for the image.
         """
         ratio = float((prediction.residual.double() ** 2 / self.variance).mean().sqrt())
-        count = self.y.unique(dim=0).numel()  # a measurement may stand there for each of its samples  # type: ignore[no-untyped-call]
+        # a measurement may stand there once for each of its samples
+        count = self.y.unique(dim=0).numel()  # type: ignore[no-untyped-call]
         chance = (1 + 5 * (2 / count) ** 0.5) ** 0.5  # five standard deviations of a mean of squares
         if ratio > max(NOT_THE_NOISE, chance):
             stated = float(self.variance.mean().sqrt())
