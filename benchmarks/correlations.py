@@ -1,6 +1,6 @@
 """Measures what correlations gain on digits: samples and bits/dim of one mean network, by strategy.
 
-    python train.py model=unet var=sn_dpm          the network; or `make demo`
+    python train.py model=unet var=sn_dpm schedule=linear trainer.max_steps=1150    the network
     python -m benchmarks.correlations [RUN]        lines of CSV: strategy, score, value; RUN as in benchmarks.picture
 
 Heads are trained side by side on the same outputs of the network, and the chains of all strategies draw from the same

@@ -46,11 +46,8 @@ class FullCovariance(Covariance):
 
     def bounded(self, high: float | Tensor | None) -> FullCovariance:
         values, vectors = torch.linalg.eigh(self.matrix)
-        matrix = (vectors * values.clamp(min=0)[:, None]) @ vectors.mT
-        if high is not None:
-            scale = bounding_scale(matrix.diagonal(dim1=1, dim2=2), high)
-            matrix = scale[:, :, None] * matrix * scale[:, None]
-        return FullCovariance(matrix, self.event_shape)
+        positive = FullCovariance((vectors * values.clamp(min=0)[:, None]) @ vectors.mT, self.event_shape)
+        return positive if high is None else positive.congruence(bounding_scale(positive.diagonal(), high))
 
     def draw(self, noise: Noise) -> Tensor:
         # the root is taken from eigenvalues, because a Cholesky factorization fails for a singular matrix
