@@ -39,7 +39,7 @@ STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "lgs": ("lgs", {"difference": 0.01}),
     "lgs_corrected": ("lgs_corrected", {"difference": 0.01}),
     "low_rank_jacobian": ("low_rank", {"jacobian_weight": 1.0, "nll_weight": 0.0}),
-    "low_rank_both": ("low_rank", {"jacobian_weight": 0.1}),
+    "low_rank_both": ("low_rank", {"jacobian_weight": 1.0}),
     "ocm": ("ocm", {}),
     "dct": ("dct", {"num_times": 50}),
     "analytic": ("analytic", {"num_times": 50}),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from benchmarks import posterior_page
 from optcov import posterior
 from optcov.covbench.truths import Blurred
 from optcov.errors import ConfigError
@@ -14,6 +15,7 @@ from optcov.oracle import GaussianMixture
 from optcov.posterior.__main__ import main
 from optcov.posterior.scores import against
 from optcov.posterior.tasks import NOISE, TASKS, Task, WeightedPoints, posterior_of
+from optcov.posterior.write import read
 
 FEW = {"budgets": [], "steps": [3], "measurements": 2, "samples": 39, "progress": False}
 
@@ -68,6 +70,12 @@ def test_the_command_continues_and_writes_tables(tmp_path, capsys, monkeypatch):
     assert len((tmp_path / "posterior.csv").read_text().splitlines()) == 5
     monkeypatch.setattr("optcov.posterior.cells._scores", None)  # nothing is measured again
     main(command)
+
+
+def test_the_page_shows_the_results():
+    page = posterior_page.PAGE.read_text()
+    for name, text in posterior_page.tables(read(posterior_page.RESULTS)).items():
+        assert f"<!-- {name} -->\n{text}\n<!-- end -->" in page, name
 
 
 @pytest.mark.parametrize(
