@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from optcov.adapter.conventions import Conventions
 from optcov.adapter.files import read_json
-from optcov.adapter.network import TIMES
+from optcov.adapter.network import TIMES, AnswerError
 from optcov.parameterization import EDM
 from optcov.schedule import (
     BetaSchedule,
@@ -34,6 +34,7 @@ OF_UNIT_TIME = (  # flows that are fed t, where others are fed 1000 t
 )  # fmt: skip
 BACKWARDS = ("Lumina", "Mochi", "ZImage")  # flows whose time runs from noise to data
 WITH_FRAMES = ("3D", "Motion", "Temporal", "Video")  # whose `sample_size` leaves out the frames
+FRAMES_FIRST = ("CogVideoX", "ConsisID", "UNetSpatioTemporal")  # whose videos are [B, frames, C, H, W]
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "velocity"}
 
 
@@ -49,7 +50,8 @@ class Diffusers(nn.Module):
     def __init__(self, network: nn.Module, config: dict[str, Any]) -> None:
         super().__init__()
         self.network, self.time = network, _time_of(network)
-        _check_channels(type(network).__name__, config)
+        self.kind, self.channels = type(network).__name__, config.get("in_channels")
+        _check_channels(self.kind, config)
 
     @property
     def wrapped(self) -> nn.Module:
@@ -58,8 +60,23 @@ class Diffusers(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, **keywords: Any) -> Tensor:
         """``x`` ``[B, C, ...]`` and times ``[B]`` to the sample."""
+        self._check_frames(x)
+        words = keywords.get("encoder_hidden_states")
+        if self.kind == "UNetMotionModel" and words is not None:  # which is fed the text of each frame
+            keywords["encoder_hidden_states"] = words.repeat_interleave(x.shape[2], 0)
         answer: Tensor = self.network(x, **{self.time: time}, return_dict=False, **keywords)[0]
         return answer
+
+    def _check_frames(self, x: Tensor) -> None:
+        """Refuse videos whose axes stand in another order, and pictures where the network takes videos."""
+        axis = 2 if self.kind.startswith(FRAMES_FIRST) else 1
+        takes_videos = self.kind.startswith("UNet") and any(word in self.kind for word in WITH_FRAMES)
+        if (x.ndim == 5 and self.channels not in (None, x.shape[axis])) or (x.ndim != 5 and takes_videos):
+            order = "(frames, C, H, W)" if axis == 2 else "(C, frames, H, W)"
+            raise AnswerError(
+                f"shape must be {order} for {self.kind}, with C = {self.channels} (got {tuple(x.shape[1:])}): give the "
+                "shape of such a video"
+            )
 
 
 def _time_of(network: nn.Module) -> str:
