@@ -325,7 +325,7 @@ def to_schedule(schedule: Any) -> NoiseSchedule:
         assert isinstance(made, NoiseSchedule)
         return made
     if hasattr(schedule, "config") and type(schedule).__module__.startswith("diffusers."):
-        from optcov.adapter.diffusers import schedule_of
+        from optcov.adapter.diffusers_schedule import schedule_of
 
         return schedule_of(dict(schedule.config) | {"_class_name": type(schedule).__name__})
     if isinstance(schedule, tuple | list) and len(schedule) == 2 and all(callable(each) for each in schedule):
