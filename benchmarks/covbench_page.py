@@ -75,7 +75,7 @@ def two_points(steps: int) -> float:
 
 def floors(cells: list[Cell]) -> str:
     """What no Gaussian step can avoid: a row a task that has some, a column a number of steps."""
-    rows = {}
+    rows: dict[str, list[str]] = {}
     for cell in cells:
         floor = cell.get("floor", {})
         if floor and floor["8"][0] > 1e-9 and not cell["planted"]:
@@ -85,8 +85,8 @@ def floors(cells: list[Cell]) -> str:
     steps = list(next(cell["floor"] for cell in cells if "floor" in cell))
     head = ["task", *(f"T = {each}" for each in steps), "slope 32 to 128", "128 to 512"]
     exact = {each: (two_points(int(each)), 0.0) for each in steps}
-    slopes = [f"{slope_between(exact, few, many)[0]:.2f}" for few, many in ((32, 128), (128, 512))]
-    last = ["two points, by quadrature", *(f"{value:.2g}" for value, _ in exact.values()), *slopes]
+    closed = [f"{slope_between(exact, few, many)[0]:.2f}" for few, many in ((32, 128), (128, 512))]
+    last = ["two points, by quadrature", *(f"{value:.2g}" for value, _ in exact.values()), *closed]
     return table(head, [*([f"`{name}/v1`", *texts] for name, texts in rows.items()), last])
 
 
