@@ -48,8 +48,9 @@ TRAJECTORIES: dict[str, tuple[str, dict[str, Any]]] = {
     "power_3": ("power", {"power": 3.0}),
     "learned": ("learned", {}),
 }
-BUDGETS = {5: 5, 4: 5, 6: 5, 10: 5, 8: 3, 25: 3, 15: 3}  # network equivalents, in the order measured, and seeds of each
+BUDGETS = {5: 5, 4: 5, 6: 5, 10: 3, 8: 3, 15: 3, 25: 3}  # network equivalents, in the order measured, and seeds of each
 TUNING_SEED = 1000
+CHAINS = 256  # on which shares of noise are measured
 CLIPPED = ", clipped"
 
 
@@ -58,6 +59,7 @@ class Method:
     """A sampler with a strategy.
 
     Args:
+        name: of the method.
         sampler: the name of an option.
         var: the name of a strategy.
         settings: of the sampler.
@@ -66,6 +68,7 @@ class Method:
         last: those of the last step, and of what happens once.
     """
 
+    name: str
     sampler: str
     var: str = "beta_tilde"
     settings: dict[str, Any] = field(default_factory=dict)
@@ -94,20 +97,24 @@ def methods(covariances: list[str], products: dict[str, int]) -> dict[str, Metho
         covariances: names of strategies that cost nothing beside the call.
         products: those that do, with the network equivalents of their products in a step.
     """
-    found = {"DDIM": Method("ddim"), "DDPM": Method("ddpm"), "Heun": Method("heun", calls=2)}
-    found |= {name: Method(sampler, settings=settings) for name, (sampler, settings) in SOLVERS.items()}
-    noises = ("matched", "balanced")
+    found = [Method("DDIM", "ddim"), Method("DDPM", "ddpm"), Method("Heun", "heun", calls=2)]
+    found += [Method(name, sampler, settings=settings) for name, (sampler, settings) in SOLVERS.items()]
     for name, (sampler, settings) in SOLVERS.items():
-        found[f"{name} balanced"] = Method(sampler, settings={**settings, "noise": "balanced"}, solver=name)
+        found.append(Method(f"{name} balanced", sampler, settings={**settings, "noise": "balanced"}, solver=name))
     for var in [*covariances, *products]:
-        costs = {"calls": 1 + products.get(var, 0), "last": 1 + (var in products)}  # a product for the last bound
-        for name in ("DDIM", "DDPM"):
-            found[f"{name} + {var}"] = Method(name.lower(), var, solver=name, **costs)
-        for name, (sampler, settings) in SOLVERS.items():
-            for noise in noises:
-                own = {**settings, "noise": noise}
-                found[f"{name} {noise} + {var}"] = Method(sampler, var, own, name, **costs)
-    return found
+        costs: dict[str, Any] = {"calls": 1 + products.get(var, 0), "last": 1 + (var in products)}  # for the last bound
+        found += [Method(f"{name} + {var}", name.lower(), var, solver=name, **costs) for name in ("DDIM", "DDPM")]
+        found += [
+            Method(f"{name} {noise} + {var}", sampler, var, {**settings, "noise": noise}, name, **costs)
+            for name, (sampler, settings) in SOLVERS.items()
+            for noise in ("matched", "balanced", "shaped")
+        ]
+    return {each.name: each for each in found}
+
+
+def ranked(tuning: dict[str, float]) -> list[tuple[str, bool]]:
+    """Trajectories, and whether x_0 is clipped, the best first."""
+    return [(key.removesuffix(CLIPPED), key.endswith(CLIPPED)) for key in sorted(tuning, key=tuning.__getitem__)]
 
 
 @dataclass
@@ -124,12 +131,13 @@ class War:
     clipping: tuple[bool, ...] = (False, True)
     cut: float | None = 1.0
     dtype: torch.dtype = torch.float32
-    selected: Callable[[str, int], bool] = lambda name, budget: True
+    priority: Callable[[str, int], int] = lambda name, budget: 1
     made: dict[str, Any] = field(default_factory=dict)
 
-    def chosen(self, budget: int) -> list[str]:
-        """The methods that are measured at a budget where none are named."""
-        return [name for name in self.methods if self.selected(name, budget)]
+    def chosen(self, calls: list[int]) -> list[tuple[int, str]]:
+        """Budgets and methods to measure where none are named: those of priority 1, then of 2; none of 0."""
+        every = [(budget, name) for budget in calls for name in self.methods]
+        return [each for level in (1, 2) for each in every if self.priority(each[1], each[0]) == level]
 
     def strategy(self, name: str) -> VarianceStrategy:
         """Made and fitted once."""
@@ -150,7 +158,7 @@ class War:
         found: Tensor = self.made[key].times(self.denoiser.schedule, steps)
         return found
 
-    def sampler(self, method: Method, times: Tensor, clipped: bool, chains: int) -> Sampler:
+    def sampler(self, method: Method, times: Tensor, clipped: bool) -> Sampler:
         """Fitted to the times, where that is asked for."""
         own = dict(method.settings)
         if "order" in own:
@@ -161,7 +169,7 @@ class War:
             own["cut"] = self.cut
         sampler: Sampler = make("sampler", method.sampler, num_steps=len(times), **own)
         if sampler.num_images:
-            sampler.fit(self.denoiser, self.strategy(method.var), times, Clean([self.images[:chains]], TUNING_SEED))
+            sampler.fit(self.denoiser, self.strategy(method.var), times, Clean([self.images[:CHAINS]], TUNING_SEED))
         return sampler
 
     def draw(self, sampler: Sampler, var: str, times: Tensor, count: int, seed: int) -> tuple[Tensor, float]:
@@ -172,12 +180,20 @@ class War:
         return samples, self.denoiser.cost.ne / count
 
     def candidates(self, method: Method, budget: int, cells: dict[str, Any]) -> list[tuple[str, bool]]:
-        """Trajectories, and whether x_0 is clipped: all of a solver; of a method with noise, its solver's best two."""
+        """Trajectories, and whether x_0 is clipped: of a method with noise, those of its solver.
+
+        A solver tries all; but at 4 and 6 network equivalents only the three that were best at 5, if that is known, and
+        from 8 on only clipping, if it is a multistep solver.
+        """
         solver = cells.get(f"{method.solver} @ {budget}", {})
         if "tuning" in solver and method.calls == 1:
-            best = sorted(solver["tuning"], key=solver["tuning"].__getitem__)[: 2 if budget <= 10 else 1]
-            return [(key.removesuffix(CLIPPED), key.endswith(CLIPPED)) for key in best]
+            return ranked(solver["tuning"])[: 2 if budget == 5 else 1]
+        known = cells.get(f"{method.name} @ 5", {})
+        if budget in (4, 6) and "tuning" in known:
+            return ranked(known["tuning"])[:3]
         clipping = self.clipping[:1] if method.sampler == "heun" else self.clipping
+        if budget >= 8 and "order" in method.settings:
+            clipping = self.clipping[-1:]
         return [(name, clipped) for name in self.trajectories for clipped in clipping]
 
     def cell(
@@ -194,18 +210,21 @@ class War:
         cell: dict[str, Any] = {"scores": {}, "clipped": False, **known}
         if len(cell["scores"]) >= seeds:
             return
+        sampler: Sampler | None = None
         if "trajectory" not in cell:
             cell["tuning"] = {}
-            for name, clipped in self.candidates(method, budget, cells):
+            candidates = self.candidates(method, budget, cells)
+            for name, clipped in candidates:
                 times = self.times(name, method.steps(budget))
-                sampler = self.sampler(method, times, clipped, count)
+                sampler = self.sampler(method, times, clipped)
                 samples, _ = self.draw(sampler, method.var, times, count // 2, TUNING_SEED)
                 score = self.reference.scores(samples)["features"]
                 cell["tuning"][name + CLIPPED * clipped] = round(score, 3) if math.isfinite(score) else 1e9
             best = min(cell["tuning"], key=cell["tuning"].__getitem__)
             cell |= {"trajectory": best.removesuffix(CLIPPED), "clipped": best.endswith(CLIPPED)}
+            sampler = sampler if len(candidates) == 1 else None
         times = self.times(cell["trajectory"], method.steps(budget))
-        sampler = self.sampler(method, times, cell["clipped"], count)
+        sampler = sampler or self.sampler(method, times, cell["clipped"])
         cell |= {key: [round(float(v), 3) for v in value] for key, value in sampler.measured().items()}
         for seed in range(seeds):
             if str(seed) not in cell["scores"]:
@@ -245,7 +264,7 @@ def oracle() -> War:
 
 
 TRAINED = ("npr_dpm", "sn_dpm", "nll", "low_rank", "dct_head", "kdct")
-MEASURED = ("npr_dpm", "low_rank", "data_cov")  # with every kind of mean and at every budget
+MEASURED = ("low_rank", "npr_dpm", "data_cov")  # with every kind of mean and at every budget
 
 
 def learned(run: Path) -> War:
@@ -261,24 +280,18 @@ def learned(run: Path) -> War:
 
     compared = methods([*TRAINED, "data_cov"], {"lgs": 3})
     reference = Reference(data.normalize(data.load("train")))
-    return War("learned", denoiser, images, reference, strategy, compared, selected=selected)
+    return War("learned", denoiser, images, reference, strategy, compared, priority=priority)
 
 
-def selected(name: str, budget: int) -> bool:
-    """Whether a method is measured on a learned network: all strategies with few means, few with all means."""
+def priority(name: str, budget: int) -> int:
+    """1 for what is measured at every budget, or at 5 network equivalents alone; 2 for other strategies there."""
     mean, _, var = name.partition(" + ")
     if not var:
-        return not mean.startswith(("3M b", "iPNDM b"))
-    if mean in ("UniPC balanced", "DEIS balanced"):
-        return var in MEASURED
-    if budget > 6 or mean == "DDPM":
-        return var in MEASURED + ("sn_dpm",) * (mean in ("DDIM", "DDPM")) and mean in (
-            "DDIM",
-            "DDPM",
-            "2M matched",
-            "2M balanced",
-        )
-    return mean in ("DDIM", "2M matched", "2M balanced")
+        return int(not mean.startswith(("3M b", "iPNDM b")))
+    means = ["DDIM", "2M matched", "2M shaped", "UniPC shaped"] + ["2M balanced", "DEIS shaped", "DDPM"] * (budget == 5)
+    if mean in means and var in (MEASURED if "shaped" in mean else MEASURED[:2]):
+        return 1
+    return 2 * (budget == 5 and mean in ("DDIM", "2M matched", "2M shaped"))
 
 
 def main() -> None:
@@ -302,19 +315,18 @@ def main() -> None:
     if found["count"] != args.count:
         parser.error(f"--count must be {found['count']}, as in {output} (got {args.count})")
     end = time.monotonic() + 60 * args.minutes
-    for budget in args.calls:
-        for name in args.methods or war.chosen(budget):
-            key, seeds = f"{name} @ {budget}", args.seeds or BUDGETS.get(budget, 3)
-            known = found["cells"].get(key, {})
-            for cell in war.cell(war.methods[name], budget, found["cells"], known, seeds, args.count):
-                found["cells"][key] = cell
-                output.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(output, json.dumps(found, indent=1) + "\n")
-                if time.monotonic() > end:
-                    return
-            cell = found["cells"][key]
-            mean, half = budget_page.interval([each["features"] for each in cell["scores"].values()])
-            print(f"{key:36} {cell['trajectory']:10} features {mean:.4g} ± {half:.2g}", flush=True)
+    cells = [(budget, name) for budget in args.calls for name in args.methods or ()] or war.chosen(args.calls)
+    for budget, name in cells:
+        key, seeds = f"{name} @ {budget}", args.seeds or BUDGETS.get(budget, 3)
+        known = found["cells"].get(key, {})
+        for cell in war.cell(war.methods[name], budget, found["cells"], known, seeds, args.count):
+            found["cells"][key] = cell
+            output.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(output, json.dumps(found, indent=1) + "\n")
+            if time.monotonic() > end:
+                return
+        mean, half = budget_page.interval([each["features"] for each in found["cells"][key]["scores"].values()])
+        print(f"{key:36} {found['cells'][key]['trajectory']:10} features {mean:.4g} ± {half:.2g}", flush=True)
 
 
 if __name__ == "__main__":
