@@ -31,11 +31,14 @@ import torch
 from torch import Tensor
 
 import optcov
-from benchmarks import budget_page, posterior
+from benchmarks import budget_page
 from benchmarks.digit_scores import Reference
+from optcov.covbench.truths import DIM, digits_mixture
 from optcov.data import DigitsData
 from optcov.denoiser import Denoiser
 from optcov.files import write_atomically
+from optcov.posterior.methods import Truncated
+from optcov.posterior.tasks import ExactNetwork, exact
 from optcov.registry import make
 from optcov.sampler import NoiseStream, Sampler
 from optcov.variance.base import Clean, VarianceStrategy
@@ -236,14 +239,14 @@ class War:
 
 def oracle() -> War:
     """The exact mean of the mixture of digits, and truncations of its exact C."""
-    mixture = posterior.digits()
-    denoiser = posterior.exact(mixture)
+    mixture = digits_mixture()
+    denoiser = exact(ExactNetwork(mixture, DIM))
     draws = mixture.sample(4000, torch.Generator().manual_seed(7))
 
     def strategy(name: str) -> VarianceStrategy:
         ranks = {"diagonal": 0, "rank_4": 4, "full": None}
         if name in ranks:
-            return posterior.Truncated(denoiser, ranks[name])
+            return Truncated(denoiser, mixture, ranks[name])
         images = None if name == "beta_tilde" else draws.float()
         return optcov.fit(name, denoiser, images, progress=False)
 

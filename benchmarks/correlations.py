@@ -1,6 +1,6 @@
 """Measures what correlations gain on digits: samples and bits/dim of one mean network, by strategy.
 
-    python train.py model=unet var=sn_dpm          the network; or `make demo`
+    python train.py model=unet var=sn_dpm schedule=linear trainer.max_steps=1150    the network
     python -m benchmarks.correlations [RUN]        lines of CSV: strategy, score, value; RUN as in benchmarks.picture
 
 Heads are trained side by side on the same outputs of the network, and the chains of all strategies draw from the same
@@ -39,7 +39,7 @@ STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "lgs": ("lgs", {"difference": 0.01}),
     "lgs_corrected": ("lgs_corrected", {"difference": 0.01}),
     "low_rank_jacobian": ("low_rank", {"jacobian_weight": 1.0, "nll_weight": 0.0}),
-    "low_rank_both": ("low_rank", {"jacobian_weight": 0.1}),
+    "low_rank_both": ("low_rank", {"jacobian_weight": 1.0}),
     "ocm": ("ocm", {}),
     "dct": ("dct", {"num_times": 50}),
     "analytic": ("analytic", {"num_times": 50}),

@@ -1,6 +1,6 @@
 """Measures the loss of `var.num_times` against all times for a run's mean network, in the curve and in bits/dim.
 
-    python train.py model=unet var=beta hydra.run.dir=RUN
+    python train.py model=unet var=beta schedule=linear trainer.max_steps=1150 hydra.run.dir=RUN
     python benchmarks/few_times.py RUN
 
 A pass over few times measures the same values at these times as a pass over all times, so one full pass of each kind

@@ -27,16 +27,16 @@ import torch
 from torch import Tensor
 
 import optcov
-from benchmarks import rivals
-from benchmarks.posterior import against
 from benchmarks.reference import NETWORK
 from benchmarks.reference_page import filled
 from benchmarks.restored_digits import NOISE, theirs
-from benchmarks.rivals import Method
 from optcov.data import CIFAR10Data
 from optcov.denoiser import Denoiser
 from optcov.files import write_atomically
 from optcov.inverse import BlockAverage, Mask, Operator
+from optcov.posterior import rivals
+from optcov.posterior.rivals import Method
+from optcov.posterior.scores import against
 from optcov.variance.base import VarianceStrategy
 from optcov.variance.lgs import LGS
 

@@ -5,7 +5,7 @@ r"""Restores MNIST images with a network that others trained: our strategies, fi
 FOLDER is that of `benchmarks.foreign`.  The lower half of the image is missing; y has noise of 0.05 in the network's
 unit, whose range is [-0.5, 0.5].  Strategies are fitted on 8,000 of MNIST's test images, and 16 others are restored
 with 20 samples each.  Scores of the missing pixels, by CSV: PSNR of the samples' mean in dB, coverage of 90 %
-intervals, and CRPS in the network's unit, each with its standard error; see `benchmarks.posterior`.
+intervals, and CRPS in the network's unit, each with its standard error; see `optcov.posterior.scores`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 import optcov
-from benchmarks import rivals
 from benchmarks.foreign import load, mnist
-from benchmarks.posterior import against
 from benchmarks.restored_digits import theirs
 from optcov.denoiser import Denoiser
 from optcov.inverse import Mask
+from optcov.posterior import rivals
+from optcov.posterior.scores import against
 
 NOISE, CALLS, FITTED_ON = 0.05, 10, 8000
 STRATEGIES: dict[str, dict[str, Any]] = {"npr_dpm": {"steps": 200}, "low_rank": {"steps": 200}, "data_cov": {}}

@@ -1,6 +1,9 @@
 """Why SN-DPM scores better in samples than in likelihood: its variance taken apart, on digits.
 
-    python train.py -m seed=0,1,2 model=unet var=sn_dpm,npr_dpm          three networks; then, with their folders,
+    python train.py -m seed=0,1,2 model=unet var=sn_dpm,npr_dpm schedule=linear trainer.max_steps=1150
+
+trains three networks; then, with their folders,
+
     python -m benchmarks.sn_and_npr RUN RUN RUN                          the cells of docs/studies/sn_and_npr.md
     python -m benchmarks.sn_and_npr                                      writes the tables there again
 

@@ -23,7 +23,8 @@ FLOORS = [
     ),
     (
         "data labels metric report keys parts upgrade signatures targets trust foreign errors lock registry adapter "
-        "fitting covbench reference measurement restoring run_folder run_log signals uncertainties verbs",
+        "deepinv fitting covbench posterior reference measurement restoring run_folder run_log signals uncertainties "
+        "verbs",
         "diffusers huggingface_hub filelock PIL pooch pyarrow requests torchmetrics jinja2 matplotlib omegaconf pandas "
         "pydantic rich yaml",
     ),

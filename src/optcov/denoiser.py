@@ -22,6 +22,8 @@ from optcov.parameterization import Eps, Parameterization
 from optcov.schedule.base import NoiseSchedule
 from optcov.schedule.levels import NoiseLevels, per_sample
 
+NO_GRADIENT = "its answer has no gradient in x, as under torch.no_grad"
+
 
 class Network(Protocol):
     """The interface of a mean network: its shapes, and a call ``(x_t, time) -> (output, features)``.
@@ -184,6 +186,8 @@ class Denoiser(nn.Module):
 
         def x0_of(x_t: Tensor) -> Tensor:
             output, _ = self._call(x_t, prediction.level, prediction.condition)
+            if torch.autograd.forward_ad.unpack_dual(output).tangent is None:  # type: ignore[no-untyped-call]
+                raise RuntimeError(NO_GRADIENT)
             return self.parameterization.x0(x_t, output.to(x_t.dtype), prediction.level)
 
         at = prediction.x_t.contiguous()  # one point for many samples may be a view, which has no dual
@@ -196,6 +200,8 @@ class Denoiser(nn.Module):
         with torch.enable_grad():
             x_t = prediction.x_t.detach().requires_grad_()
             output, _ = self._call(x_t, prediction.level, prediction.condition)
+            if not output.requires_grad:
+                raise RuntimeError(NO_GRADIENT)
             x0 = self.parameterization.x0(x_t, output.to(x_t.dtype), prediction.level)
             (product,) = torch.autograd.grad(x0, x_t, v)
         return product
@@ -233,6 +239,14 @@ class Denoiser(nn.Module):
         if condition is None:
             return self.network(scaled, time)  # type: ignore[no-any-return]
         return self.network(scaled, time, condition)  # type: ignore[no-any-return]
+
+
+def not_finite(t: float) -> ValueError:
+    """What to say to a network whose answer at time t is not finite."""
+    return ValueError(
+        f"network must return finite numbers at every time (got NaN or infinity at t = {t:.4g}): look at its time and "
+        "schedule"
+    )
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -38,6 +39,11 @@ def config_errors(key: str) -> Iterator[None]:
     except Exception as error:
         # Hydra wraps exceptions of constructors; Lightning's own exception class would take seconds to import
         cause = error.__cause__ if type(error).__name__ == "InstantiationException" else error
+        if cause is None and (refused := re.search("Target '(.*?)'.* is blocklisted", str(error))):
+            what = "made of classes that Hydra lets a config name"
+            raise must(key, what, refused[1], "name a class that runs no commands") from error
+        if isinstance(cause, TypeError) and re.match(r"[\w.<>]+\(\) (missing|got|takes) ", str(cause)):
+            raise must(key, "made by what takes these arguments", cause, "correct its _target_ or them") from error
         if not isinstance(cause, ValueError) and type(cause).__name__ != "MisconfigurationException":
             if cause is None or cause is error or isinstance(cause, OSError):
                 raise

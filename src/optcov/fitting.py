@@ -7,7 +7,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from optcov.data.batches import RandomBatches
-from optcov.denoiser import Denoiser
+from optcov.denoiser import Denoiser, not_finite
 from optcov.schedule.levels import NoiseLevels
 from optcov.seeds import Stream, derive_seed
 from optcov.variance.base import Trained
@@ -81,6 +81,8 @@ def train(
             prediction = denoiser(x_t, level, known)
         loss = strategy.loss(denoiser, prediction, target).mean()
         if not loss.isfinite():
+            if not (fine := prediction.output.isfinite().flatten(1).all(1)).all():
+                raise not_finite(float(level.t[~fine][0]))
             raise ValueError(
                 f"loss must stay finite (got {float(loss)} at step {len(losses) + 1}): give a smaller lr than {lr}"
             )

@@ -170,7 +170,9 @@ RANGES: dict[str, Any] = {
     "data.num_train": _POSITIVE,
     "data.num_test": _POSITIVE,
 }
-# arguments of Lightning's Trainer that would make a run differ from what its folder says
+# arguments of Lightning's Trainer that a run reads
+NEEDED_BY_A_RUN = ("accelerator", "devices", "num_nodes", "strategy", "precision", "max_steps")
+# and those that would make it differ from what its folder says
 BREAKS_A_RUN = {
     **dict.fromkeys(
         ("max_epochs", "min_epochs", "min_steps", "limit_train_batches", "overfit_batches"),

@@ -63,6 +63,8 @@ def check_targets(config: Any) -> None:
         for name, value in node.items():
             if name in ("_args_", "_recursive_"):
                 raise must(f"{where}.{name}", "left out", value, "give arguments by their names")
+            if name == "_partial_" and not isinstance(value, bool):
+                raise must(f"{where}.{name}", "true or false", value, "leave it as its group has it")
             if name.startswith("_"):
                 continue
             if name not in signature.parameters and not signature.takes_any:

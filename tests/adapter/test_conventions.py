@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import optcov
-from optcov.adapter.diffusers import schedule_of
+from optcov.adapter.diffusers_schedule import schedule_of
 from optcov.data_range import DataRange
 from optcov.denoiser import Denoiser
 from optcov.oracle import GaussianMixture

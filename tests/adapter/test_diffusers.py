@@ -63,6 +63,21 @@ def video() -> nn.Module:
     )  # fmt: skip
 
 
+def motion() -> nn.Module:
+    return diffusers.UNetMotionModel(
+        sample_size=8, **SMALL, cross_attention_dim=8, num_attention_heads=2, motion_num_attention_heads=2,
+        down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
+        up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"),
+    )  # fmt: skip
+
+
+def frames_first() -> nn.Module:
+    return diffusers.CogVideoXTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=2, text_embed_dim=8,
+        num_layers=1, sample_width=8, sample_height=8, sample_frames=5, max_text_seq_length=3,
+    )  # fmt: skip
+
+
 def pixart() -> nn.Module:
     return diffusers.PixArtTransformer2DModel(
         sample_size=4, num_layers=1, patch_size=2, attention_head_dim=4, num_attention_heads=2, caption_channels=8,
@@ -103,6 +118,8 @@ WORKS: dict[str, tuple[Callable[[], Any], dict[str, Any], tuple[int, ...], str |
     "UNet1D of paths": (paths, EPS, (4, 16), "out_block.final_conv1d_act"),
     "UNet2D with classes": (lambda: pixels(num_class_embeds=3), EPS, (1, 8, 8), "conv_norm_out"),
     "UNet3D": (video, EPS | {"shape": (4, 2, 8, 8), "bind": WORDS}, (4, 2, 8, 8), "up_blocks.1.temp_convs.1.conv4.0"),
+    "UNetMotion": (motion, EPS | {"shape": (4, 2, 8, 8), "bind": WORDS}, (4, 2, 8, 8), None),
+    "CogVideoX": (frames_first, EPS | {"shape": (2, 4, 8, 8), "bind": WORDS}, (2, 4, 8, 8), None),
     "PixArt": (pixart, EPS | {"bind": WORDS}, (4, 4, 4), None),
     "SD3": (sd3, FLOW | {"bind": WORDS | POOLED}, (4, 4, 4), None),
     "Flux": (flux, FLOW | {"shape": (9, 4), "bind": WORDS | POOLED | IDS}, (9, 4), None),
@@ -130,6 +147,13 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
         lambda: pixels(class_embed_type="timestep"), EPS, r"bind its other arguments \(such as class_labels\)",
     ),
     "a network of videos": (video, EPS, r"shape must be stated, .*\(C, frames, H, W\) of videos"),
+    "a picture for a video": (
+        motion, EPS | {"shape": (4, 8, 8), "bind": WORDS}, r"shape must be \(C, frames, H, W\) for UNetMotion",
+    ),
+    "frames after channels": (
+        frames_first, EPS | {"shape": (4, 2, 8, 8), "bind": WORDS},
+        r"shape must be \(frames, C, H, W\) for CogVideoX.*, with C = 4 \(got \(4, 2, 8, 8\)\)",
+    ),
     "inpainting": (
         lambda: text(in_channels=9), EPS, r"noisy data alone \(got UNet2DConditionModel with 9 channels for 4",
     ),

@@ -235,6 +235,77 @@ REFUSED |= {
 }
 
 
+def each(x: Tensor, n: Tensor) -> Tensor:
+    assert len(x) == 1
+    assert n.ndim == 0
+    return x
+
+
+class Shared(Convolution):
+    """Normalizes over the batch, in eval mode, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.BatchNorm2d(1, track_running_stats=False)  # type: ignore[assignment]
+
+
+class Partly(Convolution):
+    """Has a weight that was never filled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = nn.Linear(1, 1, device="meta")
+
+
+def sometimes(x: Tensor, n: Tensor) -> Tensor:
+    """Is not finite from step 200 to 400."""
+    return 0 * x / ((n - 300).abs() > 100)[:, None, None, None]
+
+
+REFUSED |= {
+    "an assertion": (lambda: load(lambda x, n: each(x, x)), r"network must accept \(x, time\) .*it failed: assert"),
+    "time before x": (lambda: load(lambda n, x: x * n[:, None, None, None]), r"give lambda x, t: network\(t, x\)$"),
+    "time in a column": (lambda: load(lambda x, n: x * n.unsqueeze(2).unsqueeze(3)), r"network\(x, t\[:, None\]\)$"),
+    "one sample at a time": (
+        lambda: load(each),
+        r"give lambda x, t: torch\.cat\(\[network\(x\[i : i \+ 1\], t\[i\]\) for",
+    ),
+    "a batch of two": (
+        lambda: load(lambda x, n: x + torch.zeros(2, 1, 1, 1)),
+        r"any size \(it failed for three samples",
+    ),
+    "complex answers": (
+        lambda: load(lambda x, n: x + 0j),
+        r"must return real floating-point numbers \(got complex64\)",
+    ),
+    "whole answers": (lambda: load(lambda x, n: x.long()), r"must return real floating-point numbers \(got int64\)"),
+    "a class of networks": (lambda: load(Convolution), r"the place of one \(got the class Convolution\)"),
+    "no numbers in a part": (lambda: load(Partly()), r"network must have numbers for weights"),
+    "a name of the Hub": (
+        lambda: load("google/ddpm-cifar10-32"),
+        r"does not exist: .*huggingface_hub\.snapshot_download",
+    ),
+    "a shape without a number": (lambda: load(shape=(1, 4, math.nan)), r"shape must be positive integers"),
+    "text for a binding": (lambda: load(bind="text"), r"bind must be a dictionary of arguments \(got str\)"),
+    "classes in words": (
+        lambda: load(Table(), time="n-1", num_classes="3"),
+        r"num_classes must be a whole number .*'3'",
+    ),
+    "NaN in a sample": (
+        lambda: optcov.sample(load(sometimes), num_steps=4, progress=False),
+        r"samples must be finite",
+    ),
+    "NaN while a head is fitted": (
+        lambda: optcov.fit("npr_dpm", load(sometimes), IMAGES, 2, progress=False),
+        r"network must return finite numbers at every time \(got NaN or infinity at t = 0\.[234]",
+    ),
+    "a gradient in inference mode": (
+        lambda: optcov.sample(load(torch.inference_mode()(lambda x, n: x * 0.1)), "lgs", 2, 2, progress=False),
+        r"network must be differentiable in forward mode .*no gradient in x",
+    ),
+}
+
+
 class Pooled(Convolution):
     """Has a module that sees no map of the data's size."""
 
@@ -299,6 +370,23 @@ def test_half_precision_does_not_round_the_time():
 
     with pytest.warns(UserWarning, match=r"takes its time in bfloat16, which is off by up to 2"):
         load(Careless().bfloat16(), integer_time=False)
+
+
+def test_a_network_in_inference_mode_has_heads_and_its_time_is_its_own():
+    class Inference(Convolution):
+        @torch.inference_mode()
+        def forward(self, x: Tensor, n: Tensor) -> Tensor:
+            n.sub_(1)
+            return super().forward(x, n)
+
+    denoiser = load(Inference())
+    strategy = optcov.fit("npr_dpm", denoiser, IMAGES, 2, progress=False)
+    assert optcov.sample(denoiser, strategy, 2, 3, progress=False).isfinite().all()
+
+
+def test_answers_that_depend_on_the_batch_are_told():
+    with pytest.warns(UserWarning, match="answer for a sample depends on the others in its batch"):
+        load(Shared())
 
 
 def test_answers_that_differ_each_time_are_told():

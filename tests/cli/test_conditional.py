@@ -123,7 +123,7 @@ def test_an_unconditional_network_is_identified_as_before():
     """Caches stay valid: what changes these keys without need loses them, and with need raises FORMAT."""
     keys = []
     for extra in [], ["labels=null", "label_dropout=0.5", "guidance=classifier"], ["conditional=true"]:
-        cfg = composed("var=npr_dpm", *extra)
+        cfg = composed("var=npr_dpm", "schedule=linear", *extra)
         fits = plan_fits(cfg, build(cfg))
         keys.append((identity_key(fits.mean), identity_key(fits.variance)))
     plain, other, conditional = keys

@@ -206,7 +206,9 @@ def test_a_command_that_is_killed_can_be_repeated(run: CLI, trained: Path, count
 
 def test_images_that_were_half_written_are_written_whole(run: CLI, trained: Path, monkeypatch: pytest.MonkeyPatch):
     arguments = [f"run={trained}", "num_samples=3", "format=png", "hydra.run.dir=out"]
-    monkeypatch.setattr(tasks, "write_pngs", lambda drawn, count, place: (place.mkdir(), (_ for _ in ()).throw(Killed)))
+    monkeypatch.setattr(
+        tasks, "write_pngs", lambda drawn, count, place, labels: (place.mkdir(), (_ for _ in ()).throw(Killed))
+    )
     with pytest.raises(Killed):
         run(*arguments, task="sample", tiny=False)
     monkeypatch.undo()

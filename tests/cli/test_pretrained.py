@@ -231,7 +231,7 @@ def test_data_of_another_shape_are_refused(config: Config, monkeypatch: pytest.M
 def test_a_run_of_ours_states_everything(config: Config, untouched: Path):
     given = open_pretrained(asked(config, "model.source", str(untouched)))
     assert given is not None
-    assert (given.config.schedule["num_steps"], given.config.choices["schedule"]) == (50, "linear")
+    assert (given.config.schedule["num_steps"], given.config.choices["schedule"]) == (50, "cosine")
     kept = weights(untouched / "checkpoints" / "mean.safetensors")
     assert all(torch.equal(value, kept[name]) for name, value in given.denoiser.state_dict().items())
     with pytest.raises(ConfigError, match=r"model\.time must be left out for a network of optcov \(got n\)"):

@@ -258,7 +258,7 @@ def test_settings_that_would_need_another_network_are_refused(run: CLI, untouche
         "data=cifar10": "data._target_ = optcov.data.DigitsData, not optcov.data.CIFAR10Data: leave data out",
         "data.batch_size=7": "data.batch_size = 64, not 7",
         "model.channels=16": "model.channels = 8, not 16",
-        "schedule=cosine": "schedule._target_",
+        "schedule=linear": "schedule._target_",
         "conditional=true": "conditional = False, not True",
         "label_dropout=0.3": "label_dropout = 0.1, not 0.3",
         "parameterization=v": "parameterization._target_ = optcov.parameterization.Eps",

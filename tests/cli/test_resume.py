@@ -178,7 +178,7 @@ def key(*arguments: str) -> str:
     "setting",
     ["seed=1", "trainer.max_steps=3", "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=2", "optimizer=adam",
      "optimizer.lr=0.01", "warmup_steps=3", "data.batch_size=32", "callbacks.ema.decay=0.5", "~callbacks.ema",
-     "model.dropout=0.1", "model=unet_keras_ddpm", "schedule=cosine", "schedule.num_steps=40", "parameterization=v",
+     "model.dropout=0.1", "model=unet_keras_ddpm", "schedule=linear", "schedule.num_steps=40", "parameterization=v",
      "time_offset=-1", "trainer.accumulate_grad_batches=2", "trainer.devices=2"],
 )  # fmt: skip
 def test_a_network_is_found_again_only_by_what_determined_it(setting: str):

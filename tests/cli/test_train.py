@@ -42,7 +42,7 @@ def test_results_hold_the_contract(trained):
     assert found["metrics"]["fd_pixel_8"] > 0
     assert found["reference"] == {"fd_pixel_8": "digits train (1500)"}
     assert [found[key] for key in ("var", "sampler", "trajectory", "model", "schedule")] == [
-        "sn_dpm", "ddpm", "even", "unet", "linear",
+        "sn_dpm", "ddpm", "even", "unet", "cosine",
     ]  # fmt: skip
     assert (found["num_steps"], found["nfe"], found["seed"], found["num_samples"]) == (3, 3, 0, 8)
     assert found["throughput_images_per_s"] > 0

@@ -17,7 +17,6 @@ from command_line import CLI, TINY, UNET, results
 from omegaconf import OmegaConf
 from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
-from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from optcov.cli import tasks
 from optcov.training import wandb as module
@@ -154,7 +153,7 @@ def test_an_offline_run_holds_config_scores_pictures_and_charts(run: CLI, curves
     assert found.exit_code == 0  # finished, not cut off
     assert found.project == "optcov"
     assert found.name == "run"
-    assert set(found.tags) == {"mine", "sn_dpm", "ddpm", "digits", "linear", "classifier"}
+    assert set(found.tags) == {"mine", "sn_dpm", "ddpm", "digits", "cosine", "classifier"}
 
     config = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"))
     assert isinstance(config, dict)
@@ -222,7 +221,7 @@ def test_the_runs_of_a_sweep_are_apart_and_share_its_group(run: CLI, curves: dic
     scores: dict[str, dict[float, float]] = {}
     for each, path in zip(found, jobs, strict=True):
         ours = results(path)
-        assert set(each.tags) == {ours["var"], "ddpm", "digits", "linear"}
+        assert set(each.tags) == {ours["var"], "ddpm", "digits", "cosine"}
         scores.setdefault(ours["var"], {})[ours["num_steps"]] = ours["metrics"]["fd_pixel_8"]
         assert logged(each.history, "fd_pixel_8") == [ours["metrics"]["fd_pixel_8"]]
 
@@ -323,6 +322,8 @@ def test_a_folder_has_one_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 def test_an_agent_of_a_sweep_runs_as_the_sweep_says(run: CLI, monkeypatch: pytest.MonkeyPatch):
     """With the arguments and the environment that `wandb agent` makes of a parameter's values."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args  # takes two seconds
+
     chosen = {"var": "beta", "sampler.num_steps": 2, "optimizer.lr": 1e-05, "conditional": False}
     command = {"args": {name: {"value": value} for name, value in chosen.items()}}
     monkeypatch.setenv("WANDB_SWEEP_ID", "thesweep")

@@ -261,6 +261,16 @@ def test_bounded_is_a_congruence(kind: Kind, event: tuple[int, ...], high: float
     assert_stands_for(covariance, dense, event)
 
 
+@kinds
+@events
+def test_a_congruence_scales_both_sides(kind: Kind, event: tuple[int, ...]):
+    covariance, dense = kind(event)
+    scale = uniform(BATCH, *event, seed=2)
+    scale[:, 0] = 0.0
+    rows = scale.flatten(1)
+    assert_stands_for(covariance.congruence(scale), rows[:, :, None] * dense * rows[:, None], event)
+
+
 def test_bounded_keeps_correlations_and_does_not_clamp_the_spectrum():
     """Of correlated pixels, eigenvalues reach d times the bound; that is what structure is worth."""
     event = (5,)

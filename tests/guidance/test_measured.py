@@ -154,6 +154,8 @@ def test_noise_of_another_unit_is_said() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         drawn(denoiser, MeasurementGuidance(denoiser, operator=operator, y=y, noise=0.2))
+        few = MatrixOperator.random((DIM,), 3)  # of which no more can be said where one stands there for each sample
+        drawn(denoiser, MeasurementGuidance(denoiser, operator=few, y=(few(x_0) + 0.2).expand(5, 3), noise=0.2))
 
 
 def test_solutions_that_stop_early_are_said() -> None:

@@ -26,6 +26,7 @@ from optcov.inverse import (
     condition,
     innovation,
 )
+from optcov.inverse.block import MeasuredBlock
 
 EVENT, BATCH = (1, 4, 4), 3
 GENERATOR = torch.Generator().manual_seed(5)
@@ -137,6 +138,47 @@ def test_closed_forms_are_taken_where_there_are_any(kind: str, name: str, total:
     residual = normal(BATCH, *operator.measurement_shape)
     assert type(innovation(KINDS[kind], residual, operator, variance)) is total
     assert type(condition(KINDS[kind], residual, operator, variance).covariance) is after
+
+
+SHARED = BasisCovariance(DCT(EVENT), VARIANCE[:1].expand(BATCH, *EVENT)).bounded(100.0)  # the same for all samples
+
+
+@pytest.mark.parametrize(
+    ("covariance", "operator", "total"),
+    [
+        (SHARED, Mask(EVENT, torch.arange(16).reshape(4, 4) % 5 > 1), MeasuredBlock),
+        (KINDS["basis"], Mask(EVENT, torch.arange(16).reshape(4, 4) % 5 > 1), MeasuredBlock),
+        (SHARED, OPERATORS["strided blur"], FullCovariance),
+        (KINDS["basis"], OPERATORS["strided blur"], MatrixFreeCovariance),
+        (SHARED, Mask(EVENT, torch.arange(16).reshape(4, 4) % 5 == 1), FullCovariance),  # more is hidden than measured
+    ],
+    ids=["block", "block of each", "one matrix", "steps", "sparse mask"],
+)
+def test_many_measurements_are_solved_exactly_where_one_factorization_does(
+    covariance: Covariance, operator: Operator, total: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    residual, variance = normal(BATCH, *operator.measurement_shape), torch.tensor(0.01, dtype=torch.float64)
+    wanted_shift, wanted = dense(covariance, operator, variance, residual)
+    monkeypatch.setattr("optcov.inverse.conditioning.EXACT_UP_TO", 0)
+    found = innovation(covariance, residual, operator, variance)
+    assert type(found) is total
+    full = FullCovariance.of(found)
+    for operation in ("solve", "matvec", "inv_quad"):
+        assert_close(getattr(found, operation)(residual), getattr(full, operation)(residual), rtol=1e-6, atol=1e-6)
+    assert_close(found.diagonal(), full.diagonal(), rtol=1e-9, atol=1e-9)
+    assert_close(condition(covariance, residual, operator, variance).shift.flatten(1), wanted_shift)
+    assert_close(drawn(condition(covariance, residual, operator, variance).covariance), wanted)
+
+
+def test_a_block_has_the_operations_of_full() -> None:
+    operator = Mask(EVENT, torch.arange(16).reshape(4, 4) % 5 > 1)
+    block = MeasuredBlock(BasisCovariance(DCT(EVENT), VARIANCE), operator, False)
+    full, v = FullCovariance.of(block), normal(BATCH, *operator.measurement_shape)
+    scale, shift = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
+    assert_close(block.affine(scale, shift).solve(v), full.affine(scale, shift).solve(v))
+    assert_close(block.bounded(0.4).dense(), full.bounded(0.4).dense())
+    assert_close(block.logdet(), full.logdet())
+    assert_close(drawn(block), full.matrix)
 
 
 def test_a_solution_says_how_far_it_went() -> None:

@@ -245,7 +245,7 @@ def test_a_low_rank_strategy_finds_the_correlations(mixture: GaussianMixture, ja
     denoiser = exact_denoiser(mixture, Eps)
     many, target, one, _ = at_one_point(mixture, denoiser, 3, 64 if jacobian else 4000)
     torch.manual_seed(0)
-    weights = {"nll_weight": 0.0, "jacobian_weight": 1.0} if jacobian else {}
+    weights = {"nll_weight": 0.0, "jacobian_weight": 1e3} if jacobian else {}
     strategy = LowRank(denoiser, Zero, rank=1, **weights)
     if jacobian:
         probes = torch.randn(64, 2, dtype=torch.float64)

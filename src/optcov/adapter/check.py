@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from optcov.adapter.images import data
-from optcov.adapter.probe import FAILURES
 from optcov.adapter.time import FEEDS, TimeFeed, time_feed
 from optcov.data_range import DataRange
 from optcov.denoiser import Denoiser, device_of
@@ -90,7 +89,7 @@ def check_conventions(denoiser: Denoiser, images: Any = None, labels: Tensor | N
     for other in others:
         try:
             theirs = trial.errors(other)
-        except FAILURES:  # such as a time that is not in its table
+        except Exception:  # such as a time that is not in its table
             continue
         levels = [i for i in ours if i in theirs]
         if not levels:

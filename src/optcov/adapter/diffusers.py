@@ -7,34 +7,19 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from optcov.adapter.conventions import Conventions
+from optcov.adapter.diffusers_schedule import of_scheduler
 from optcov.adapter.files import read_json
-from optcov.adapter.network import TIMES
-from optcov.parameterization import EDM
-from optcov.schedule import (
-    BetaSchedule,
-    CosineSchedule,
-    FlowSchedule,
-    FunctionSchedule,
-    NoiseLevels,
-    NoiseSchedule,
-    VESchedule,
-)
+from optcov.adapter.network import TIMES, AnswerError
 from optcov.wording import first_line
 
 NETWORKS = ("unet", "transformer", "model")  # what pipelines call their network
 VARIANT = re.compile(r".+_model\.(?!safetensors$|bin$)(\w+?)(?:-\d+-of-\d+)?\.(?:safetensors|bin)$")
-OTHERS = ("CMStochastic", "DDPMWuerstchen", "VQDiffusion", "Amused", "Karras")  # paths of their own
 ENCODERS = ("vae", "vqvae", "movq", "vqgan")  # what pipelines of latents call theirs
-OF_UNIT_TIME = (  # flows that are fed t, where others are fed 1000 t
-    "AuraFlow", "BriaFibo2", "Chroma", "Flux", "Krea2", "LongCatImage", "NucleusMoE", "Ovis", "PRX", "QwenImage"
-)  # fmt: skip
-BACKWARDS = ("Lumina", "Mochi", "ZImage")  # flows whose time runs from noise to data
 WITH_FRAMES = ("3D", "Motion", "Temporal", "Video")  # whose `sample_size` leaves out the frames
-PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "velocity"}
+FRAMES_FIRST = ("CogVideoX", "ConsisID", "UNetSpatioTemporal")  # whose videos are [B, frames, C, H, W]
 
 
 class Diffusers(nn.Module):
@@ -49,7 +34,8 @@ class Diffusers(nn.Module):
     def __init__(self, network: nn.Module, config: dict[str, Any]) -> None:
         super().__init__()
         self.network, self.time = network, _time_of(network)
-        _check_channels(type(network).__name__, config)
+        self.kind, self.channels = type(network).__name__, config.get("in_channels")
+        _check_channels(self.kind, config)
 
     @property
     def wrapped(self) -> nn.Module:
@@ -58,8 +44,23 @@ class Diffusers(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, **keywords: Any) -> Tensor:
         """``x`` ``[B, C, ...]`` and times ``[B]`` to the sample."""
+        self._check_frames(x)
+        words = keywords.get("encoder_hidden_states")
+        if self.kind == "UNetMotionModel" and words is not None:  # which is fed the text of each frame
+            keywords["encoder_hidden_states"] = words.repeat_interleave(x.shape[2], 0)
         answer: Tensor = self.network(x, **{self.time: time}, return_dict=False, **keywords)[0]
         return answer
+
+    def _check_frames(self, x: Tensor) -> None:
+        """Refuse videos whose axes stand in another order, and pictures where the network takes videos."""
+        axis = 2 if self.kind.startswith(FRAMES_FIRST) else 1
+        takes_videos = self.kind.startswith("UNet") and any(word in self.kind for word in WITH_FRAMES)
+        if (x.ndim == 5 and self.channels not in (None, x.shape[axis])) or (x.ndim != 5 and takes_videos):
+            order = "(frames, C, H, W)" if axis == 2 else "(C, frames, H, W)"
+            raise AnswerError(
+                f"shape must be {order} for {self.kind}, with C = {self.channels} (got {tuple(x.shape[1:])}): give the "
+                "shape of such a video"
+            )
 
 
 def _time_of(network: nn.Module) -> str:
@@ -116,9 +117,7 @@ def of_object(source: Any) -> tuple[Any, Conventions]:
         )
     config = {"_class_name": type(network).__name__} | dict(getattr(network, "config"))  # noqa: B009 (typed as a module)
     made = Diffusers(network, config)
-    said = (
-        _of_scheduler(dict(scheduler.config) | {"_class_name": type(scheduler).__name__}, config) if scheduler else {}
-    )
+    said = of_scheduler(dict(scheduler.config) | {"_class_name": type(scheduler).__name__}, config) if scheduler else {}
     if getattr(source, "transformer_2", None) is not None:
         raise _of_two(type(source).__name__)
     if any(getattr(source, name, None) is not None for name in ENCODERS):
@@ -159,7 +158,7 @@ def of_folder(folder: Path) -> tuple[Any, Conventions]:
         raise ValueError(f"source = {folder} cannot be opened ({first_line(error)}): download it again") from error
     config = dict(network.config) | {"_class_name": kind.__name__}
     made = Diffusers(network, config)
-    said = _of_scheduler(read_json(scheduler), config) if scheduler.is_file() else {}
+    said = of_scheduler(read_json(scheduler), config) if scheduler.is_file() else {}
     if any((scheduler.parent.parent / name / "config.json").is_file() for name in ENCODERS):
         said["data_range"] = "unbounded"
     return made, _conventions(network, config, said)
@@ -204,107 +203,3 @@ def _conventions(network: nn.Module, config: dict[str, Any], said: dict[str, Any
         null_class=int(labels) if labels is not None and kind.startswith("DiT") else None,  # it always learns one
         **said,
     )
-
-
-def _of_scheduler(config: dict[str, Any], network: dict[str, Any]) -> dict[str, Any]:
-    """The schedule, prediction and time feed that a scheduler_config.json states for a network with a config."""
-    name, kind = str(config.get("_class_name", "")), config.get("prediction_type", "epsilon")
-    schedule, user = schedule_of(config), str(network.get("_class_name", ""))
-    if isinstance(schedule, FlowSchedule):
-        if user.startswith(BACKWARDS) or config.get("invert_sigmas"):
-            raise ValueError(
-                f"source must be a network whose time runs from data to noise (got {user}, where it runs back): give "
-                'lambda x, t: -network(x, 1 - t) with time="t", prediction="velocity" and schedule="flow"'
-            )
-        time = "t" if user.startswith(OF_UNIT_TIME) else "1000t"
-        return {"schedule": schedule, "prediction": "velocity", "time": time}
-    if name.startswith("IPNDM"):
-        return {"schedule": schedule, "prediction": "v", "time": "t"}
-    if name.startswith("ScoreSdeVe"):
-        return {"schedule": schedule, "prediction": "score", "time": _sigma}
-    if isinstance(schedule, VESchedule):
-        if kind != "epsilon":
-            raise ValueError(
-                f"prediction_type of {name} must be epsilon, EDM's F (got {kind}): give the network with prediction=, "
-                "schedule= and time="
-            )
-        return {"schedule": schedule, "prediction": EDM(float(config.get("sigma_data", 0.5))), "time": "edm"}
-    if kind not in PREDICTIONS:
-        raise ValueError(f"prediction_type of {name} must be one of {', '.join(PREDICTIONS)} (got {kind})")
-    if config.get("timestep_type") == "continuous":
-        raise ValueError(
-            f"timestep_type of {name} must be discrete (got continuous): give the network with prediction=, schedule= "
-            "and time="
-        )
-    return {"schedule": schedule, "prediction": PREDICTIONS[kind], "time": "n-1"}
-
-
-def _sigma(level: NoiseLevels) -> Tensor:
-    """The time of exploding score SDEs."""
-    return level.sigma
-
-
-def _cosine(t: Tensor) -> Tensor:
-    """The signal of Dance Diffusion."""
-    return (t * torch.pi / 2).cos()
-
-
-def _sine(t: Tensor) -> Tensor:
-    """The noise of Dance Diffusion."""
-    return (t * torch.pi / 2).sin()
-
-
-def schedule_of(config: dict[str, Any]) -> NoiseSchedule:
-    """Make the schedule of a scheduler's config.
-
-    Raises:
-        ValueError: if its kind is not known.
-    """
-    name, count = str(config.get("_class_name", "")), int(config.get("num_train_timesteps", 1000))
-    if "FlowMatch" in name or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
-        return FlowSchedule(count)
-    if name.startswith(("EDM", "ScoreSdeVe")):
-        return VESchedule(count, float(config["sigma_min"]), float(config["sigma_max"]))
-    if name.startswith("IPNDM") and config.get("trained_betas") is None:
-        return FunctionSchedule(_cosine, _sine, count)
-    if name.startswith(OTHERS) or not {"beta_schedule", "trained_betas"} & config.keys():
-        raise ValueError(
-            f"scheduler must state betas, or be of flow matching or EDM (got {name or 'one of another kind'}): give "
-            "the network with prediction=, schedule= and time="
-        )
-    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
-    kind = config.get("beta_schedule", "linear")
-    if config.get("trained_betas") is not None:
-        betas = torch.as_tensor(config["trained_betas"], dtype=torch.float64)
-    elif kind == "linear":
-        betas = torch.linspace(start, end, count, dtype=torch.float64)
-    elif kind == "scaled_linear":
-        betas = torch.linspace(start**0.5, end**0.5, count, dtype=torch.float64) ** 2
-    elif kind == "sigmoid":
-        betas = torch.sigmoid(torch.linspace(-6, 6, count, dtype=torch.float64)) * (end - start) + start
-    elif kind == "squaredcos_cap_v2":
-        return (
-            CosineSchedule(count)
-            if not config.get("rescale_betas_zero_snr")
-            else _zero_snr(_betas_of(CosineSchedule(count)))
-        )
-    else:
-        raise ValueError(
-            f"beta_schedule of {name or 'the scheduler'} must be linear, scaled_linear, sigmoid or squaredcos_cap_v2 "
-            f"(got {kind}): give schedule= a list of betas"
-        )
-    return _zero_snr(betas) if config.get("rescale_betas_zero_snr") else BetaSchedule(betas)
-
-
-def _betas_of(schedule: NoiseSchedule) -> Tensor:
-    grid = torch.cat([torch.zeros(1, dtype=torch.float64), schedule.grid()])
-    return schedule.variance_between(grid[:-1], grid[1:])
-
-
-def _zero_snr(betas: Tensor) -> BetaSchedule:
-    """Betas shifted and scaled so that no signal is left after the last (arXiv:2305.08891, Algorithm 1)."""
-    alpha = (1 - betas).cumprod(0).sqrt()
-    alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
-    alpha_sq = alpha**2
-    ratio = torch.cat([alpha_sq[:1], alpha_sq[1:] / alpha_sq[:-1]])
-    return BetaSchedule(1 - ratio)

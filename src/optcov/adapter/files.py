@@ -32,9 +32,11 @@ def open_source(source: str | Path, network: nn.Module | None) -> tuple[Any, Con
     """
     path = Path(source)
     if not path.exists():
-        if ":" in str(source):
+        if ":" in str(source) and "://" not in str(source):
             return named(str(source)), Conventions()
-        raise ValueError(f"source = {source} does not exist: give a folder, a file of weights, or module:name")
+        hub = "://" in str(source) or (isinstance(source, str) and source.count("/") == 1)
+        other = ", or download a repository of the Hub by huggingface_hub.snapshot_download first" if hub else ""
+        raise ValueError(f"source = {source} does not exist: give a folder, a file of weights, or module:name{other}")
     if path.is_dir():
         return _of_folder(path)
     if path.suffix == ".safetensors" and network is None:

@@ -126,14 +126,21 @@ def load(
     call = _module_of(call)
     if isinstance(call, nn.Module) and isinstance(inner(call), nn.DataParallel | nn.parallel.DistributedDataParallel):
         call = inner(call).module
-    if not callable(call):
+    if not callable(call) or (isinstance(call, type) and issubclass(call, nn.Module)):
+        got = f"the class {call.__name__}" if isinstance(call, type) else type(source).__name__
         raise ValueError(
-            f"source must be a network, a function, or the place of one (got {type(source).__name__}): give "
+            f"source must be a network, a function, or the place of one (got {got}): give "
             "(x, time) -> tensor, a folder of diffusers, or a file of weights with network="
         )
     known = _complete(call, known)
     if isinstance(call, nn.Module):
-        call.eval()
+        try:
+            call.eval()
+        except NotImplementedError as error:  # what torch.export makes
+            raise ValueError(
+                f"source must be a network that has eval() (it failed: {first_line(error)}): give a function (x, time) "
+                "that calls it"
+            ) from error
         if device is not None:
             call.to(device)
     assert known.shape is not None
@@ -148,6 +155,12 @@ def load(
             f"null_bind must name what bind does (got {', '.join(sorted(null_bind))} and "
             f"{', '.join(sorted(bind or {})) or 'nothing'}): give both"
         )
+    if bind is not None and not isinstance(bind, dict):
+        raise ValueError(
+            f"bind must be a dictionary of arguments (got {type(bind).__name__}): give such as {{'text': x}}"
+        )
+    if known.num_classes is not None and not (isinstance(known.num_classes, int) and known.num_classes >= 1):
+        raise ValueError(f"num_classes must be a whole number of at least 1 (got {known.num_classes!r}): give K")
     if known.null_class is not None and known.num_classes is None:
         raise ValueError(f"num_classes must be given with null_class (got {known.null_class} alone): give both")
     if not _is_ours(call):
@@ -195,7 +208,7 @@ def _shape(shape: Any) -> tuple[int, ...]:
         sizes = tuple(shape)
     except TypeError:
         sizes = ()
-    if not sizes or any(isinstance(each, str) or each != int(each) or each < 1 for each in sizes):
+    if not sizes or any(isinstance(each, str) or not each >= 1 or each % 1 != 0 for each in sizes):
         raise ValueError(f"shape must be positive integers, of one sample (got {shape!r}): give (C, H, W) or (D,)")
     return tuple(int(each) for each in sizes)
 
@@ -312,7 +325,7 @@ def to_schedule(schedule: Any) -> NoiseSchedule:
         assert isinstance(made, NoiseSchedule)
         return made
     if hasattr(schedule, "config") and type(schedule).__module__.startswith("diffusers."):
-        from optcov.adapter.diffusers import schedule_of
+        from optcov.adapter.diffusers_schedule import schedule_of
 
         return schedule_of(dict(schedule.config) | {"_class_name": type(schedule).__name__})
     if isinstance(schedule, tuple | list) and len(schedule) == 2 and all(callable(each) for each in schedule):

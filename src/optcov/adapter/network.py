@@ -84,7 +84,7 @@ class AdaptedNetwork(nn.Module):
             features = torch.cat([x_t, output.to(x_t.dtype)], 1)
         else:
             assert self._seen is not None
-            features, self._seen = self._seen.to(x_t.dtype), None  # heads are not in half precision
+            features, self._seen = _ordinary(self._seen).to(x_t.dtype), None  # heads are not in half precision
         if variance is not None:  # the last C channels of the features
             features = torch.cat([features, variance.to(features.dtype)], 1)
         return output, features
@@ -93,7 +93,7 @@ class AdaptedNetwork(nn.Module):
         """The network's unmodified output, ``[B, C or 2C, ...]``."""
         dtype = self.dtype or x_t.dtype
         time = time.round().long() if self.integer_time else time.to(self.time_dtype or dtype)
-        arguments: list[Tensor] = [x_t.to(dtype), time]
+        arguments: list[Tensor] = [x_t.to(dtype), time.clone()]  # networks may change their time in place
         bound = {name: self._rows(value, len(x_t)) for name, value in self.bind.items()}
         if self.null_bind is not None:
             if condition is None:
@@ -108,7 +108,7 @@ class AdaptedNetwork(nn.Module):
                 arguments.append(condition)
             else:
                 bound[self.label_keyword] = condition
-        return tensor_of(self.call(*arguments, **bound)).to(x_t.dtype)
+        return _ordinary(tensor_of(self.call(*arguments, **bound))).to(x_t.dtype)
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -146,7 +146,17 @@ def tensor_of(answer: Any) -> Tensor:
             f"network must return a tensor, a tuple that starts with one, or an object with .sample (got "
             f"{type(answer).__name__}{_keys(answer)}): wrap it in a function that does"
         )
+    if not answer.is_floating_point():
+        raise AnswerError(
+            f"network must return real floating-point numbers (got {str(answer.dtype).removeprefix('torch.')}): wrap "
+            "it in a function that does"
+        )
     return answer
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    """A tensor that a loss may be computed from: one made in inference mode may not be saved for a backward pass."""
+    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
 
 
 def _keys(answer: Any) -> str:

@@ -1,4 +1,7 @@
-"""Calls a network a few times, to find out how it must be called, and refuses one that does not answer as stated."""
+"""Calls a network a few times, to find out how it must be called, and refuses one that does not answer as stated.
+
+A network of others may raise anything, such as the `AssertionError` of an `assert`, so every exception is a refusal.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from optcov.adapter.network import LABELS, TIMES, AdaptedNetwork, AnswerError, find_features, inner
+from optcov.adapter.network import LABELS, TIMES, AdaptedNetwork, AnswerError, find_features, inner, tensor_of
 from optcov.adapter.time import TimeFeed
 from optcov.denoiser import device_of
 from optcov.schedule import NoiseSchedule
@@ -21,7 +25,6 @@ from optcov.wording import first_line
 
 log = logging.getLogger(__name__)
 
-FAILURES = (RuntimeError, TypeError, IndexError, ValueError, AttributeError, KeyError)
 HALF = (torch.float16, torch.bfloat16)
 ALIKE = 1e-2  # largest difference of two answers to one question, as a share of their size
 
@@ -75,11 +78,16 @@ def adapt(
             _ask_labels(network, x_t, time)
         name = find_features(network, x_t, time, condition) if features == "auto" else _named(call, features)
         again = network.ask(x_t, time, condition)
-        off, size = (each.abs().max().item() for each in (answer - again, answer))
-    if off > ALIKE * size:
+    if not _is_alike(answer, again):
         warnings.warn(
             "the network answers the same question differently each time: switch off what is random in it, such as "
             "dropout that eval() does not reach",
+            stacklevel=3,
+        )
+    elif not _is_alike(answer, _with_another(network, x_t, time, condition)):
+        warnings.warn(
+            "the network's answer for a sample depends on the others in its batch: switch off what mixes them, such as "
+            "a BatchNorm without running statistics, or its samples and scores depend on batch_size",
             stacklevel=3,
         )
     if name is None and network.learned_sigma is False:
@@ -109,6 +117,26 @@ def adapt(
     return network
 
 
+def _is_alike(answer: Tensor, other: Tensor) -> bool:
+    """Whether two answers to the same question are equal but for rounding."""
+    return bool((answer - other).abs().max() <= ALIKE * answer.abs().max())
+
+
+@torch.no_grad()
+def _with_another(network: AdaptedNetwork, x_t: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
+    """The answers for the same two samples in a batch of three."""
+    rows = torch.tensor([0, 1, 0], device=x_t.device)
+    three = x_t[rows] * torch.tensor([1.0, 1.0, 3.0], device=x_t.device).reshape(-1, *[1] * (x_t.ndim - 1))
+    try:
+        with _eager(network.call):
+            return network.ask(three, time[rows], None if condition is None else condition[rows])[:2]
+    except Exception as error:
+        raise ValueError(
+            f"network must accept batches of any size (it failed for three samples: {first_line(error)}): wrap it in a "
+            "function, and bind only what is the same for every sample, as [1, ...]"
+        ) from error
+
+
 def fed(feed: TimeFeed, schedule: NoiseSchedule, t: Tensor) -> Tensor:
     """What the network is fed at times, float64 in their shape.
 
@@ -117,7 +145,7 @@ def fed(feed: TimeFeed, schedule: NoiseSchedule, t: Tensor) -> Tensor:
     """
     try:
         time: Any = feed(schedule.levels(t))
-    except FAILURES as error:
+    except Exception as error:
         raise ValueError(
             f"time must be a function of the level, which has t, alpha, sigma and log_snr (it failed: "
             f"{first_line(error)}): give such as lambda level: 1000 * level.t"
@@ -158,7 +186,7 @@ def _first(
             answer = network.ask(x_t, time.float(), condition)
         except AnswerError:
             raise
-        except FAILURES as error:
+        except Exception as error:
             reasons.append(error)
             continue
         if network.integer_time and len(set(grid.round().tolist())) < len(grid) / 2:
@@ -175,12 +203,45 @@ def _first(
                     stacklevel=4,
                 )
         return answer
+    form = _other_form(network, x_t, time.float()) if condition is None else None
+    if form is not None:
+        raise ValueError(
+            f"network must accept (x, time) with x of [2, {', '.join(map(str, network.data_shape))}] and time of [2] "
+            f"(it failed: {first_line(reasons[0])}): give {form}"
+        ) from reasons[0]
     asked = "(x, time)" if condition is None else "(x, time, labels)"
     raise ValueError(
         f"network must accept {asked} with x of [2, {', '.join(map(str, network.data_shape))}] (it failed: "
         f"{first_line(reasons[0])}): give its shape, bind its other arguments{_unbound(network)}, or wrap it in a "
         "function"
     ) from reasons[0]
+
+
+FORMS: dict[str, Callable[[Callable[..., Any], Tensor, Tensor], Any]] = {  # other ways to call a network
+    "lambda x, t: network(t, x)": lambda network, x, t: network(t, x),
+    "lambda x, t: network(x, t[:, None])": lambda network, x, t: network(x, t[:, None]),
+    "lambda x, t: network(x.movedim(1, -1), t).movedim(-1, 1)": lambda network, x, t: tensor_of(
+        network(x.movedim(1, -1), t)
+    ).movedim(-1, 1),
+    "lambda x, t: torch.cat([network(x[i : i + 1], t[i]) for i in range(len(x))])": lambda network, x, t: torch.cat(
+        [tensor_of(network(x[i : i + 1], t[i])) for i in range(len(x))]
+    ),
+    "lambda x, t: torch.cat([network(x[i : i + 1], int(t[i])) for i in range(len(x))])": lambda network, x, t: (
+        torch.cat([tensor_of(network(x[i : i + 1], int(t[i]))) for i in range(len(x))])
+    ),
+}
+
+
+def _other_form(network: AdaptedNetwork, x_t: Tensor, time: Tensor) -> str | None:
+    """The function that makes the network accept ``(x, time)``, if it answers in another form with x's shape."""
+    for form, ask in FORMS.items():
+        try:
+            answer = tensor_of(ask(partial(network.call, **network.bind), x_t.to(network.dtype), time))
+        except Exception:
+            continue
+        if answer.shape == x_t.shape:
+            return form
+    return None
 
 
 def _unbound(network: AdaptedNetwork) -> str:
@@ -215,7 +276,7 @@ def _check_answer(network: AdaptedNetwork, answer: Tensor, learned_sigma: bool |
         raise ValueError(
             f"network must return [2, {', '.join(map(str, wanted[1:]))}] (got {list(answer.shape)}): {remedy}"
         )
-    if answer.is_meta:
+    if answer.is_meta or any(each.is_meta for each in network.parameters()):
         raise ValueError("network must have numbers for weights (got a network on the meta device): load its weights")
     if not answer.isfinite().all():
         raise ValueError("network must return finite numbers (got NaN or infinity): look at its weights")
@@ -230,7 +291,7 @@ def _ask_at_the_ends(
     first, last = time.tolist()
     try:
         answer = network.ask(x_t, time.float(), condition)
-    except FAILURES as error:
+    except Exception as error:
         raise ValueError(
             f"time must be in the network's range (it failed at {first:.6g} or {last:.6g}, the first and the last "
             f'step: {first_line(error)}): give another, such as time="n-1" for networks that count from 0'
@@ -251,7 +312,7 @@ def _ask_labels(network: AdaptedNetwork, x_t: Tensor, time: Tensor) -> None:
             continue
         try:
             network.ask(x_t, time.float(), torch.full((len(x_t),), label, device=x_t.device))
-        except FAILURES as error:
+        except Exception as error:
             raise ValueError(
                 f"{argument} must be a label that the network knows (got {getattr(network, argument)}; it failed: "
                 f"{first_line(error)}): give what it was trained with"

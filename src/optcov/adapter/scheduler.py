@@ -19,7 +19,7 @@ from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from optcov.adapter.diffusers import schedule_of
+from optcov.adapter.diffusers_schedule import schedule_of
 from optcov.adapter.time import time_feed
 from optcov.data_range import DataRange
 from optcov.denoiser import Denoiser, Prediction

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from optcov.errors import ConfigError, did_you_mean, must
-from optcov.keys import BREAKS_A_RUN, GROUPS, KEYS, Config
+from optcov.keys import BREAKS_A_RUN, GROUPS, KEYS, NEEDED_BY_A_RUN, Config
 from optcov.targets import check_targets, leaves, refusal
 from optcov.wording import first_line
 
@@ -53,9 +53,13 @@ def check(cfg: DictConfig, hydra: Any, task: str) -> Config:
     for key, value in leaves(resolved):
         if isinstance(value, float) and not math.isfinite(value):
             raise must(key, "a finite number", value, "give a number")
+    trainer: Any = resolved.get("trainer")
     for name, why in BREAKS_A_RUN.items():
-        if isinstance(trainer := resolved.get("trainer"), dict) and name in trainer:
+        if name in trainer:
             raise must(f"trainer.{name}", "left out", trainer[name], why)
+    for name in NEEDED_BY_A_RUN:
+        if name not in trainer:
+            raise must(f"trainer.{name}", "set", "nothing", f"leave ~trainer.{name} out")
     for key in map(str, resolved):
         tasks = KEYS[key].tasks if key in KEYS else ()
         if not tasks:

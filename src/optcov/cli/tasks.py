@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from optcov.cli.build import Run, assemble
 from optcov.cli.evaluate import draw, evaluate_run, write_variance_profile
 from optcov.cli.fit import fit_all, fit_steps, make_callbacks
-from optcov.errors import ConfigError, config_errors, must, sentence
+from optcov.errors import ConfigError, config_errors, must
 from optcov.files import write_atomically
 from optcov.foreign import sealed_json
 from optcov.guidance import MeasurementGuidance
@@ -28,12 +28,11 @@ from optcov.report.export import write_npz, write_pngs
 from optcov.report.write import show_run
 from optcov.restoring import write_restored
 from optcov.run_folder import open_run_folder, refuse_links, write_config, write_results
-from optcov.training.csv_log import MetricsCSV
+from optcov.training.loggers import log_results, told
 from optcov.training.machine import Machine, configure_machine
 from optcov.training.plan import plan_fits
 from optcov.training.sample_store import PARTS, delete_partial_samples, read_record, samples_identity
 from optcov.training.store import rank_zero
-from optcov.training.wandb import WandbRun
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +55,8 @@ def train(config: Config, parts: Parts | None = None) -> dict[str, Any]:
     with _alone(run):
         if (done := _finished(run)) is not None:
             return done
-        with _logging(run.config) as loggers:
+        loggers = _loggers(run.config)
+        with told(loggers, run.config.model_dump(exclude={"overrides"})):
             seconds = fit_all(run, plan, loggers)
             if rank_zero():
                 write_variance_profile(run)
@@ -103,10 +103,7 @@ def _draw(run: Run, place: Path) -> None:
         if config.format == "npz":
             write_npz(drawn, len(drawn), drawn.shape, place, labels, drawn.dtype)
         else:
-            write_pngs(drawn, len(drawn), place)
-            if labels is not None:
-                rows = [f"{i:06d}.png,{label}" for i, label in enumerate(labels.tolist())]
-                write_atomically(folder / "labels.csv", "\n".join(["file,label", *rows]) + "\n")
+            write_pngs(drawn, len(drawn), place, labels)
         guidance, shape = run.parts.guidance, run.parts.data.sample_shape
         is_image = len(shape) == 3 and shape[0] in (1, 3) and shape == run.parts.denoiser.data_shape
         if isinstance(guidance, MeasurementGuidance) and is_image:
@@ -141,17 +138,12 @@ def _evaluate(run: Run, loggers: list[Logger], started: float, seconds: dict[str
     if rank_zero():
         write_config(run.folder, run.config)
         results["wall_time_s"] |= seconds | {"total": time.monotonic() - started}
-        row = {key: results[key] for key in ("num_steps", "nfe", "ne") if key in results} | results["metrics"]
-        for logger in loggers:  # before results.json, with which nothing is left to do
-            if isinstance(logger, MetricsCSV):
-                logger.log_results(row, run.config.trainer["max_steps"])
-        write_results(run.folder, results)
-        delete_partial_samples(run.folder)
-        for logger in loggers:
-            if not isinstance(logger, MetricsCSV):
-                logger.log_metrics(row, run.config.trainer["max_steps"])
-            if isinstance(logger, WandbRun):
-                logger.log_run(results, run.folder)
+
+        def write() -> None:
+            write_results(run.folder, results)
+            delete_partial_samples(run.folder)
+
+        log_results(loggers, results, run.config.trainer["max_steps"], run.folder, write)
         show_run(results)
     return results
 
@@ -208,29 +200,6 @@ def _restore(task: str, config: Config, parts: Parts | None) -> Run:
     return run
 
 
-@contextmanager
-def _logging(config: Config) -> Iterator[list[Logger]]:
-    """The loggers of a run, which are told how it ends."""
-    loggers = _loggers(config)
-    try:
-        yield loggers
-    except BaseException:
-        for logger in loggers:
-            try:
-                _end(logger, "failed")
-            except Exception as error:  # such as the full disk that ended the run; the user is told why that ended
-                log.warning("%s: %s", type(logger).__name__, sentence(error))
-        raise
-    for logger in loggers:
-        _end(logger, "success")
-
-
-def _end(logger: Logger, status: str) -> None:
-    logger.finalize(status)
-    if isinstance(logger, WandbRun):
-        logger.close(failed=status == "failed")
-
-
 def _loggers(config: Config) -> list[Logger]:
     if not rank_zero():
         return []
@@ -240,8 +209,6 @@ def _loggers(config: Config) -> list[Logger]:
     for name, logger in zip(config.logger, loggers, strict=True):
         if not isinstance(logger, Logger):
             raise must(f"logger.{name}", "a logger of Lightning", type(logger).__name__, "leave it out")
-        if not isinstance(logger, MetricsCSV):  # its folder holds .hydra/config.yaml
-            logger.log_hyperparams(config.model_dump(exclude={"overrides"}))
     return loggers
 
 

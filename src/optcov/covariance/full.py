@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ class FullCovariance(Covariance):
 
     Args:
         matrix: symmetric ``[B, d, d]``; `bounded` projects an indefinite estimate onto the positive semi-definite
-            matrices.
+            matrices.  One matrix that is expanded over the batch (`Tensor.expand`) is factored once for all samples.
         event_shape: shape of one sample, with d = prod(event_shape) dimensions.
     Raises:
         ValueError: if the shapes do not fit together, or d is above `optcov.covariance.base.DENSE_LIMIT`.
@@ -44,11 +46,8 @@ class FullCovariance(Covariance):
 
     def bounded(self, high: float | Tensor | None) -> FullCovariance:
         values, vectors = torch.linalg.eigh(self.matrix)
-        matrix = (vectors * values.clamp(min=0)[:, None]) @ vectors.mT
-        if high is not None:
-            scale = bounding_scale(matrix.diagonal(dim1=1, dim2=2), high)
-            matrix = scale[:, :, None] * matrix * scale[:, None]
-        return FullCovariance(matrix, self.event_shape)
+        positive = FullCovariance((vectors * values.clamp(min=0)[:, None]) @ vectors.mT, self.event_shape)
+        return positive if high is None else positive.congruence(bounding_scale(positive.diagonal(), high))
 
     def draw(self, noise: Noise) -> Tensor:
         # the root is taken from eigenvalues, because a Cholesky factorization fails for a singular matrix
@@ -64,6 +63,9 @@ class FullCovariance(Covariance):
         return (self.matrix.to(v.dtype) @ v.flatten(1)[..., None]).reshape(v.shape)
 
     def solve(self, v: Tensor) -> Tensor:
+        if self._shared_factors is not None:
+            columns: Tensor = torch.linalg.lu_solve(*self._shared_factors, v.flatten(1).double().T)
+            return columns.T.reshape(v.shape).to(v.dtype)
         solved: Tensor = torch.linalg.solve_ex(self.matrix.to(v.dtype), v.flatten(1)[..., None])[0]
         return solved.reshape(v.shape)
 
@@ -90,3 +92,11 @@ class FullCovariance(Covariance):
 
     def dense(self) -> Tensor:
         return self.matrix
+
+    @cached_property
+    def _shared_factors(self) -> tuple[Tensor, Tensor] | None:
+        """The LU factors in float64 of the matrix of all samples; None if each has its own."""
+        if len(self.matrix) == 1 or self.matrix.stride(0) != 0:
+            return None
+        factors, pivots, _ = torch.linalg.lu_factor_ex(self.matrix[0].double())
+        return factors, pivots

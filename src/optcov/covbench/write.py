@@ -62,19 +62,33 @@ def read(folder: Path) -> list[Cell]:
     if not path.exists():
         return []
     try:
-        cells = _finite(read_json(path, LARGEST_FILE), _decoded)["cells"]
+        cells = cells_of(path)
         assert all(set(WHICH) <= each.keys() for each in cells)
     except (DamagedError, KeyError, TypeError, AttributeError, AssertionError) as error:
         remedy = "delete it, or choose another folder"
         raise must("output", "a folder whose covbench.json is whole", f"{folder}: {error}", remedy) from error
-    return list(cells)
+    return cells
 
 
 def write_cells(folder: Path, cells: Iterable[Cell]) -> None:
     """Write ``covbench.json``, a cell a line."""
     folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "covbench.json", json_of_cells(cells))
+
+
+def json_of_cells(cells: Iterable[Cell]) -> str:
+    """The content of a file of cells, a cell a line."""
     lines = ",\n".join(json.dumps(_finite(each, _encoded), allow_nan=False) for each in cells)
-    write_atomically(folder / "covbench.json", f'{{"cells": [\n{lines}\n]}}\n')
+    return f'{{"cells": [\n{lines}\n]}}\n'
+
+
+def cells_of(path: Path) -> list[Cell]:
+    """The cells in a file.
+
+    Raises:
+        DamagedError, KeyError, TypeError: if it is damaged.
+    """
+    return list(_finite(read_json(path, LARGEST_FILE), _decoded)["cells"])
 
 
 def _finite(content: Any, change: Callable[[Any], Any]) -> Any:

@@ -67,10 +67,12 @@ class Operator(ForwardModel):
     Attributes:
         selects: whether A only selects values, so that ``A A^T = I`` and ``A^T D A`` is diagonal for diagonal D.
         is_normal: whether ``A A^T = A^T A``, as for a circular blur without a stride.
+        differs: whether the samples of a batch have different maps.
     """
 
     selects: bool = False
     is_normal: bool = False
+    differs: bool = False
 
     def near(self, x: Tensor) -> Operator:
         return self

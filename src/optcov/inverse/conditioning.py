@@ -34,9 +34,10 @@ from optcov.covariance import (
     MatrixFreeCovariance,
     SumCovariance,
 )
-from optcov.covariance.base import Noise, bounding_scale, unit_vectors
+from optcov.covariance.base import DENSE_LIMIT, Noise, bounding_scale, unit_vectors
 from optcov.covariance.total import EXACT_UP_TO, LANCZOS_STEPS, CompositeCovariance
 from optcov.inverse.base import Operator
+from optcov.inverse.block import gram_in_basis, is_shared, measured_block
 from optcov.schedule.levels import per_sample
 
 TOLERANCE = 0.01  # relative residual ||S v - r|| / ||r|| above which a solution is said to be inexact
@@ -65,10 +66,13 @@ def innovation(
 
     It has a closed form if C is diagonal or low-rank and no two rows of the operator use the same value (a mask, block
     averages), and if C is diagonal in a basis of the operator and the noise is the same for all measurements (a blur).
-    Otherwise it is dense for up to `optcov.covariance.total.EXACT_UP_TO` measurements.  Beyond that, and for a
-    matrix-free C, it is known only by its products, and `solve` takes ``steps`` steps of Lanczos's method, which in
-    exact arithmetic are steps of conjugate gradients.  No tolerance ends them early, because each test would wait for a
-    GPU; `Conditioned.residual` says how exact the solution is.
+    Otherwise it is dense for up to `optcov.covariance.total.EXACT_UP_TO` measurements.  Beyond that, for a C in a
+    basis, the pixels that a mask hides are eliminated (`optcov.inverse.block`), and a C that is the same for all
+    samples is dense for up to `optcov.covariance.base.DENSE_LIMIT` measurements, with one factorization.
+
+    For the rest, and for a matrix-free C, S is known only by its products, and `solve` takes ``steps`` steps of
+    Lanczos's method, which in exact arithmetic are steps of conjugate gradients.  No tolerance ends them early, because
+    each test would wait for a GPU; `Conditioned.residual` says how exact the solution is.
 
     Args:
         covariance: C.
@@ -91,8 +95,14 @@ def innovation(
         if own is not None:
             return DiagonalCovariance(own + variance)
     if shape.numel() <= EXACT_UP_TO and not is_matrix_free(covariance):
-        gram = _gram(covariance, like, operator).double()
-        return FullCovariance((gram + gram.mT) / 2 + variance.double().expand(shape).flatten().diag(), shape)
+        return _dense(_gram(covariance, like, operator), variance, shape)
+    if (inner := _in_basis(covariance)) is not None:
+        if (block := measured_block(inner, operator, variance)) is not None:
+            return block
+        if shape.numel() <= DENSE_LIMIT and not operator.differs and is_shared(inner):
+            gram = gram_in_basis(BasisCovariance(inner.basis, inner.variance[:1]), operator)
+            one = _dense(gram, variance, shape)
+            return FullCovariance(one.matrix.expand(len(like), -1, -1), shape)
     isotropic = variance if variance.ndim == 0 else None
 
     def product(v: Tensor) -> Tensor:
@@ -108,9 +118,13 @@ def _gram(covariance: Covariance, like: Tensor, operator: Operator) -> Tensor:
     if inner is None or inner.basis.differs:
         units = unit_vectors(like)
         return torch.stack([operator(covariance.matvec(operator.adjoint(unit))).flatten(1) for unit in units], 1)
-    matrix = operator.matrix(like)  # [m, d], or one for each sample
-    seen = inner.basis.analyse(matrix.reshape(-1, *operator.event_shape)).reshape(matrix.shape)
-    return (seen * inner.variance.flatten(1)[:, None]) @ seen.mT
+    return gram_in_basis(inner, operator)
+
+
+def _dense(gram: Tensor, variance: Tensor, shape: torch.Size) -> FullCovariance:
+    """``gram + N`` for a gram matrix that is symmetric up to rounding, ``[B, m, m]``."""
+    gram = gram.double()
+    return FullCovariance((gram + gram.mT) / 2 + variance.double().expand(shape).flatten().diag(), shape)
 
 
 def _in_basis(covariance: Covariance) -> BasisCovariance | None:

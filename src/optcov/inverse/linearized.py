@@ -42,6 +42,8 @@ class Tangent(Operator):
         point: m, ``[B, *event]``.
     """
 
+    differs = True
+
     def __init__(self, model: LinearizedOperator, point: Tensor) -> None:
         super().__init__(model.event_shape, model.measurement_shape)
         self.function, self.point = model.function, point.detach()

@@ -64,6 +64,12 @@ class Mask(Operator):
     def gram(self, variance: Tensor) -> Tensor:
         return self.forward(variance)
 
+    def complement(self) -> Mask:
+        """The mask that selects what this one hides, which must be something."""
+        seen = torch.zeros(self.event_shape.numel(), device=self.index.device)
+        seen[self.index] = 1
+        return Mask(self.event_shape, 1 - seen.reshape(self.event_shape))
+
     def accept(self, y: Tensor, name: str = "y") -> Tensor:
         """As in `Operator`; images ``[*event]`` or ``[n, *event]`` are accepted too, and their values selected."""
         images = y[None] if y.shape == self.event_shape else y

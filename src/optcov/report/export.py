@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from optcov.files import atomic_write
+from optcov.files import atomic_write, write_atomically
 from optcov.report.picture import tile
 
 
@@ -49,11 +49,17 @@ def write_npz(
                 np.lib.format.write_array(file, labels.numpy())
 
 
-def write_pngs(chunks: Iterable[Tensor], count: int, folder: Path) -> None:
-    """Write images as ``000000.png``, ``000001.png`` and so on; the arguments are those of `write_npz`."""
+def write_pngs(chunks: Iterable[Tensor], count: int, folder: Path, labels: Tensor | None = None) -> None:
+    """Write images as ``000000.png``, ``000001.png`` and so on, and their labels as ``labels.csv`` beside the folder.
+
+    The arguments are those of `write_npz`.
+    """
     folder.mkdir(exist_ok=True)
     images = (image for chunk in chunks for image in chunk)
     for i, image in enumerate(tqdm(images, desc="writing", total=count, unit="image", disable=None)):
         # not synced to disk one by one, which takes longer than to draw them; samples.json comes last
         shown = image if len(image) == 3 else image[:1]
         tile(shown[None, None], scale=1, line=False).save(folder / f"{i:06d}.png")
+    if labels is not None:
+        rows = [f"{i:06d}.png,{label}" for i, label in enumerate(labels.tolist())]
+        write_atomically(folder.with_name("labels.csv"), "\n".join(["file,label", *rows]) + "\n")

@@ -334,6 +334,8 @@ def drawn_in_batches(
         progress: whether to show the bar.
     Returns:
         float32, on the CPU.
+    Raises:
+        ValueError: if a sample is not finite.
     """
     images = torch.empty(*shape)
     count = len(images)
@@ -342,4 +344,9 @@ def drawn_in_batches(
             for state in bar.watch(chain(indices), len(indices)):
                 drawn = state.x
             images[indices.start : indices.stop] = drawn[: count - indices.start]
+            if not images[indices.start : indices.stop].isfinite().all():
+                raise ValueError(
+                    "samples must be finite (got NaN or infinity): look at the network's answers at these times, or "
+                    "limit its predictions by clip_x0=True"
+                )
     return images

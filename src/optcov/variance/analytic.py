@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from optcov.covariance import Covariance, DiagonalCovariance, IsotropicCovariance
-from optcov.denoiser import Denoiser, Prediction
+from optcov.denoiser import Denoiser, Prediction, not_finite
 from optcov.ranges import Batch, PositiveCount
 from optcov.schedule.base import NoiseSchedule
 from optcov.seeds import Stream, derive_seed
@@ -166,11 +166,7 @@ class Analytic(Calibrated):
         tables = [torch.stack(values) for values in zip(*results, strict=True)]
         finite = tables[0].isfinite().reshape(len(tables[0]), -1).all(1)
         if not finite.all():
-            at = float(times[int((~finite).nonzero()[0])])
-            raise ValueError(
-                f"network must return finite numbers at every time (got NaN or infinity at t = {at:.4g}): look at its "
-                "time and schedule"
-            )
+            raise not_finite(float(times[int((~finite).nonzero()[0])]))
         if len(nodes) < schedule.num_steps:
             miss = left_out(denoiser, nodes, tables[0])
             log.info(

@@ -27,7 +27,9 @@ class LowRank(TrainedHead, CovarianceModel):
         denoiser, head: as in `TrainedHead`; the head has 1 + r numbers a pixel.
         rank: r, at most d; a draw takes r more numbers than pixels.
         nll_weight: of the NLL in the loss.
-        jacobian_weight: of ``||(C v - C_J v) / C_0||^2`` for white v in the loss, which costs a product a step.
+        jacobian_weight: of ``||(alpha_t^2 / sigma_t^2) (C v - C_J v)||^2`` for white v in the loss, which costs a
+            product a step.  In this unit the eigenvalues of an exact C are in [0, 1] at all times; in that of C_0, the
+            errors of a learned Jacobian grow as 1 / alpha_t.
     Raises:
         ValueError: if the rank is out of range, or both weights are 0 or one is negative.
     """
@@ -65,8 +67,10 @@ class LowRank(TrainedHead, CovarianceModel):
         if self.jacobian_weight:
             v = torch.randn_like(target)
             image = product(denoiser, prediction, v).detach()
-            scale = per_sample(1 / reference(denoiser, prediction.level), image)
-            loss = loss + self.jacobian_weight * ((ratio.matvec(v) - scale * image) ** 2).flatten(1).sum(1)
+            level = prediction.level
+            unit = level.alpha**2 / level.sigma**2
+            ours = per_sample(unit * reference(denoiser, level), v) * ratio.matvec(v)
+            loss = loss + self.jacobian_weight * ((ours - per_sample(unit, v) * image) ** 2).flatten(1).sum(1)
         return loss
 
     def covariance(self, denoiser: Denoiser, prediction: Prediction) -> Covariance:

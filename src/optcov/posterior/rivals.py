@@ -1,4 +1,4 @@
-r"""Published posterior samplers on an exact network, each from the formulas of its paper, for `benchmarks.posterior`.
+r"""Published posterior samplers on an exact network, each from the formulas of its paper.
 
 All take steps of the same kernel at eta = 1, from the same start and times; they differ in the mean m' that replaces m
 and in the noise they add.  Their vector-Jacobian products are written ``C v = (sigma_t^2 / alpha_t) J^T v``, which for
@@ -76,6 +76,13 @@ class Step:
         kernel = ReverseKernel.from_levels(self.s, self.t)
         eps = (self.x_t - self.t.alpha * m) / self.t.sigma
         return kernel.mean(m, eps) + kernel.lambda_sq.sqrt() * self.white()
+
+    def back(self, x_s: Tensor) -> Tensor:
+        """Add noise to x_s, ``[B, d]``, up to the level t."""
+        keep = self.t.alpha / self.s.alpha
+        added = (self.t.sigma**2 - keep**2 * self.s.sigma**2).sqrt()
+        x_t: Tensor = keep * x_s + added * self.white()
+        return x_t
 
 
 Method = Callable[[Step], Tensor]
@@ -164,7 +171,7 @@ def dps(step_size: float) -> Method:
 
 
 def repaint(step: Step) -> Tensor:
-    """RePaint's step, for masks; see `benchmarks.posterior.theirs` for its repeats."""
+    """RePaint's step, for masks; a step is taken again after `Step.back`."""
     x_s = step.moved(step.m)
     known = step.s.alpha * step.y + step.s.sigma * step.white()[:, : step.y.shape[1]]
     seen = step.matrix.sum(0)
