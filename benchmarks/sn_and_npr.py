@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 import optcov
-from benchmarks.budget import Reference
+from benchmarks.digit_scores import Reference
 from benchmarks.reference_page import ROOT, filled, table
 from optcov.covariance import Covariance, DiagonalCovariance
 from optcov.data import DigitsData

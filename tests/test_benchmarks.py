@@ -22,9 +22,11 @@ from torch import nn
 import optcov
 from benchmarks import (
     budget,
+    budget_page,
     correlations,
     data_loading,
     denoising_diffusion,
+    digit_scores,
     gpu,
     guided_covariance,
     guided_digits,
@@ -342,26 +344,27 @@ def test_what_correlations_are_worth_is_measured():
 
 
 def test_the_budget_war_goes_on_where_it_was_and_ranks_methods(monkeypatch):
-    """Cells are tuned once; more seeds add to them; K is the most within the budget."""
-    monkeypatch.setattr(budget, "TRAJECTORIES", ("quadratic", "even"))
-    untrained = budget.Digits().eval().requires_grad_(False)
-    monkeypatch.setattr(budget, "classifier", lambda: untrained)
+    """Cells are tuned once; more seeds add to them; K is the most within the budget; noise takes its solver's times."""
+    untrained = digit_scores.Digits().eval().requires_grad_(False)
+    monkeypatch.setattr(digit_scores, "classifier", lambda: untrained)
     images = torch.rand(40, 1, 8, 8) * 2 - 1
     denoiser = Denoiser(UNet((1, 8, 8), channels=8, channel_mult=[1]), LinearSchedule(100)).eval()
     compared = budget.methods(["data_cov"], {"lgs": 3})
     war = budget.War(
-        "tiny", denoiser, images, budget.Reference(images),
+        "tiny", denoiser, images, digit_scores.Reference(images),
         lambda name: optcov.fit(name, denoiser, None if name == "beta_tilde" else images, progress=False), compared,
+        trajectories=("quadratic", "even"),
     )  # fmt: skip
     assert [compared[name].steps(10) for name in ("2M", "Heun", "DDIM + lgs")] == [10, 5, 3]
     cells = {}
-    for name in ("2M", "2M balanced + data_cov"):
+    for name, tuned in (("2M", 4), ("2M shaped + data_cov", 1)):
         for seeds in (1, 2):
-            *_, cell = war.cell(compared[name], 4, cells.get(f"{name} @ 4", {}), seeds, 16)
+            *_, cell = war.cell(compared[name], 4, cells, cells.get(f"{name} @ 4", {}), seeds, 16)
             cells[f"{name} @ 4"] = json.loads(json.dumps(cell))
-        assert (cell["ne"], cell["steps"], list(cell["scores"])) == (4, 4, ["0", "1"])
-    assert list(war.cell(compared["2M"], 4, cells["2M @ 4"], 2, 16)) == []
-    found = budget.table(cells, [4, 5])
-    assert found.count("\n| ") == 3
-    assert "NE = 5" not in found
-    assert budget.interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(2.484, abs=1e-3))
+        assert (cell["ne"], cell["steps"], list(cell["scores"]), len(cell["tuning"])) == (4, 4, ["0", "1"], tuned)
+    chosen = [(each["trajectory"], each["clipped"]) for each in cells.values()]
+    assert chosen[0] == chosen[1]
+    assert list(war.cell(compared["2M"], 4, cells, cells["2M @ 4"], 2, 16)) == []
+    assert [budget.priority(name, 4) for name in ("UniPC", "2M shaped + low_rank", "DDIM + lgs")] == [1, 1, 0]
+    assert budget.priority("DDIM + lgs", 5) == 2
+    assert budget_page.interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(2.484, abs=1e-3))

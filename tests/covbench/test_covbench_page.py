@@ -49,6 +49,15 @@ def test_paths_have_the_slopes_of_theory(cells: Cells):
             assert abs(slope + 2) < 2 * error
 
 
+def test_two_points_have_the_slopes_that_the_page_says():
+    """Those of the tasks, too: -2 is reached only where a step changes the SNR little."""
+    found = {str(each): (covbench_page.two_points(each), 0.0) for each in (32, 128, 512)}
+    slopes = [round(covbench_page.slope_between(found, *ends)[0], 2) for ends in ((32, 128), (128, 512))]
+    assert slopes == [-1.65, -1.84]
+    # by sums over a grid of x_t and x_s, with densities and kernels written out
+    assert covbench_page.two_points(8) == pytest.approx(0.3047, abs=2e-4)
+
+
 def test_what_the_page_says_is_so(cells: Cells):
     assert best(cells["gaussian_field/v1"], "excess")[0] == "azula_kronecker"
     assert set(best(cells["digits_mixture/v1"], "excess")[:2]) == {"data_cov", "azula_full"}

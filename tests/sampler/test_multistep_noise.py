@@ -31,7 +31,7 @@ from optcov.sampler import (
     Sampler,
     UniPCSampler,
 )
-from optcov.sampler.share import matched_share
+from optcov.sampler.share import Marginals, StepChains, balanced, shaped
 from optcov.schedule import LinearSchedule, NoiseSchedule, VESchedule
 from optcov.trajectory import EvenTrajectory, KarrasTrajectory, QuadraticTrajectory
 from optcov.variance.base import Closed
@@ -40,7 +40,7 @@ from optcov.variance.fixed import Beta
 FACTOR = torch.tensor([[0.5, 0.3, 0.0], [0.0, 0.4, 0.2], [0.0, 0.0, 0.05]], dtype=torch.float64)
 MEAN = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
 DATA = GaussianMixture(MEAN[None], (FACTOR @ FACTOR.T)[None])
-TRACE = float(DATA.covariance().trace())
+TRACE, MARGINALS = float(DATA.covariance().trace()), Marginals(FACTOR.T)
 
 
 class Exact(Closed):
@@ -91,7 +91,7 @@ def test_balanced_noise_gives_the_exact_trace_at_every_step(make_oracle, name: s
     schedule, trajectory = CHAINS[path]
     denoiser, times = oracle(make_oracle, schedule), trajectory.times(schedule, 6)
     sampler = MULTISTEP[name](6, noise="balanced")
-    sampler.match(denoiser, Exact(denoiser), times, perfect(), TRACE)
+    sampler.match(denoiser, Exact(denoiser), times, perfect(), MARGINALS)
     levels, found = denoiser.levels(times).flip(), sampler.measured()
     states = list(sampler.steps(denoiser, Exact(denoiser), times, perfect()))[:-1]
     inside = 0
@@ -117,10 +117,10 @@ def test_the_mean_stays_exact(make_oracle, name: str):
 def test_a_step_of_order_one_takes_the_whole_share_at_any_stride(make_oracle):
     """And is then DDIM's with the same C, bit for bit but for the order of sums."""
     denoiser = oracle(make_oracle, LinearSchedule(1000))
-    for count in (2, 4, 7):
+    for count, noise in ((2, "matched"), (4, "matched"), (4, "shaped"), (7, "matched")):
         times = EvenTrajectory().times(denoiser.schedule, count)
-        sampler = DPMSolverPPSampler(count, 1, noise="matched")
-        sampler.match(denoiser, Exact(denoiser), times, perfect(), TRACE)
+        sampler = DPMSolverPPSampler(count, 1, noise=noise)
+        sampler.match(denoiser, Exact(denoiser), times, perfect(), MARGINALS)
         first, *others, last = sampler.measured()["noise_shares"].tolist()
         assert 0.5 < first <= 1  # the prior is not quite the marginal
         assert [*others, last] == pytest.approx([1.0] * (count - 2) + [0.0], abs=1e-9)
@@ -139,7 +139,7 @@ def test_the_share_of_order_p_falls_with_h_to_the_p_minus_one(make_oracle, monke
     for count in (25, 50):  # 256 draws are needed to keep the chain exact
         times = torch.linspace(0.02, 1, count, dtype=torch.float64)
         sampler = DPMSolverPPSampler(count, order, noise="matched")
-        sampler.match(denoiser, Exact(denoiser), times, perfect(256), 0.75)
+        sampler.match(denoiser, Exact(denoiser), times, perfect(256), Marginals(0.5 * torch.eye(3)))
         shares.append(float(sampler.measured()["noise_shares"][count // 5]))
     assert math.log2(shares[0] / shares[1]) == pytest.approx(order - 1, abs=0.3)
 
@@ -150,7 +150,7 @@ def test_only_steps_with_noise_pay_for_it(make_oracle):
     times = QuadraticTrajectory().times(denoiser.schedule, 6)
     strategy = make("var", "lgs", denoiser=denoiser, steps=2, difference=0.01)
     sampler = DPMSolverPPSampler(6, 2, noise="matched", cut=None)
-    sampler.match(denoiser, strategy, times, perfect(), TRACE)
+    sampler.match(denoiser, strategy, times, perfect(), MARGINALS)
     noisy = int((sampler.measured()["noise_shares"] > 0).sum())
     assert 0 < noisy < 5
     for each, steps in ((sampler, noisy), (DPMSolverPPSampler(6, 2, noise="full", cut=None), 5)):
@@ -177,9 +177,32 @@ def test_the_last_noise_is_cut(make_oracle):
 
 def test_a_mean_that_no_extrapolation_shortens_is_left_alone():
     x = white(1, 64, 3)[0]
-    found = matched_share(x, 2 * x, -x, torch.zeros_like(x), 3.0, 3.0, balanced=True)
+    level = LinearSchedule(1000).levels(torch.tensor(1.0, dtype=torch.float64))
+    found = balanced(StepChains(x, 2 * x, -x, torch.zeros_like(x), 3.0, Marginals(torch.eye(3)), level))
     assert (found.share, found.theta) == (0.0, 1.0)
     assert found.trace == pytest.approx(12)
+
+
+def test_a_shaped_share_brings_the_covariance_nearest_to_the_marginal():
+    """Of noise that has a part in what is missing, and of noise that has none although the trace lacks as much."""
+    level = PATHS["flow"].levels(torch.tensor(0.4, dtype=torch.float64))
+    exact = level.alpha**2 * DATA.covariance() + level.sigma**2 * torch.eye(3)
+    noise, inverse = perfect(256), torch.linalg.inv(exact)
+    x, draws = noise.draw(), noise.draw()
+    least, middle, most = torch.linalg.eigh(DATA.covariance())[1].T
+    for missing, added, expected in ((most, most, 0.5), (most, least, 0.0), (middle, most + middle, None)):
+        there = exact - 0.02 * torch.outer(missing, missing)
+        mean = x @ torch.linalg.cholesky(there).T
+        drawn = 0.2 * draws[:, :1] * added
+        given = torch.outer(added, added) * 0.04
+        by_matrices = ((inverse @ (exact - there) @ inverse) * given).sum() / (
+            (inverse @ given @ inverse) * given
+        ).sum()
+        chains = StepChains(mean, mean, torch.zeros_like(x), drawn, float(there.trace()), MARGINALS, level)
+        share = shaped(chains).share
+        assert share == pytest.approx(float(by_matrices), abs=0.01)
+        assert expected is None or share == pytest.approx(expected, abs=0.01)
+    assert balanced(chains).share == pytest.approx(0.25)  # by the trace, wherever it is missing
 
 
 def test_samples_are_fitted_to_images_and_depend_on_seed_and_index_alone(make_oracle):
@@ -198,7 +221,7 @@ def test_samples_are_fitted_to_images_and_depend_on_seed_and_index_alone(make_or
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"noise": "some"}, r"sampler\.noise must be one of none, full, matched, balanced \(got 'some'\)"),
+        ({"noise": "some"}, r"sampler\.noise must be one of none, full, matched, balanced, shaped \(got 'some'\)"),
         ({"noise": "full", "sde": True}, r"sampler\.noise must be none for sampler\.sde=true"),
         ({"noise": "full", "cut": -1.0}, r"sampler\.cut must not be negative \(got -1\.0\)"),
     ],
@@ -211,7 +234,7 @@ def test_refuses_settings_without_meaning(settings: dict, sentence: str):
 def test_refuses_other_times_guidance_and_models_of_ddpm_steps(make_oracle):
     denoiser = oracle(make_oracle, LinearSchedule(1000))
     times, sampler = QuadraticTrajectory().times(denoiser.schedule, 5), DPMSolverPPSampler(5, 2, noise="matched")
-    sampler.match(denoiser, Exact(denoiser), times, perfect(), TRACE)
+    sampler.match(denoiser, Exact(denoiser), times, perfect(), MARGINALS)
     with pytest.raises(ValueError, match=r"^sampler must be fitted to these times .* \(got other times\): "):
         sampler.sample(denoiser, Exact(denoiser), times / 2, perfect())
     guidance = Guidance()

@@ -39,7 +39,7 @@ from optcov.kernel import ReverseKernel
 from optcov.ranges import HighOrder, NonNegative, Steps
 from optcov.sampler.base import Model, Sampler, State, last_variance_bound, order_within
 from optcov.sampler.noise import NoiseStream
-from optcov.sampler.share import FITTED, FIXED, NoiseChoice, Shares, matched_share
+from optcov.sampler.share import FITTED, FIXED, Marginals, NoiseChoice, Shares, StepChains
 from optcov.schedule.base import NoiseSchedule
 from optcov.schedule.levels import NoiseLevels, per_sample
 from optcov.seeds import Stream, derive_seed
@@ -152,7 +152,7 @@ class MultistepSampler(LinearSampler):
 
     Args:
         num_steps, order, stochastic, clip_x0, highest: as in `LinearSampler`.
-        noise: the share: ``none``, ``full``, or ``matched`` or ``balanced``, which `fit` measures: see
+        noise: the share: ``none``, ``full``, or ``matched``, ``balanced`` or ``shaped``, which `fit` measures: see
             `optcov.sampler.share`.
         cut: bound on the noise of the last stochastic step, in grey levels, as in `KernelSampler`.
     Raises:
@@ -225,7 +225,7 @@ class MultistepSampler(LinearSampler):
             raise ValueError(f"images must be at least two to fit sampler.noise={self.noise} (got {len(x_0)})")
         seed = derive_seed(clean.seed, Stream.SHARES)
         noise = NoiseStream(seed, range(len(x_0)), x_0.shape[1:], x_0.device, x_0.dtype)
-        self.match(denoiser, strategy, times, noise, float(x_0.flatten(1).double().var(0).sum()), clean.labels)
+        self.match(denoiser, strategy, times, noise, Marginals.of(x_0), clean.labels)
 
     def measured(self) -> dict[str, Tensor]:
         if self.fitted is None:
@@ -243,7 +243,7 @@ class MultistepSampler(LinearSampler):
         strategy: VarianceStrategy,
         times: Tensor,
         noise: Noise,
-        trace: float,
+        marginals: Marginals,
         labels: Tensor | None = None,
     ) -> None:
         """Measure the shares on a chain, step by step; `fit` calls this.
@@ -251,7 +251,7 @@ class MultistepSampler(LinearSampler):
         Args:
             denoiser, strategy, times, labels: as in `fit`.
             noise: of the chain.
-            trace: ``tr Cov[x_0]``.
+            marginals: of clean data.
         """
         self.check(strategy, denoiser.schedule)
         levels = denoiser.levels(times.cpu()).flip()
@@ -259,21 +259,18 @@ class MultistepSampler(LinearSampler):
         std = denoiser.schedule.prior_std(levels[0])
         model = Model(denoiser, strategy, Guidance(), labels, noise)
         device_plan, state = plan.to(start.device), State(0, per_sample(std, start) * start)
-        dim, shares = start[0].numel(), Shares((), ())
-        expected = float(std) ** 2 * dim  # tr Cov[x_t] of the chain
+        shares, expected = Shares((), ()), float(std) ** 2 * marginals.dim  # tr Cov[x_t] of the chain
         for i in range(len(levels) - 1):
             after = self.mean_step(model, device_plan, state)
             drawn = self._drawn(model, device_plan, after)
             extrapolated = device_plan.extrapolation(i, after.memory[1:])
             if isinstance(extrapolated, float):  # of order 1
                 extrapolated = torch.zeros_like(drawn)
-            target = float(levels.alpha[i + 1] ** 2 * trace + levels.sigma[i + 1] ** 2 * dim)
-            moments = matched_share(
-                state.x, after.x, extrapolated, drawn, expected, target, balanced=self.noise == "balanced"
-            )
-            shares, expected = shares.then(moments.share, moments.theta), moments.trace
-            after = replace(after, x=after.x - (1 - moments.theta) * extrapolated)
-            state = self._noisy(device_plan, after, math.sqrt(moments.share) * drawn)
+            chains = StepChains(state.x, after.x, extrapolated, drawn, expected, marginals, levels[i + 1])
+            found = FITTED[self.noise](chains)
+            shares, expected = shares.then(found.share, found.theta), found.trace
+            after = replace(after, x=after.x - (1 - found.theta) * extrapolated)
+            state = self._noisy(device_plan, after, math.sqrt(found.share) * drawn)
         self.fitted = times.cpu(), shares.then(0.0, 1.0)
 
     def _with_kernels(self, schedule: NoiseSchedule, levels: NoiseLevels) -> LinearPlan:
