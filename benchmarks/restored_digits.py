@@ -220,9 +220,12 @@ def table(known: dict[str, Any]) -> str:
         option = name.removesuffix(" recalibrated")
         columns = [", recalibrated".join([NAMES[option]] + [""] * (name != option))]
         for budget in BUDGETS:
-            cell = known.get(f"{budget} {name}") or (known[f"670 {name}"] if (name, budget) == (EXACT, 30) else None)
+            cell = known.get(f"{budget} {name}")
+            if (name, budget) == (EXACT, BUDGETS[-1]):
+                cell = known.get(f"670 {EXACT}")
             columns += [""] * 4 if cell is None else _columns(cell)
-        lines.append("| " + " | ".join(columns) + " |")
+        if any(columns[1:]):
+            lines.append("| " + " | ".join(columns) + " |")
     return "\n".join(lines)
 
 

@@ -328,6 +328,11 @@ def test_the_tables_of_restored_photographs_are_those_of_the_results(task: str):
     assert f"<!-- cifar10 {task} -->\n{restored_cifar10.table(known, task)}\n<!-- end -->" in page
 
 
+def test_the_table_of_restored_digits_is_that_of_the_results():
+    known, page = json.loads(restored_digits.RESULTS.read_text()), restored_digits.PAGE.read_text()
+    assert f"<!-- restored digits -->\n{restored_digits.table(known)}\n<!-- end -->" in page
+
+
 def test_what_correlations_are_worth_is_measured():
     """Strategies trained side by side, in the loop's own steps, and scored."""
     denoiser = Denoiser(UNet((1, 8, 8), channels=8), LinearSchedule(40)).eval()

@@ -186,6 +186,25 @@ def test_a_pipeline_with_an_autoencoder_has_latents_and_flux_is_fed_t():
     assert float(denoiser.network_time(denoiser.levels(torch.tensor(0.3)))) == pytest.approx(0.3)
 
 
+class Compiled(nn.Module):
+    """As what `torch.compile` makes, whose import takes seconds."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._orig_mod, self.config = network, network.config
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._orig_mod(*arguments, **keywords)
+
+
+@pytest.mark.parametrize("wrapper", [Compiled, nn.DataParallel])
+def test_a_pipeline_whose_network_was_wrapped(wrapper: Callable[[nn.Module], nn.Module]):
+    pipeline = SimpleNamespace(unet=wrapper(pixels()), scheduler=diffusers.DDIMScheduler())
+    denoiser = optcov.load(pipeline, data_range=(-1, 1), check=False)
+    assert denoiser.data_shape == (1, 8, 8)
+    assert denoiser.network.features == "conv_norm_out"
+
+
 def test_an_old_folder_of_dance_diffusion(tmp_path: Path):
     """Its config does not say how wide the embedding of the time is, and its scheduler is a path of its own."""
     network = sound()

@@ -22,13 +22,13 @@ def test_samples_agree_with_a_measured_image(run: CLI, trained: Path, tmp_path: 
     mask[2:5, 3:] = 255
     Image.fromarray(y).save(tmp_path / "y.png")
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    asked = [f"run={trained}", "guidance=measurement", "guidance.noise=0.01", "num_samples=4"]
+    asked = [f"run={trained}", "guidance=measurement", "guidance.noise=0.002", "num_samples=4"]
     files = [f"guidance.measurement={tmp_path / 'y.png'}", f"guidance.operator.mask={tmp_path / 'mask.png'}"]
     folder = run(*asked, *files, task="sample", tiny=False)
     with np.load(folder / "samples.npz") as found:
         samples = found[found.files[0]].astype(int).reshape(4, 8, 8)
     off = np.abs(samples - y.astype(int))
-    assert off[:, mask > 0].mean() < 5  # noise of 1.3 grey levels, and a head that trusts the network a little
+    assert off[:, mask > 0].mean() < 5  # noise of 0.3 grey levels, and a head that trusts the network a little
     assert off[:, mask == 0].mean() > 20
     assert (samples[0] != samples[1]).any()
     for change, sentence in (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from optcov.adapter.conventions import Conventions
 from optcov.adapter.diffusers_schedule import of_scheduler
 from optcov.adapter.files import read_json
-from optcov.adapter.network import TIMES, AnswerError
+from optcov.adapter.network import TIMES, AnswerError, inner
 from optcov.wording import first_line
 
 NETWORKS = ("unet", "transformer", "model")  # what pipelines call their network
@@ -33,8 +33,8 @@ class Diffusers(nn.Module):
 
     def __init__(self, network: nn.Module, config: dict[str, Any]) -> None:
         super().__init__()
-        self.network, self.time = network, _time_of(network)
-        self.kind, self.channels = type(network).__name__, config.get("in_channels")
+        self.network, self.time = network, _time_of(inner(network))
+        self.kind, self.channels = type(inner(network)).__name__, config.get("in_channels")
         _check_channels(self.kind, config)
 
     @property
@@ -111,18 +111,20 @@ def of_object(source: Any) -> tuple[Any, Conventions]:
     """The network in a pipeline or module, and the conventions that its configs state."""
     scheduler = getattr(source, "scheduler", None)
     network = next((getattr(source, name) for name in NETWORKS if getattr(source, name, None) is not None), source)
+    network = network.module if isinstance(network, nn.DataParallel) else network
     if not isinstance(network, nn.Module) or not hasattr(network, "config"):
         raise ValueError(
             f"source must have a unet or a transformer (got {type(source).__name__}): give its network with schedule="
         )
-    config = {"_class_name": type(network).__name__} | dict(getattr(network, "config"))  # noqa: B009 (typed as a module)
+    plain = inner(network)  # of a compiled one
+    config = {"_class_name": type(plain).__name__} | dict(plain.config)
     made = Diffusers(network, config)
     said = of_scheduler(dict(scheduler.config) | {"_class_name": type(scheduler).__name__}, config) if scheduler else {}
     if getattr(source, "transformer_2", None) is not None:
         raise _of_two(type(source).__name__)
     if any(getattr(source, name, None) is not None for name in ENCODERS):
         said["data_range"] = "unbounded"
-    return made, _conventions(network, config, said)
+    return made, _conventions(plain, config, said)
 
 
 def of_folder(folder: Path) -> tuple[Any, Conventions]:

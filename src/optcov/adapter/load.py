@@ -280,7 +280,8 @@ def _is_ours(network: Any) -> bool:
 
 def from_diffusers(source: Any) -> tuple[Any, Conventions]:
     """The network in an object of diffusers, and what its configs state; any other object is returned unchanged."""
-    if not type(source).__module__.startswith(("diffusers.", "transformers.")) and not hasattr(source, "scheduler"):
+    kind = type(getattr(source, "_orig_mod", source)).__module__  # of a compiled one
+    if not kind.startswith(("diffusers.", "transformers.")) and not hasattr(source, "scheduler"):
         return source, Conventions()
     from optcov.adapter.diffusers import of_object
 
