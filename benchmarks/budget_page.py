@@ -144,7 +144,7 @@ def verdict(cells: Cells) -> str:
 def pair(value: tuple[float, float]) -> str:
     """A mean ± half its interval; bold above 1."""
     text = f"{value[0]:.2f} ± {value[1]:.2f}"
-    return f"**{text}**" if value[0] > 1 else text
+    return f"**{text}**" if round(value[0], 2) > 1 else text
 
 
 def setting(cell: dict[str, Any]) -> str:
@@ -225,7 +225,7 @@ def plot(cells: Cells, path: Path) -> None:
             side.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_locator(NullLocator())
         axis.yaxis.set_minor_formatter("{x:g}")
-    axes[1].legend(fontsize=6)
+    axes[1].legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=120, metadata={"Software": None})
     plt.close(figure)
 
