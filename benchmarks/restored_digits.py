@@ -56,10 +56,12 @@ RIVALS: dict[str, tuple[Method | dict[str, Method], int]] = {  # method, network
     "dps": (DPS, 3),
     EXACT: (rivals.mmps(None), 67),  # conjugate gradients break down on a learned Jacobian, which is not symmetric
 }
-OURS = ("npr_dpm", "low_rank", "data_cov")
+OURS = ("npr_dpm", "low_rank", "low_rank_both", "low_rank_jacobian", "data_cov")
 NAMES = {
     "npr_dpm": "`npr_dpm`",
     "low_rank": "`low_rank`",
+    "low_rank_both": "`low_rank`, likelihood and products",
+    "low_rank_jacobian": "`low_rank`, products alone",
     "data_cov": "`data_cov`",
     "pi_gdm": "Pi-GDM",
     "ddnm": "DDNM+",
