@@ -8,6 +8,12 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import save_file
 
+from optcov.cli.build import warn_if_amplified
+from optcov.data_range import DataRange
+from optcov.denoiser import Denoiser
+from optcov.parameterization import Eps, Parameterization, V
+from optcov.schedule import CosineSchedule, LinearSchedule, NoiseSchedule
+
 RNG = np.random.default_rng(8)
 
 
@@ -62,3 +68,17 @@ def test_tensors_are_modelled_and_drawn_in_the_unit_of_their_file(run: CLI) -> N
         assert len(np.unique(drawn["arr_0"])) > 1000
     refused = run.refused(f"run={folder}", "format=png", task="sample", tiny=False)
     assert "format must be npz for samples that are vectors or tensors" in refused
+
+
+@pytest.mark.parametrize("schedule", [CosineSchedule(1000), LinearSchedule(1000)])
+@pytest.mark.parametrize("parameterization", [Eps(), V()])
+@pytest.mark.parametrize("data_range", [DataRange(), DataRange(None, None, None)])
+def test_an_error_that_is_multiplied_and_not_clipped_is_told(
+    schedule: NoiseSchedule,
+    parameterization: Parameterization,
+    data_range: DataRange,
+    caplog: pytest.LogCaptureFixture,
+):
+    warn_if_amplified(Denoiser(torch.nn.Linear(1, 1), schedule, parameterization, data_range=data_range))
+    amplified = isinstance(schedule, CosineSchedule) and isinstance(parameterization, Eps)
+    assert ("by 20291 on this schedule" in caplog.text) == (amplified and not data_range.is_bounded)
