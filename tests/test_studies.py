@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from benchmarks import budget_page, sn_and_npr, studies
+from benchmarks import budget_page, latents, sn_and_npr, studies
 from benchmarks.reference_page import filled
 from optcov.denoiser import Denoiser
 from optcov.model import UNet
@@ -41,6 +41,14 @@ def test_the_page_of_the_budget_war_has_the_numbers_of_its_results():
     assert filled(page, made) == page
     cells["2M"][5]["scores"]["0"]["features"] += 1
     assert filled(page, budget_page.tables(cells)) != page
+
+
+def test_the_table_of_latents_has_the_numbers_of_its_results():
+    content, page = json.loads(latents.RESULTS.read_text()), latents.PAGE.read_text()
+    assert filled(page, latents.tables(content)) == page
+    assert all(f"{content['floor'][name]:.2f}" in page for name in ("images", "decoded", "psnr"))
+    content["cells"]["npr_dpm 10"] += 1
+    assert filled(page, latents.tables(content)) != page
 
 
 def test_a_network_is_the_same_in_the_unit_of_another_target():
