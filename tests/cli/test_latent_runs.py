@@ -8,11 +8,11 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import save_file
 
-from optcov.cli.build import warn_if_amplified
 from optcov.data_range import DataRange
 from optcov.denoiser import Denoiser
 from optcov.parameterization import Eps, Parameterization, V
 from optcov.schedule import CosineSchedule, LinearSchedule, NoiseSchedule
+from optcov.training.plan import warn_if_amplified
 
 RNG = np.random.default_rng(8)
 

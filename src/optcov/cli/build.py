@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -31,10 +30,6 @@ if TYPE_CHECKING:
     from lightning import Trainer
 
     from optcov.training.machine import Machine
-
-log = logging.getLogger(__name__)
-
-AMPLIFIED = 1000.0  # by which the error of a network of unclipped data may be multiplied
 
 
 @dataclass(frozen=True)
@@ -92,18 +87,6 @@ def assemble(task: str, config: Config) -> tuple[Config, Parts]:
     return config, build(config, given)
 
 
-def warn_if_amplified(denoiser: Denoiser) -> None:
-    """Warn if the first step multiplies a network's error, and nothing clips its prediction: samples are then noise."""
-    factor = float(denoiser.parameterization.c_out(denoiser.levels(torch.ones((), dtype=torch.float64))).abs())
-    if factor > AMPLIFIED and not denoiser.data_range.is_bounded and any(True for _ in denoiser.parameters()):
-        log.warning(
-            "parameterization = %s multiplies the network's error at t = 1 by %.0f on this schedule, and data of "
-            "unknown range are not clipped: set parameterization=v",
-            type(denoiser.parameterization).__name__.lower(),
-            factor,
-        )
-
-
 def build(config: Config, given: Given | None = None) -> Parts:
     """Instantiate every group; initial weights depend only on the seed.
 
@@ -141,8 +124,6 @@ def build(config: Config, given: Given | None = None) -> Parts:
         denoiser = _new(config, schedule, data, num_classes) if given is None else given.denoiser
         if config.compile:
             denoiser.network.compile()
-        if given is None:
-            warn_if_amplified(denoiser)
     with config_errors("var"):
         torch.manual_seed(derive_seed(config.seed, Stream.VARIANCE_WEIGHTS))
         strategy = _made(VarianceStrategy, "var", config.var, denoiser=denoiser)

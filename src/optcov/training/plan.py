@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from optcov.checkpoint import FORMAT, Checkpoint, CheckpointError, Identity, Kind, identity_key
+from optcov.denoiser import Denoiser
 from optcov.errors import ConfigError, must
 from optcov.keys import NETWORK, TRAINING, Config, difference, select
 from optcov.parts import Parts
 from optcov.run_folder import Saved
 from optcov.variance.base import Calibrated
 
+log = logging.getLogger(__name__)
+
+AMPLIFIED = 1000.0  # by which the error of a network of unclipped data may be multiplied
 CHECKPOINTS: dict[str, Kind] = {"mean_ckpt": "mean", "var_ckpt": "variance", "classifier_ckpt": "classifier"}
 
 
@@ -108,7 +114,21 @@ def plan_fits(config: Config, parts: Parts) -> FitPlan:
     for key, kind in CHECKPOINTS.items():
         if (path := getattr(config, key)) is not None and kind not in given:
             raise must(key, f"left out where no {kind} is fitted", path, f"leave {key} out")
+    if mean is not None and "mean" not in given:
+        warn_if_amplified(parts.denoiser)
     return FitPlan(mean, variance, classifier, given)
+
+
+def warn_if_amplified(denoiser: Denoiser) -> None:
+    """Warn if the first step multiplies a network's error, and nothing clips its prediction: samples are then noise."""
+    factor = float(denoiser.parameterization.c_out(denoiser.levels(torch.ones((), dtype=torch.float64))).abs())
+    if factor > AMPLIFIED and not denoiser.data_range.is_bounded and any(True for _ in denoiser.parameters()):
+        log.warning(
+            "parameterization = %s multiplies the network's error at t = 1 by %.0f on this schedule, and data of "
+            "unknown range are not clipped: set parameterization=v",
+            type(denoiser.parameterization).__name__.lower(),
+            factor,
+        )
 
 
 def _own(config: Config, kind: Kind) -> Path | None:
