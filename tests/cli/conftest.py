@@ -1,6 +1,6 @@
 """Fixtures of the command line's tests."""
 
-import copy
+import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
@@ -32,15 +32,16 @@ def drawn_curves() -> Iterator[Callable[..., None]]:
 @pytest.fixture(autouse=True, scope="session")
 def _repeat_no_search() -> Iterator[None]:
     """What is the same in every test: the options of a run as defined here, and Lightning's search for plugins."""
-    compose, kept = restore.compose, dict[tuple[str, ...], DictConfig]()
+    compose, kept = restore.compose, dict[tuple[str, ...], bytes]()
 
     def compose_once(name: str, overrides: Sequence[str]) -> DictConfig:
         key = (name, *overrides)
         if any("searchpath" in each for each in overrides):  # a test's own options
             return compose(name, list(overrides))
         if key not in kept:
-            kept[key] = compose(name, list(overrides))
-        return copy.deepcopy(kept[key])
+            kept[key] = pickle.dumps(compose(name, list(overrides)))
+        composed: DictConfig = pickle.loads(kept[key])
+        return composed
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(restore, "compose", compose_once)
