@@ -7,17 +7,14 @@ python -m benchmarks.covbench_page outputs/covbench      takes its cells for tho
 from __future__ import annotations
 
 import math
-import shutil
-import sys
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from benchmarks.reference_page import ROOT, filled, table
+from benchmarks.reference_page import ROOT, fill_from_cells, table
 from optcov.covbench.tasks import FIRST, LAST, SCHEDULE
 from optcov.covbench.write import Cell, by_task, read, to_markdown
 
@@ -91,10 +88,7 @@ def floors(cells: list[Cell]) -> str:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        shutil.copy(Path(sys.argv[1]) / "covbench.json", RESULTS / "covbench.json")
-    PAGE.write_text(filled(PAGE.read_text(), tables(read(RESULTS))))
-    print(PAGE)
+    fill_from_cells(PAGE, RESULTS / "covbench.json", lambda: tables(read(RESULTS)))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,7 @@ python -m benchmarks.posterior_page outputs/posterior      takes its cells for t
 
 from __future__ import annotations
 
-import shutil
-import sys
-from pathlib import Path
-
-from benchmarks.reference_page import ROOT, filled
+from benchmarks.reference_page import ROOT, fill_from_cells
 from optcov.posterior.write import Cell, at_budgets, at_steps, read
 
 PAGE, RESULTS = ROOT / "docs" / "inverse.md", ROOT / "benchmarks" / "results"
@@ -25,10 +21,7 @@ def tables(cells: list[Cell]) -> dict[str, str]:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        shutil.copy(Path(sys.argv[1]) / "posterior.json", RESULTS / "posterior.json")
-    PAGE.write_text(filled(PAGE.read_text(), tables(read(RESULTS))))
-    print(PAGE)
+    fill_from_cells(PAGE, RESULTS / "posterior.json", lambda: tables(read(RESULTS)))
 
 
 if __name__ == "__main__":

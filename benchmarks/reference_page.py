@@ -6,8 +6,10 @@ A table stands between ``<!-- NAME -->`` and ``<!-- end -->``; everything else i
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -134,6 +136,20 @@ def tables(entries: list[Entry]) -> dict[str, str]:
         "solvers": solvers(entries, COUNT),
         "bits": bits(entries),
     }
+
+
+def fill_from_cells(page: Path, cells: Path, tables: Callable[[], dict[str, str]]) -> None:
+    """Write the tables of a page, after taking the cells of the folder on the command line, if there is one.
+
+    Args:
+        page: the document.
+        cells: the file of cells that its tables are made from, named as in that folder.
+        tables: returns every table by its name in the document.
+    """
+    if len(sys.argv) > 1:
+        shutil.copy(Path(sys.argv[1]) / cells.name, cells)
+    page.write_text(filled(page.read_text(), tables()))
+    print(page)
 
 
 def filled(page: str, made: dict[str, str]) -> str:

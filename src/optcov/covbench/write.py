@@ -15,7 +15,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,16 +58,7 @@ def read(folder: Path) -> list[Cell]:
     Raises:
         ConfigError: if the file is damaged.
     """
-    path = folder / "covbench.json"
-    if not path.exists():
-        return []
-    try:
-        cells = cells_of(path)
-        assert all(set(WHICH) <= each.keys() for each in cells)
-    except (DamagedError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        remedy = "delete it, or choose another folder"
-        raise must("output", "a folder whose covbench.json is whole", f"{folder}: {error}", remedy) from error
-    return cells
+    return read_cells(folder / "covbench.json", set(WHICH))
 
 
 def write_cells(folder: Path, cells: Iterable[Cell]) -> None:
@@ -76,19 +67,40 @@ def write_cells(folder: Path, cells: Iterable[Cell]) -> None:
     write_atomically(folder / "covbench.json", json_of_cells(cells))
 
 
+def read_cells(path: Path, keys: Set[str]) -> list[Cell]:
+    """The cells in a file; none where there is no file.
+
+    Args:
+        path: what `json_of_cells` returned, in a folder that the user names ``output``.
+        keys: that each cell must have.
+    Raises:
+        ConfigError: if the file is damaged.
+    """
+    if not path.exists():
+        return []
+    try:
+        cells = list(_finite(read_json(path, LARGEST_FILE), _decoded)["cells"])
+        assert all(keys <= each.keys() for each in cells)
+    except (DamagedError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        remedy = "delete it, or choose another folder"
+        raise must("output", f"a folder whose {path.name} is whole", f"{path.parent}: {error}", remedy) from error
+    return cells
+
+
 def json_of_cells(cells: Iterable[Cell]) -> str:
     """The content of a file of cells, a cell a line."""
     lines = ",\n".join(json.dumps(_finite(each, _encoded), allow_nan=False) for each in cells)
     return f'{{"cells": [\n{lines}\n]}}\n'
 
 
-def cells_of(path: Path) -> list[Cell]:
-    """The cells in a file.
-
-    Raises:
-        DamagedError, KeyError, TypeError: if it is damaged.
-    """
-    return list(_finite(read_json(path, LARGEST_FILE), _decoded)["cells"])
+def csv_of(keys: Sequence[str], rows: Iterable[Row]) -> str:
+    """Rows as CSV, with foreign text made harmless; empty where a row has None, or no such key."""
+    text = io.StringIO()
+    lines = csv.DictWriter(text, keys, lineterminator="\n")
+    lines.writeheader()
+    for row in rows:
+        lines.writerow({key: "" if row.get(key) is None else cell(row[key]) for key in keys})
+    return text.getvalue()
 
 
 def _finite(content: Any, change: Callable[[Any], Any]) -> Any:
@@ -203,12 +215,7 @@ def write_report(folder: Path, cells: list[Cell]) -> None:
     """Write ``covbench.csv``, tables as ``covbench.md``, and ``report.html``."""
     from optcov.report.page import inlined, rendered
 
-    text = io.StringIO()
-    lines = csv.DictWriter(text, KEYS, lineterminator="\n")
-    lines.writeheader()
-    for row in rows_of(cells):
-        lines.writerow({key: "" if value is None else cell(value) for key, value in row.items()})
-    write_atomically(folder / "covbench.csv", text.getvalue())
+    write_atomically(folder / "covbench.csv", csv_of(KEYS, rows_of(cells)))
     sections = []
     for name, own in by_task(cells).items():
         picture = io.BytesIO()

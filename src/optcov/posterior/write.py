@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from optcov.covbench.write import cells_of, json_of_cells
-from optcov.errors import must
+from optcov.covbench.write import csv_of, json_of_cells, read_cells
 from optcov.files import write_atomically
-from optcov.foreign import DamagedError
 from optcov.posterior.methods import NAMES
 
 Cell = dict[str, Any]
@@ -28,16 +24,7 @@ def read(folder: Path) -> list[Cell]:
     Raises:
         ConfigError: if the file is damaged.
     """
-    path = folder / "posterior.json"
-    if not path.exists():
-        return []
-    try:
-        cells = cells_of(path)
-        assert all({"task", "method", "steps", *SCORES} <= each.keys() for each in cells)
-    except (DamagedError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        remedy = "delete it, or choose another folder"
-        raise must("output", "a folder whose posterior.json is whole", f"{folder}: {error}", remedy) from error
-    return cells
+    return read_cells(folder / "posterior.json", {"task", "method", "steps", *SCORES})
 
 
 def write_cells(folder: Path, cells: Iterable[Cell]) -> None:
@@ -48,13 +35,9 @@ def write_cells(folder: Path, cells: Iterable[Cell]) -> None:
 
 def write_tables(folder: Path, cells: list[Cell]) -> None:
     """Write ``posterior.csv`` and ``posterior.md``."""
-    text = io.StringIO()
-    lines = csv.DictWriter(text, KEYS, lineterminator="\n")
-    lines.writeheader()
-    for each in cells:
-        scores = {f"{key}{end}": each[key][i] for key in SCORES for i, end in enumerate(("", "_se"))}
-        lines.writerow({key: ({**each, **scores}).get(key, "") for key in KEYS})
-    write_atomically(folder / "posterior.csv", text.getvalue())
+    ends = tuple(enumerate(("", "_se")))
+    rows = ({**each, **{f"{key}{end}": each[key][i] for key in SCORES for i, end in ends}} for each in cells)
+    write_atomically(folder / "posterior.csv", csv_of(KEYS, rows))
     write_atomically(folder / "posterior.md", to_markdown(cells))
 
 
